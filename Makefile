@@ -1,0 +1,39 @@
+# The front door. Every target sets up what it needs in $(VENV), with nothing but Python and pip on the machine.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+CONSTRAINTS ?= constraints/tested.txt
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test test-slow test-oldest quality style clean
+
+$(VENV)/installed: setup.py pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	touch $@
+
+# pre-train and fine-tune a small SupMAE on scikit-learn's digits: minutes on a laptop CPU
+demo: $(VENV)/installed
+	$(RUN) examples/run_pretrain.py examples/configs/pretrain_digits.yaml --overwrite_output_dir
+	$(RUN) examples/run_finetune.py examples/configs/finetune_digits.yaml --overwrite_output_dir
+
+test: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m "not slow and not gpu"
+
+# the tests that take minutes
+test-slow: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m slow
+
+# the tests on the oldest supported releases
+test-oldest:
+	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints/oldest.txt
+
+quality: $(VENV)/installed
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+
+style: $(VENV)/installed
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+
+clean:
+	rm -rf $(VENV) $(VENV)-oldest outputs build src/*.egg-info

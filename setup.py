@@ -1,0 +1,44 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "src/supmae_hf/__init__.py").read_text(), re.MULTILINE).group(1)
+
+# The lower bounds are tested together by `make test-oldest` (constraints/oldest.txt), the newest releases by `make test`.
+TRAIN = [
+    "accelerate>=1.10",
+    "datasets>=4.0",
+    "evaluate>=0.4.3",
+    "matplotlib>=3.8",
+    "Pillow>=10.0",
+    "PyYAML>=6.0.1",
+    "scikit-learn>=1.5",
+    "tensorboard>=2.16.2",
+    "torchvision>=0.21",
+]
+DEV = ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.14"]
+
+setup(
+    name="supmae-hf",
+    version=VERSION,
+    description="SupMAE (Supervised Masked Autoencoders, arXiv 2205.14540) for Hugging Face Transformers",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    install_requires=[
+        "huggingface_hub>=1.3",
+        "numpy>=1.26",
+        "packaging>=23.0",
+        "safetensors>=0.5",
+        "torch>=2.6",
+        "transformers>=5.0,<6",
+    ],
+    extras_require={"train": TRAIN, "dev": TRAIN + DEV},
+)

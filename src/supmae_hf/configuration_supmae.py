@@ -1,0 +1,214 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""SupMAE model configuration."""
+
+import math
+
+from transformers.configuration_utils import PreTrainedConfig
+
+
+def to_pair(value) -> tuple[int, int]:
+    """`(height, width)` of a size that is given as one number or as a pair."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return int(height), int(width)
+
+
+class SupMAEConfig(PreTrainedConfig):
+    r"""
+    Configuration of SupMAE, the supervised masked autoencoder of [arXiv 2205.14540](https://arxiv.org/abs/2205.14540).
+
+    The fields of [`~transformers.ViTMAEConfig`] keep their names and meaning; where the paper differs from ViTMAE's
+    defaults (a one-block decoder, normalised pixel targets, LayerNorm epsilon 1e-6) the paper's value is the default.
+    The defaults describe the paper's ViT-B/16. `num_labels`, `id2label` and `problem_type` mean what they mean in
+    every Transformers configuration.
+
+    Args:
+        hidden_size (`int`, *optional*, defaults to 768): Width of the encoder.
+        num_hidden_layers (`int`, *optional*, defaults to 12): Encoder blocks.
+        num_attention_heads (`int`, *optional*, defaults to 12): Attention heads of each encoder block.
+        intermediate_size (`int`, *optional*, defaults to 3072): Hidden width of the encoder's MLPs.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the MLPs.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout after attention and MLP.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout of the attention weights.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the class token, the mask token and the fine-tuning classifier. Other weights are
+            Xavier-uniform, as in MAE.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of every LayerNorm.
+        image_size (`int` or pair `(height, width)`, *optional*, defaults to 224): Input size in pixels.
+        patch_size (`int` or pair `(height, width)`, *optional*, defaults to 16): Patch size in pixels.
+        num_channels (`int`, *optional*, defaults to 3): Image channels, 1 or more.
+        qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
+        decoder_num_attention_heads (`int`, *optional*, defaults to 16): Attention heads of each decoder block.
+        decoder_hidden_size (`int`, *optional*, defaults to 512): Width of the decoder.
+        decoder_num_hidden_layers (`int`, *optional*, defaults to 1): Decoder blocks (MAE has 8).
+        decoder_intermediate_size (`int`, *optional*, defaults to 2048): Hidden width of the decoder's MLPs.
+        mask_ratio (`float`, *optional*, defaults to 0.75): Share of the patches hidden in pre-training, in `[0, 1)`.
+        norm_pix_loss (`bool`, *optional*, defaults to `True`):
+            Whether the reconstruction target is each patch's pixels normalised by that patch's mean and variance.
+        classifier_hidden_size (`int`, *optional*, defaults to 3072):
+            Hidden width of the pre-training classification head; 0 makes the head one linear layer.
+        classification_loss_weight (`float`, *optional*, defaults to 0.01):
+            Weight of the classification loss; 0 is plain MAE.
+        reconstruction_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the reconstruction loss; 0 is supervised training on the visible patches.
+        classification_temperature (`float`, *optional*, defaults to 10.0):
+            Class logits are divided by it before the pre-training classification loss.
+        use_mean_pooling (`bool`, *optional*, defaults to `True`):
+            Whether the classifiers see the average over patch tokens; `False` takes the class token.
+        drop_path_rate (`float`, *optional*, defaults to 0.0):
+            Stochastic depth rate of the last encoder block, rising linearly from 0 in the first; for fine-tuning.
+
+    Raises:
+        ValueError: if the fields contradict each other; the message names the field, its value and what to change.
+
+    Example:
+
+    ```python
+    >>> from supmae_hf import SupMAEConfig, SupMAEForPreTraining
+
+    >>> configuration = SupMAEConfig(num_labels=1000)  # the paper's ViT-B/16
+    >>> model = SupMAEForPreTraining(configuration)
+    ```"""
+
+    model_type = "supmae"
+
+    def __init__(
+        self,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        hidden_act="gelu",
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.02,
+        layer_norm_eps=1e-6,
+        image_size=224,
+        patch_size=16,
+        num_channels=3,
+        qkv_bias=True,
+        decoder_num_attention_heads=16,
+        decoder_hidden_size=512,
+        decoder_num_hidden_layers=1,
+        decoder_intermediate_size=2048,
+        mask_ratio=0.75,
+        norm_pix_loss=True,
+        classifier_hidden_size=3072,
+        classification_loss_weight=0.01,
+        reconstruction_loss_weight=1.0,
+        classification_temperature=10.0,
+        use_mean_pooling=True,
+        drop_path_rate=0.0,
+        **kwargs,
+    ):
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.num_channels = num_channels
+        self.qkv_bias = qkv_bias
+        self.decoder_num_attention_heads = decoder_num_attention_heads
+        self.decoder_hidden_size = decoder_hidden_size
+        self.decoder_num_hidden_layers = decoder_num_hidden_layers
+        self.decoder_intermediate_size = decoder_intermediate_size
+        self.mask_ratio = mask_ratio
+        self.norm_pix_loss = norm_pix_loss
+        self.classifier_hidden_size = classifier_hidden_size
+        self.classification_loss_weight = classification_loss_weight
+        self.reconstruction_loss_weight = reconstruction_loss_weight
+        self.classification_temperature = classification_temperature
+        self.use_mean_pooling = use_mean_pooling
+        self.drop_path_rate = drop_path_rate
+        super().__init__(**kwargs)
+        self.check()
+
+    def check(self):
+        """Raise a `ValueError` if the fields contradict each other. Models call it again, for fields set later."""
+        for field in ("image_size", "patch_size"):
+            try:
+                height, width = to_pair(getattr(self, field))
+            except (TypeError, ValueError):
+                height = width = 0
+            if height < 1 or width < 1:
+                raise ValueError(
+                    f"`{field}` must be a positive number of pixels or a pair (height, width), "
+                    f"got {getattr(self, field)!r}."
+                )
+        image_size, patch_size = to_pair(self.image_size), to_pair(self.patch_size)
+        if image_size[0] % patch_size[0] or image_size[1] % patch_size[1]:
+            raise ValueError(
+                f"`image_size` {self.image_size} is not a multiple of `patch_size` {self.patch_size}: choose an image "
+                f"size such as {image_size[0] // patch_size[0] * patch_size[0] or patch_size[0]}, or another patch size."
+            )
+        for field in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "num_channels",
+            "decoder_hidden_size",
+            "decoder_num_hidden_layers",
+            "decoder_num_attention_heads",
+            "decoder_intermediate_size",
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"`{field}` must be at least 1, got {getattr(self, field)}.")
+        for part in ("", "decoder_"):
+            width, heads = getattr(self, f"{part}hidden_size"), getattr(self, f"{part}num_attention_heads")
+            if width % heads:
+                raise ValueError(
+                    f"`{part}hidden_size` {width} is not a multiple of `{part}num_attention_heads` {heads}: "
+                    "change one of them."
+                )
+            if width % 4:
+                raise ValueError(
+                    f"`{part}hidden_size` {width} is not a multiple of 4, which the sine-cosine position embedding needs."
+                )
+        if not 0 <= self.mask_ratio < 1 or self.num_visible_patches() < 1:
+            raise ValueError(
+                f"`mask_ratio` {self.mask_ratio} leaves no visible patch of {self.num_patches}: it must be at least 0 "
+                f"and at most {math.floor(1e4 * (1 - 1 / self.num_patches)) / 1e4} for this image and patch size."
+            )
+        if self.classifier_hidden_size < 0:
+            raise ValueError(
+                f"`classifier_hidden_size` must be 0 (linear head) or more, got {self.classifier_hidden_size}."
+            )
+        if self.classification_temperature <= 0:
+            raise ValueError(f"`classification_temperature` must be above 0, got {self.classification_temperature}.")
+        for field in ("classification_loss_weight", "reconstruction_loss_weight"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"`{field}` must be at least 0, got {getattr(self, field)}.")
+        if self.classification_loss_weight == 0 and self.reconstruction_loss_weight == 0:
+            raise ValueError(
+                "`classification_loss_weight` and `reconstruction_loss_weight` are both 0, which leaves nothing to "
+                "train: set at least one of them above 0."
+            )
+        for field in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"`{field}` must be in [0, 1), got {getattr(self, field)}.")
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Patches per column and per row, `(height, width)`, of an image of `image_size`."""
+        image_size, patch_size = to_pair(self.image_size), to_pair(self.patch_size)
+        return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image of `image_size`."""
+        return self.grid_size[0] * self.grid_size[1]
+
+    def num_visible_patches(self, num_patches: int | None = None, mask_ratio: float | None = None) -> int:
+        """Patches that masking leaves visible, rounded down as in MAE."""
+        num_patches = self.num_patches if num_patches is None else num_patches
+        mask_ratio = self.mask_ratio if mask_ratio is None else mask_ratio
+        return int(num_patches * (1 - mask_ratio))
+
+
+__all__ = ["SupMAEConfig"]

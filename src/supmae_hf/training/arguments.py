@@ -1,0 +1,260 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Command-line arguments of the example scripts, and the folder that a run writes to."""
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class DataArguments:
+    """Where images and labels come from, and how images are cropped."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set on the Hub, or a local folder that `datasets.load_dataset` reads."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Folder of training images, one sub-folder per class (`imagefolder` layout)."}
+    )
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "Folder of held-out images, in the same layout."}
+    )
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Image column, if the data set has several columns of the type Image."}
+    )
+    label_column_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Label column, if there isn't exactly one of the type ClassLabel. Text and integers will do."
+        },
+    )
+    train_val_split: float = field(
+        default=0.1, metadata={"help": "Share of the training images to hold out if there is no held-out split."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.2, 1.0],
+        metadata={"help": "Smallest and largest share of an image's area that a random training crop covers."},
+    )
+    horizontal_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
+    eval_crop_ratio: float = field(
+        default=0.875,
+        metadata={
+            "help": "Side of the centre crop for evaluation over the shorter side of the resized image (224/256)."
+        },
+    )
+
+    def __post_init__(self):
+        if self.dataset_name and self.train_dir:
+            raise ValueError("`--dataset_name` and `--train_dir` both name training images: give one of them.")
+        if self.validation_dir and not self.train_dir:
+            raise ValueError("`--validation_dir` needs `--train_dir`.")
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"`--train_val_split` must be between 0 and 1, got {self.train_val_split}.")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(
+                f"`--crop_scale` needs two shares with 0 < smallest <= largest <= 1, got {self.crop_scale}."
+            )
+        if not 0 < self.eval_crop_ratio <= 1:
+            raise ValueError(f"`--eval_crop_ratio` must be above 0 and at most 1, got {self.eval_crop_ratio}.")
+
+
+@dataclass
+class ModelArguments:
+    """Which model to train."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to start from, on the Hub or a folder: SupMAE or ViTMAE."}
+    )
+    model_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of `SupMAEConfig` that differ from the checkpoint's or the defaults, as JSON."},
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={"help": "Attention: eager, sdpa, flash_attention_2, flex_attention. Default: the fastest."},
+    )
+
+    def __post_init__(self):
+        self.model_config = self.model_config or {}
+        if isinstance(self.model_config, str):
+            try:
+                self.model_config = json.loads(self.model_config)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"`--model_config` is not JSON ({error}): {self.model_config}. Example: "
+                    """--model_config '{"mask_ratio": 0.6}'."""
+                ) from None
+
+
+@dataclass
+class RecipeArguments(TrainingArguments):
+    """
+    [`~transformers.TrainingArguments`] in which the learning rate follows the batch size and the warm-up is counted in
+    epochs, as in the MAE family's recipes.
+    """
+
+    base_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak learning rate for 256 images a step; scaled to the images a step. Overrides learning_rate."
+        },
+    )
+    warmup_epochs: float = field(
+        default=0.0, metadata={"help": "Epochs in which the learning rate rises linearly from 0."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Start anew even if `--output_dir` holds a run: deletes its checkpoints."}
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "Weight decay of all matrices; 1-D parameters have none."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0, as in the recipes, is none."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this off: images are decoded late."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide non-finite losses from the log."})
+    report_to: None | str | list[str] = field(
+        default="tensorboard", metadata={"help": "Trackers: tensorboard, wandb, mlflow, ..., none or all."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps or epoch."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.label_names is None:
+            self.label_names = ["labels"]
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # only of use to an accelerator
+        if self.warmup_epochs > self.num_train_epochs:
+            raise ValueError(
+                f"`warmup_epochs` {self.warmup_epochs:g} is longer than the whole run of {self.num_train_epochs:g} "
+                "epochs: shorten the one or lengthen the other."
+            )
+        if self.base_learning_rate is not None:
+            self.learning_rate = self.base_learning_rate * self.total_batch_size / 256
+
+    @property
+    def total_batch_size(self) -> int:
+        """Images an optimiser step, over all processes and accumulation steps."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        if self.warmup_epochs:
+            return round(num_training_steps * self.warmup_epochs / self.num_train_epochs)
+        return super().get_warmup_steps(num_training_steps)
+
+
+@dataclass
+class PreTrainingArguments(RecipeArguments):
+    """The paper's pre-training recipe: 400 epochs, AdamW (0.9, 0.95), peak learning rate 1.5e-4 for 256 images."""
+
+    num_train_epochs: float = field(default=400.0, metadata={"help": "Epochs."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step and device."})
+    base_learning_rate: float | None = field(
+        default=1.5e-4, metadata={"help": "Peak learning rate for 256 images a step; scaled to the images a step."}
+    )
+    warmup_epochs: float = field(
+        default=20.0, metadata={"help": "Epochs in which the learning rate rises linearly from 0."}
+    )
+    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out an epoch's last, smaller batch."})
+    num_reconstructions: int = field(
+        default=8, metadata={"help": "Held-out images in the picture of reconstructions."}
+    )
+
+
+@dataclass
+class FineTuningArguments(RecipeArguments):
+    """The short fine-tuning recipe: 100 epochs, AdamW (0.9, 0.999), peak learning rate 1e-3 for 256 images."""
+
+    num_train_epochs: float = field(default=100.0, metadata={"help": "Epochs."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step and device."})
+    base_learning_rate: float | None = field(
+        default=1e-3, metadata={"help": "Peak learning rate for 256 images a step; scaled to the images a step."}
+    )
+    warmup_epochs: float = field(
+        default=5.0, metadata={"help": "Epochs in which the learning rate rises linearly from 0."}
+    )
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out an epoch's last, smaller batch."})
+
+
+def read_recipe(path: str | Path) -> list[str]:
+    """
+    The values of a YAML recipe as command-line flags, so that flags after them override them.
+
+    Raises:
+        ValueError: if the file is not a YAML mapping.
+    """
+    values = yaml.safe_load(Path(path).read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a recipe: it must map argument names to values, as in examples/configs/.")
+    flags = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        flags.append(f"--{name}")
+        if isinstance(value, list):
+            flags.extend(str(item) for item in value)
+        else:
+            flags.append(json.dumps(value) if isinstance(value, dict) else str(value))
+    return flags
+
+
+def parse_arguments(argument_classes, default_recipe: str | Path, argv: list[str] | None = None):
+    """
+    Parse `[RECIPE.yaml] [--flag value ...]` into one dataclass each; flags override the recipe.
+
+    Without a recipe and without a data set (`--dataset_name`, `--train_dir`) the `default_recipe` is read, so that a
+    script runs as it stands.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    names_data = any(flag.split("=")[0] in ("--dataset_name", "--train_dir") for flag in argv)
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        argv[:1] = read_recipe(argv[0])
+    elif not names_data:
+        argv[:0] = read_recipe(default_recipe)
+    parser = HfArgumentParser(argument_classes)
+    try:
+        return parser.parse_args_into_dataclasses(args=argv)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def prepare_output_dir(args: RecipeArguments) -> str | None:
+    """
+    Make sure that a run may write to `args.output_dir`.
+
+    Returns:
+        The checkpoint to go on from, if the folder holds an unfinished run.
+
+    Raises:
+        FileExistsError: if the folder holds something else.
+    """
+    output_dir = Path(args.output_dir)
+    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+        return None
+    if args.overwrite_output_dir:
+        for checkpoint in output_dir.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        return None
+    checkpoint = args.resume_from_checkpoint or get_last_checkpoint(output_dir)
+    if checkpoint is None:
+        raise FileExistsError(
+            f"{output_dir} is not empty and holds no checkpoint to go on from: choose another `--output_dir`, or pass "
+            "`--overwrite_output_dir True` to start anew there."
+        )
+    logger.warning(f"Going on from {checkpoint}; pass `--overwrite_output_dir True` to start anew instead.")
+    return str(checkpoint)

@@ -1,0 +1,98 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Reconstructions and training curves as pictures."""
+
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from .configuration_supmae import to_pair
+from .modeling_supmae import SupMAEForPreTraining
+
+
+@torch.no_grad()
+def reconstruct(
+    model: SupMAEForPreTraining, pixel_values: torch.Tensor, noise: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    Reconstruct images from their visible patches.
+
+    Args:
+        model ([`SupMAEForPreTraining`]): The model, used in evaluation mode.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`): Normalised images.
+        noise (`torch.FloatTensor` of shape `(batch_size, num_patches)`, *optional*): Hides the patches with the most.
+
+    Returns:
+        `original`, `masked` (hidden patches are 0, the mean colour), `reconstruction` and `pasted` (the
+        reconstruction with the visible patches put back), each of the shape of `pixel_values` and in its scale: the
+        per-patch normalisation of `config.norm_pix_loss` is undone with the true patches' mean and variance.
+    """
+    was_training = model.training
+    model.eval()
+    pixel_values = pixel_values.to(model.device)
+    outputs = model(pixel_values, noise=noise, interpolate_pos_encoding=True)
+    model.train(was_training)
+    reconstruction = model.predicted_pixel_values(outputs.logits, pixel_values)
+    patch_size = to_pair(model.config.patch_size)
+    rows = pixel_values.shape[-2] // patch_size[0]
+    hidden = outputs.mask.unflatten(1, (1, rows, -1))
+    hidden = nn.functional.interpolate(hidden, scale_factor=tuple(map(float, patch_size)), mode="nearest")
+    return {
+        "original": pixel_values,
+        "masked": pixel_values * (1 - hidden),
+        "reconstruction": reconstruction,
+        "pasted": torch.where(hidden.bool(), reconstruction, pixel_values),
+    }
+
+
+def save_reconstructions(
+    model: SupMAEForPreTraining,
+    pixel_values: torch.Tensor,
+    path: str | Path,
+    image_mean,
+    image_std,
+    noise: torch.Tensor | None = None,
+):
+    """
+    Draw a picture with one column per image and the rows original, masked, reconstruction and pasted.
+
+    Args:
+        image_mean, image_std: The image processor's, which turn `pixel_values` back into colours.
+        path: File to write; the ending decides the format.
+
+    See [`reconstruct`] for the others.
+    """
+    rows = reconstruct(model, pixel_values, noise)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
+    figure = Figure(figsize=(1.2 * len(pixel_values) + 1.6, 5.2), layout="constrained")
+    axes = figure.subplots(len(rows), len(pixel_values), squeeze=False)
+    for row, (name, images) in zip(axes, rows.items()):
+        row[0].set_ylabel("reconstruction,\nvisible pasted" if name == "pasted" else name)
+        for axis, image in zip(row, images.cpu()):
+            image = (image * std + mean).clamp(0, 1).permute(1, 2, 0)
+            axis.imshow(image[..., :1] if image.shape[-1] < 3 else image[..., :3], cmap="gray", vmin=0, vmax=1)
+            axis.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=150)
+
+
+def save_curves(log_history: list[dict], path: str | Path, names: tuple[str, ...]):
+    """
+    Draw training (thin) and held-out (thick, with the prefix `eval_`) curves over the epochs, one panel per name.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+        path: File to write; the ending decides the format.
+        names: What to draw, such as `("reconstruction_loss", "accuracy")`; what was not logged is left out.
+    """
+    names = [name for name in names if any(name in entry or f"eval_{name}" in entry for entry in log_history)]
+    figure = Figure(figsize=(4.2 * max(len(names), 1), 3.4), layout="constrained")
+    for axis, name in zip(figure.subplots(1, max(len(names), 1), squeeze=False)[0], names):
+        for key, label, width in ((name, "training", 1.0), (f"eval_{name}", "held out", 2.0)):
+            points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry]
+            if points:
+                axis.plot(*zip(*points), label=label, linewidth=width, marker="." if len(points) == 1 else None)
+        axis.set(title=name.replace("_", " "), xlabel="epoch")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=150)
