@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"', (ROOT / "src/supmae_hf/__init__.py").read_text(), re.MULTILINE).group(1)
 
-# The lower bounds are tested together by `make test-oldest` (constraints/oldest.txt), the newest releases by `make test`.
+# `make test-oldest` tests all lower bounds together (constraints/oldest.txt), `make test` the newest releases.
 TRAIN = [
     "accelerate>=1.10",
     "datasets>=4.0",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from supmae_hf import SupMAEConfig, SupMAEForImageClassification
+from supmae_hf import SupMAEForImageClassification
 from supmae_hf.data.images import (
     ImageDataset,
     Labels,
@@ -52,15 +52,7 @@ def main():
             f"with `--label_column_name`. The columns are {list(data['train'].features)}."
         )
 
-    fields = {**labels.config_fields(), **model_args.model_config}
-    if model_args.model_name_or_path:
-        model = SupMAEForImageClassification.from_pretrained(
-            model_args.model_name_or_path, attn_implementation=model_args.attn_implementation, **fields
-        )
-    else:
-        model = SupMAEForImageClassification._from_config(
-            SupMAEConfig(**fields), attn_implementation=model_args.attn_implementation
-        )
+    model = model_args.build(SupMAEForImageClassification, **labels.config_fields())
     image_processor = build_image_processor(model.config, data_args.eval_crop_ratio)
     train_dataset = ImageDataset(
         data["train"],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from supmae_hf import SupMAEConfig, SupMAEForPreTraining
+from supmae_hf import SupMAEForPreTraining
 from supmae_hf.data.images import (
     ImageDataset,
     Labels,
@@ -47,15 +47,7 @@ def main():
     if labels.column is None:
         print(f"No label column in {list(data['train'].features)}: training the reconstruction branch only (MAE).")
 
-    fields = {**labels.config_fields(), **model_args.model_config}
-    if model_args.model_name_or_path:
-        model = SupMAEForPreTraining.from_pretrained(
-            model_args.model_name_or_path, attn_implementation=model_args.attn_implementation, **fields
-        )
-    else:
-        model = SupMAEForPreTraining._from_config(
-            SupMAEConfig(**fields), attn_implementation=model_args.attn_implementation
-        )
+    model = model_args.build(SupMAEForPreTraining, **labels.config_fields())
     image_processor = build_image_processor(model.config, data_args.eval_crop_ratio)
     train_dataset = ImageDataset(
         data["train"],

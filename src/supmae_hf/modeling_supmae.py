@@ -555,6 +555,10 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         """Position embeddings keep their sine-cosine values, except in fine-tuning."""
         self.base_model.embeddings.position_embeddings.requires_grad_(False)
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # Transformers would look for one release's idiom in this file
+
     def get_input_embeddings(self) -> SupMAEPatchEmbeddings:
         return self.base_model.embeddings.patch_embeddings
 

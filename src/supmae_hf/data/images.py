@@ -161,20 +161,17 @@ class Labels:
         dtype = getattr(feature, "dtype", "")
         if dtype.startswith("float"):
             return cls(column, None, "regression")
+        is_text = dtype.startswith(("string", "large_string"))
+        if not is_text and not dtype.startswith(("int", "uint")):
+            raise ValueError(f"Column '{column}' of the type {feature} cannot be used as labels.")
         values = sorted(value for value in dataset.unique(column) if value is not None and value != UNLABELED)
         if class_label is not None:
             names = class_label.names
-        elif dtype.startswith(("string", "large_string")):
+        elif is_text:
             names = values
-        elif dtype.startswith(("int", "uint")):
-            names = [str(index) for index in range(max(values, default=-1) + 1)]
         else:
-            raise ValueError(f"Column '{column}' of the type {feature} cannot be used as labels.")
-        if (
-            not dtype.startswith(("string", "large_string"))
-            and values
-            and not 0 <= values[0] <= values[-1] < len(names)
-        ):
+            names = [str(index) for index in range(max(values, default=-1) + 1)]
+        if not is_text and values and not 0 <= values[0] <= values[-1] < len(names):
             wrong = values[0] if values[0] < 0 else values[-1]
             raise ValueError(
                 f"Column '{column}' holds the label {wrong}, outside [0, {len(names)}): correct it, or write "

@@ -1,6 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Command-line arguments of the example scripts, and the folder that a run writes to."""
 
+import difflib
 import json
 import shutil
 import sys
@@ -11,6 +12,9 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
+
+from ..configuration_supmae import SupMAEConfig
+from ..modeling_supmae import SupMAEPreTrainedModel
 
 
 logger = logging.get_logger(__name__)
@@ -97,6 +101,42 @@ class ModelArguments:
                     f"`--model_config` is not JSON ({error}): {self.model_config}. Example: "
                     """--model_config '{"mask_ratio": 0.6}'."""
                 ) from None
+        for name in self.model_config:
+            if name not in (fields := SupMAEConfig().to_dict()):
+                similar = difflib.get_close_matches(name, fields, n=1)
+                raise ValueError(
+                    f"`--model_config` sets `{name}`, which is not a field of SupMAEConfig"
+                    + (f": did you mean `{similar[0]}`?" if similar else f". The fields are {sorted(fields)}.")
+                )
+
+    def build(self, model_class: type[SupMAEPreTrainedModel], **fields) -> SupMAEPreTrainedModel:
+        """
+        The model: from the checkpoint, or new.
+
+        Args:
+            model_class: Which SupMAE class.
+            fields: Fields of the configuration; those of `--model_config` take precedence.
+
+        Raises:
+            OSError: if there is no such checkpoint.
+        """
+        fields = {**fields, **self.model_config}
+        if self.model_name_or_path is None:
+            return model_class._from_config(SupMAEConfig(**fields), attn_implementation=self.attn_implementation)
+        try:
+            return model_class.from_pretrained(
+                self.model_name_or_path, attn_implementation=self.attn_implementation, **fields
+            )
+        except OSError as error:
+            raise OSError(
+                f"There is no checkpoint '{self.model_name_or_path}', neither a folder here nor a repository that the "
+                f"Hub gave us: check `--model_name_or_path`, or run examples/run_pretrain.py to make one. ({error})"
+            ) from error
+
+
+def _default(base: type, name: str, value):
+    """The field `name` of the dataclass `base`, help and all, with another default."""
+    return field(default=value, metadata=dict(base.__dataclass_fields__[name].metadata))
 
 
 @dataclass
@@ -109,28 +149,26 @@ class RecipeArguments(TrainingArguments):
     base_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak learning rate for 256 images a step; scaled to the images a step. Overrides learning_rate."
+            "help": "Peak learning rate for 256 images a step, scaled to the images a step; replaces learning_rate."
         },
     )
     warmup_epochs: float = field(
-        default=0.0, metadata={"help": "Epochs in which the learning rate rises linearly from 0."}
+        default=0.0,
+        metadata={"help": "Epochs in which the learning rate rises linearly from 0; replaces warmup_steps."},
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew even if `--output_dir` holds a run: deletes its checkpoints."}
     )
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
-    weight_decay: float = field(
-        default=0.05, metadata={"help": "Weight decay of all matrices; 1-D parameters have none."}
-    )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0, as in the recipes, is none."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this off: images are decoded late."})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide non-finite losses from the log."})
-    report_to: None | str | list[str] = field(
-        default="tensorboard", metadata={"help": "Trackers: tensorboard, wandb, mlflow, ..., none or all."}
-    )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps or epoch."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    lr_scheduler_type: str = _default(TrainingArguments, "lr_scheduler_type", "cosine")
+    weight_decay: float = _default(TrainingArguments, "weight_decay", 0.05)
+    max_grad_norm: float = _default(TrainingArguments, "max_grad_norm", 0.0)  # the recipes do not clip
+    dataloader_drop_last: bool = _default(TrainingArguments, "dataloader_drop_last", True)
+    remove_unused_columns: bool = _default(TrainingArguments, "remove_unused_columns", False)  # the image is one
+    logging_nan_inf_filter: bool = _default(TrainingArguments, "logging_nan_inf_filter", False)
+    report_to: None | str | list[str] = _default(TrainingArguments, "report_to", "tensorboard")
+    eval_strategy: str = _default(TrainingArguments, "eval_strategy", "epoch")
+    save_strategy: str = _default(TrainingArguments, "save_strategy", "epoch")
+    save_total_limit: int | None = _default(TrainingArguments, "save_total_limit", 2)
 
     def __post_init__(self):
         super().__post_init__()
@@ -161,16 +199,11 @@ class RecipeArguments(TrainingArguments):
 class PreTrainingArguments(RecipeArguments):
     """The paper's pre-training recipe: 400 epochs, AdamW (0.9, 0.95), peak learning rate 1.5e-4 for 256 images."""
 
-    num_train_epochs: float = field(default=400.0, metadata={"help": "Epochs."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step and device."})
-    base_learning_rate: float | None = field(
-        default=1.5e-4, metadata={"help": "Peak learning rate for 256 images a step; scaled to the images a step."}
-    )
-    warmup_epochs: float = field(
-        default=20.0, metadata={"help": "Epochs in which the learning rate rises linearly from 0."}
-    )
-    adam_beta2: float = field(default=0.95, metadata={"help": "Second beta of AdamW."})
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out an epoch's last, smaller batch."})
+    num_train_epochs: float = _default(TrainingArguments, "num_train_epochs", 400.0)
+    per_device_train_batch_size: int = _default(TrainingArguments, "per_device_train_batch_size", 64)
+    base_learning_rate: float | None = _default(RecipeArguments, "base_learning_rate", 1.5e-4)
+    warmup_epochs: float = _default(RecipeArguments, "warmup_epochs", 20.0)
+    adam_beta2: float = _default(TrainingArguments, "adam_beta2", 0.95)
     num_reconstructions: int = field(
         default=8, metadata={"help": "Held-out images in the picture of reconstructions."}
     )
@@ -180,15 +213,10 @@ class PreTrainingArguments(RecipeArguments):
 class FineTuningArguments(RecipeArguments):
     """The short fine-tuning recipe: 100 epochs, AdamW (0.9, 0.999), peak learning rate 1e-3 for 256 images."""
 
-    num_train_epochs: float = field(default=100.0, metadata={"help": "Epochs."})
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images a step and device."})
-    base_learning_rate: float | None = field(
-        default=1e-3, metadata={"help": "Peak learning rate for 256 images a step; scaled to the images a step."}
-    )
-    warmup_epochs: float = field(
-        default=5.0, metadata={"help": "Epochs in which the learning rate rises linearly from 0."}
-    )
-    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out an epoch's last, smaller batch."})
+    num_train_epochs: float = _default(TrainingArguments, "num_train_epochs", 100.0)
+    per_device_train_batch_size: int = _default(TrainingArguments, "per_device_train_batch_size", 64)
+    base_learning_rate: float | None = _default(RecipeArguments, "base_learning_rate", 1e-3)
+    warmup_epochs: float = _default(RecipeArguments, "warmup_epochs", 5.0)
 
 
 def read_recipe(path: str | Path) -> list[str]:
@@ -221,7 +249,7 @@ def parse_arguments(argument_classes, default_recipe: str | Path, argv: list[str
     script runs as it stands.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    names_data = any(flag.split("=")[0] in ("--dataset_name", "--train_dir") for flag in argv)
+    names_data = any(flag.split("=")[0].replace("-", "_") in ("__dataset_name", "__train_dir") for flag in argv)
     if argv and argv[0].endswith((".yaml", ".yml")):
         argv[:1] = read_recipe(argv[0])
     elif not names_data:

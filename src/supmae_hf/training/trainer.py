@@ -1,9 +1,9 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Trainers: Transformers' own, with the paper's parameter groups and a log of what matters in pre-training."""
 
+import math
 import time
 
-import numpy as np
 import torch
 from transformers import Trainer
 from transformers.trainer_utils import EvalPrediction
@@ -32,6 +32,14 @@ class RecipeTrainer(Trainer):
             self._num_images += inputs["pixel_values"].shape[0]
         return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
 
+    def get_eval_dataloader(self, *args, **kwargs):
+        # dropping the last batch is for training: evaluation sees every image
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def evaluate(self, *args, **kwargs):
         start = time.perf_counter()
         metrics = super().evaluate(*args, **kwargs)
@@ -53,39 +61,40 @@ class PreTrainer(RecipeTrainer):
     patches, and evaluates the same. Classification figures are averages over labelled images.
     """
 
-    # columns of what is summed up over training steps, and of the predictions of evaluation
-    RECONSTRUCTION, CLASSIFICATION, CORRECT, LABELED, IMAGES = range(5)
-
     def __init__(self, *args, **kwargs):
         super().__init__(*args, compute_metrics=self._average_predictions, **kwargs)
         self._sums = None
 
-    def _statistics(self, outputs, labels: torch.Tensor) -> torch.Tensor:
-        """One row per image: the batch's losses, whether its class is right, whether it is labelled, and 1."""
-        class_logits = outputs["class_logits"].detach()
+    @staticmethod
+    def _statistics(outputs, labels: torch.Tensor) -> torch.Tensor:
+        """
+        One row per image: 1, the batch's reconstruction loss, whether the image is labelled, and, if so, the batch's
+        classification loss and whether the class with the highest score is right (NaN unless it has just one class).
+        """
         labeled = (labels != UNLABELED).reshape(len(labels), -1).any(dim=1).float()
-        # top-1 of single-label problems; elsewhere NaN, which the log leaves out
-        single_label = labels.ndim == 1 and not labels.is_floating_point()
-        correct = (
-            (class_logits.argmax(dim=-1) == labels).float() if single_label else torch.full_like(labeled, torch.nan)
+        one = torch.ones_like(labeled)
+        if labels.ndim == 1 and not labels.is_floating_point():
+            correct = (outputs["class_logits"].argmax(dim=-1) == labels).float()
+        else:
+            correct = one * torch.nan
+        # mean(): DataParallel returns one loss per device
+        reconstruction_loss, classification_loss = (
+            outputs[name].detach().float().mean() for name in ("reconstruction_loss", "classification_loss")
         )
-        reconstruction, classification = (
-            outputs[name].detach().float().expand(len(labels))
-            for name in ("reconstruction_loss", "classification_loss")
-        )
-        return torch.stack(
-            [reconstruction, classification * labeled, correct, labeled, torch.ones_like(labeled)], dim=1
-        )
+        return torch.stack([one, reconstruction_loss * one, labeled, classification_loss * labeled, correct], dim=1)
 
-    def _averages(self, sums) -> dict[str, float]:
-        averages = {"reconstruction_loss": sums[self.RECONSTRUCTION] / sums[self.IMAGES]}
-        if sums[self.LABELED]:
-            averages["classification_loss"] = sums[self.CLASSIFICATION] / sums[self.LABELED]
-            averages["accuracy"] = sums[self.CORRECT] / sums[self.LABELED]
-        return {name: float(value) for name, value in averages.items() if np.isfinite(float(value)) or "loss" in name}
+    @staticmethod
+    def _averages(sums) -> dict[str, float]:
+        images, reconstruction_loss, labeled, classification_loss, correct = map(float, sums)
+        averages = {"reconstruction_loss": reconstruction_loss / images}
+        if labeled:
+            averages["classification_loss"] = classification_loss / labeled
+            if not math.isnan(correct):
+                averages["accuracy"] = correct / labeled
+        return averages
 
     def _average_predictions(self, prediction: EvalPrediction) -> dict[str, float]:
-        return self._averages(np.asarray(prediction.predictions, dtype=np.float64).sum(axis=0))
+        return self._averages(prediction.predictions.astype("float64").sum(axis=0))
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
@@ -102,7 +111,6 @@ class PreTrainer(RecipeTrainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         if "loss" in logs and self._sums is not None:
-            sums = self.accelerator.reduce(self._sums, reduction="sum").tolist()
-            logs.update(self._averages(sums))
+            logs.update(self._averages(self.accelerator.reduce(self._sums, reduction="sum")))
             self._sums = None
         super().log(logs, *args, **kwargs)

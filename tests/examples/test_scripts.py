@@ -1,0 +1,130 @@
+"""The example scripts as a user runs them, on tiny settings."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from sklearn.datasets import load_digits
+from transformers import AutoImageProcessor, pipeline
+
+from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
+
+
+TINY = json.dumps(
+    {
+        "image_size": 16,
+        "patch_size": 4,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "decoder_hidden_size": 32,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 64,
+        "classifier_hidden_size": 32,
+    }
+)
+SHORT = ["--num_train_epochs", "2", "--warmup_epochs", "1", "--logging_steps", "1", "--use_cpu"]
+
+
+def run(script: str, *arguments, cwd, fails: bool = False) -> str:
+    result = subprocess.run(
+        [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert (result.returncode != 0) is fails, result.stdout + result.stderr
+    return result.stderr if fails else result.stdout
+
+
+def test_pretrain_then_finetune_on_the_digits(tmp_path):
+    limits = ["--max_train_samples", 200, "--max_eval_samples", 50, *SHORT]
+    printed = run("run_pretrain.py", "--model_config", TINY, "--output_dir", "pre", *limits, cwd=tmp_path)
+    assert "Pre-trained for 2 epochs on 200 images; on 50 held-out images: reconstruction loss" in printed
+    folder = tmp_path / "pre"
+    for name in ("model.safetensors", "preprocessor_config.json", "reconstructions.png", "curves.png"):
+        assert (folder / name).is_file() and str(folder.relative_to(tmp_path)) in printed
+    assert list(folder.glob("runs/**/events.out.tfevents.*"))
+    model = SupMAEForPreTraining.from_pretrained(folder)
+    assert model.config.id2label[7] == "7" and AutoImageProcessor.from_pretrained(folder).crop_size["height"] == 16
+    state = json.loads((folder / "trainer_state.json").read_text())
+    logged = next(entry for entry in state["log_history"] if "loss" in entry)
+    assert {"reconstruction_loss", "classification_loss", "accuracy", "learning_rate", "images_per_second"} <= set(
+        logged
+    )
+    held_out = next(entry for entry in state["log_history"] if "eval_loss" in entry)
+    assert {"eval_reconstruction_loss", "eval_classification_loss", "eval_accuracy"} <= set(held_out)
+
+    arguments = ["--model_name_or_path", "pre", "--output_dir", "fine", *limits]
+    printed = run("run_finetune.py", *arguments, cwd=tmp_path)
+    assert "held-out images: top1" in printed and "top5" in printed
+    digit = Image.fromarray((load_digits().images[0] * 15).astype(np.uint8))
+    labels = pipeline("image-classification", model=str(tmp_path / "fine"))(digit)
+    assert {label["label"] for label in labels} <= set("0123456789")
+
+    # the same command again finds a finished run and trains no further; the scripts agree on who was held out
+    before = (tmp_path / "fine" / "model.safetensors").read_bytes()
+    run("run_finetune.py", *arguments, cwd=tmp_path)
+    assert (tmp_path / "fine" / "model.safetensors").read_bytes() == before
+
+
+@pytest.fixture
+def photo_folder(tmp_path, photographs):
+    """Two classes of real photographs: crops of scikit-learn's two."""
+    generator = np.random.default_rng(0)
+    for name, photograph in zip(("china", "flower"), photographs):
+        path = tmp_path / "photos" / name
+        path.mkdir(parents=True)
+        for index in range(20):
+            top, left = generator.integers(0, 300), generator.integers(0, 400)
+            Image.fromarray(photograph[top : top + 120, left : left + 160]).save(path / f"{index}.jpg")
+    return tmp_path
+
+
+def test_image_folder(photo_folder):
+    arguments = ["--train_dir", "photos", "--output_dir", "out", "--per_device_train_batch_size", 8, *SHORT]
+    run("run_pretrain.py", "--model_config", TINY, *arguments, "--save_strategy", "no", cwd=photo_folder)
+    run(
+        "run_finetune.py",
+        *("--train_dir", "photos", "--model_name_or_path", "out", "--output_dir", "fine"),
+        *("--per_device_train_batch_size", 8, *SHORT),
+        cwd=photo_folder,
+    )
+    model = SupMAEForImageClassification.from_pretrained(photo_folder / "fine")
+    assert model.config.id2label == {0: "china", 1: "flower"}
+
+
+def test_images_without_labels_train_as_mae(photo_folder):
+    (photo_folder / "photos" / "flower").rename(photo_folder / "flat")
+    arguments = ["--train_dir", "flat", "--output_dir", "out", "--per_device_train_batch_size", 4, *SHORT]
+    printed = run("run_pretrain.py", "--model_config", TINY, *arguments, cwd=photo_folder)
+    assert "No label column" in printed and "classification loss" not in printed
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("run_pretrain.py", ["--per_device_train_batch_size", 4096], "only 1437 to train on: lower"),
+        ("run_pretrain.py", ["--model_config", '{"patch_size": 5}'], "`image_size` 224 is not a multiple"),
+        ("run_pretrain.py", ["--model_config", '{"mask_ratoi": 0.5}'], "did you mean `mask_ratio`?"),
+        ("run_finetune.py", ["--label_column_name", "image"], "cannot be used as labels"),
+        ("run_finetune.py", ["--model_name_or_path", "nowhere"], "There is no checkpoint 'nowhere'"),
+    ],
+)
+def test_bad_input_ends_in_one_error(tmp_path, script, arguments, message):
+    error = run(script, "--output_dir", "out", "--use_cpu", *arguments, cwd=tmp_path, fails=True)
+    assert message in error
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_folder_in_use_is_left_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    error = run("run_pretrain.py", "--output_dir", "out", "--use_cpu", cwd=tmp_path, fails=True)
+    assert "out is not empty" in error and (tmp_path / "out" / "thesis.txt").read_text() == "years of work"

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+from conftest import digit_pixel_values, reference_config
+from sklearn.datasets import load_digits
+
+from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
+from supmae_hf.training.arguments import FineTuningArguments, PreTrainingArguments
+from supmae_hf.training.trainer import PreTrainer, RecipeTrainer
+
+
+def dataset(size=24, labels=None, noise=True):
+    labels = torch.tensor(load_digits().target[:size]) if labels is None else labels
+    generator = torch.Generator().manual_seed(0)
+    items = [{"pixel_values": x, "labels": y} for x, y in zip(digit_pixel_values(range(size)), labels)]
+    for item in items:
+        if noise:
+            item["noise"] = torch.rand(16, generator=generator)
+    return items
+
+
+def arguments(tmp_path, cls=PreTrainingArguments, **kwargs):
+    return cls(
+        **{
+            "output_dir": tmp_path,
+            "num_train_epochs": 2,
+            "warmup_epochs": 1,
+            "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 10,
+            "logging_steps": 3,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            **kwargs,
+        }
+    )
+
+
+def test_evaluation_averages_over_images_and_labeled_images(tmp_path):
+    items = dataset()
+    for index in range(0, 24, 3):
+        items[index]["labels"] = torch.tensor(-100)
+    torch.manual_seed(0)
+    model = SupMAEForPreTraining(reference_config()).eval()
+    metrics = PreTrainer(model=model, args=arguments(tmp_path), eval_dataset=items).evaluate()
+
+    batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    with torch.no_grad():
+        expected = model(**batch)
+    labeled = batch["labels"] != -100
+    accuracy = (expected.class_logits.argmax(-1) == batch["labels"])[labeled].float().mean()
+    assert metrics["eval_reconstruction_loss"] == pytest.approx(expected.reconstruction_loss.item(), rel=1e-5)
+    assert metrics["eval_classification_loss"] == pytest.approx(expected.classification_loss.item(), rel=1e-5)
+    assert metrics["eval_accuracy"] == pytest.approx(accuracy.item(), rel=1e-5)
+
+
+def test_training_logs_the_averages_of_its_steps(tmp_path):
+    items = dataset()
+    for index in range(0, 24, 3):
+        items[index]["labels"] = torch.tensor(-100)
+    model = SupMAEForPreTraining(reference_config(classifier_hidden_size=0))
+    # learning rate 0: the model stays as it is, so that the whole data set in one batch gives the same
+    args = arguments(tmp_path, base_learning_rate=0.0, eval_strategy="no")
+    trainer = PreTrainer(model=model, args=args, train_dataset=items)
+    trainer.train()
+    batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    with torch.no_grad():
+        expected = model.eval()(**batch)
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(log) == 2  # 3 steps an epoch
+    for entry in log:
+        assert entry["reconstruction_loss"] == pytest.approx(expected.reconstruction_loss.item(), rel=1e-5)
+        assert entry["classification_loss"] == pytest.approx(expected.classification_loss.item(), rel=1e-5)
+        assert 0 <= entry["accuracy"] <= 1 and entry["images_per_second"] > 0 and "learning_rate" in entry
+
+
+@pytest.mark.parametrize(
+    ("fields", "labels", "logged"),
+    [
+        ({}, torch.full((24,), -100), {"reconstruction_loss"}),
+        (
+            {"problem_type": "multi_label_classification", "num_labels": 3},
+            torch.eye(3).repeat(8, 1),
+            {"reconstruction_loss", "classification_loss"},
+        ),
+        (
+            {"problem_type": "regression", "num_labels": 1},
+            torch.arange(24.0),
+            {"reconstruction_loss", "classification_loss"},
+        ),
+    ],
+)
+def test_other_labels(tmp_path, fields, labels, logged):
+    model = SupMAEForPreTraining(reference_config(**fields))
+    items = dataset(labels=labels)
+    trainer = PreTrainer(model=model, args=arguments(tmp_path), train_dataset=items, eval_dataset=items)
+    trainer.train()
+    names = {"reconstruction_loss", "classification_loss", "accuracy"}
+    train = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    held_out = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert names & set(train) == logged == {name.removeprefix("eval_") for name in held_out} & names
+    assert all(np.isfinite(value) for value in train.values())
+
+
+def test_gradient_accumulation_averages_over_the_steps(tmp_path):
+    """With a linear head, whose images do not see each other, 2 x 4 images are 1 x 8 images."""
+    weights = []
+    for batch_size, accumulation in [(8, 1), (4, 2)]:
+        torch.manual_seed(0)
+        model = SupMAEForPreTraining(reference_config(classifier_hidden_size=0))
+        args = arguments(
+            tmp_path,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            eval_strategy="no",
+        )
+        trainer = PreTrainer(model=model, args=args, train_dataset=dataset())
+        trainer.train()
+        weights.append({name: p for name, p in model.named_parameters() if not name.endswith("k_proj.bias")})
+    for name in weights[0]:
+        torch.testing.assert_close(weights[1][name], weights[0][name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_weight_decay_is_for_matrices_only(tmp_path):
+    model = SupMAEForImageClassification(reference_config())
+    trainer = RecipeTrainer(model=model, args=arguments(tmp_path, FineTuningArguments, eval_strategy="no"))
+    names = set(trainer.get_decay_parameter_names(model))
+    parameters = dict(model.named_parameters())
+    assert {parameters[name].ndim for name in names} == {2, 3, 4}
+    assert {parameters[name].ndim for name in parameters.keys() - names} == {1}
+
+
+def test_evaluation_keeps_the_last_batch(tmp_path):
+    sizes = []
+
+    def count(prediction):
+        sizes.append(len(prediction.label_ids))
+        return {}
+
+    model = SupMAEForImageClassification(reference_config())
+    items = dataset(noise=False)
+    args = arguments(tmp_path, FineTuningArguments)
+    trainer = RecipeTrainer(
+        model=model, args=args, train_dataset=items[:20], eval_dataset=items[:23], compute_metrics=count
+    )
+    trainer.train()
+    assert sizes == [23, 23] and trainer.state.global_step == 4  # 2 epochs of 2 whole batches
+    assert args.dataloader_drop_last
