@@ -15,6 +15,7 @@ $(VENV)/installed: setup.py pyproject.toml $(CONSTRAINTS)
 demo: $(VENV)/installed
 	$(RUN) examples/run_pretrain.py examples/configs/pretrain_digits.yaml --overwrite_output_dir
 	$(RUN) examples/run_finetune.py examples/configs/finetune_digits.yaml --overwrite_output_dir
+	@echo "Pre-trained model, its log and pictures of reconstructions: outputs/digits-pretrain"
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m "not slow and not gpu"

@@ -13,11 +13,11 @@ TRAIN = [
     "accelerate>=1.10",
     "datasets>=4.0",
     "evaluate>=0.4.3",
-    "matplotlib>=3.8",
+    "matplotlib>=3.9",
     "Pillow>=10.0",
     "PyYAML>=6.0.1",
     "scikit-learn>=1.5",
-    "tensorboard>=2.16.2",
+    "tensorboard>=2.18",
     "torchvision>=0.21",
 ]
 DEV = ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.14"]
@@ -34,7 +34,7 @@ setup(
     packages=find_packages("src"),
     install_requires=[
         "huggingface_hub>=1.3",
-        "numpy>=1.26",
+        "numpy>=2.0",
         "packaging>=23.0",
         "safetensors>=0.5",
         "torch>=2.6",

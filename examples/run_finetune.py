@@ -16,6 +16,7 @@ from transformers import set_seed
 
 from supmae_hf import SupMAEForImageClassification
 from supmae_hf.data.images import (
+    DataArguments,
     ImageDataset,
     Labels,
     build_image_processor,
@@ -25,7 +26,6 @@ from supmae_hf.data.images import (
 )
 from supmae_hf.evaluation.metrics import TopKAccuracy
 from supmae_hf.training.arguments import (
-    DataArguments,
     FineTuningArguments,
     ModelArguments,
     parse_arguments,

@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from supmae_hf import SupMAEForPreTraining
 from supmae_hf.data.images import (
+    DataArguments,
     ImageDataset,
     Labels,
     build_image_processor,
@@ -23,7 +24,6 @@ from supmae_hf.data.images import (
     load_image_data,
 )
 from supmae_hf.training.arguments import (
-    DataArguments,
     ModelArguments,
     PreTrainingArguments,
     parse_arguments,

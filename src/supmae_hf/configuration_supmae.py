@@ -67,6 +67,7 @@ class SupMAEConfig(PreTrainedConfig):
 
     >>> configuration = SupMAEConfig(num_labels=1000)  # the paper's ViT-B/16
     >>> model = SupMAEForPreTraining(configuration)
+
     ```"""
 
     model_type = "supmae"

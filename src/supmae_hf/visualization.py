@@ -88,10 +88,10 @@ def save_curves(log_history: list[dict], path: str | Path, names: tuple[str, ...
     names = [name for name in names if any(name in entry or f"eval_{name}" in entry for entry in log_history)]
     figure = Figure(figsize=(4.2 * max(len(names), 1), 3.4), layout="constrained")
     for axis, name in zip(figure.subplots(1, max(len(names), 1), squeeze=False)[0], names):
-        for key, label, width in ((name, "training", 1.0), (f"eval_{name}", "held out", 2.0)):
+        for key, label, color, width in ((name, "training", "C0", 1), (f"eval_{name}", "held out", "C1", 2)):
             points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry]
             if points:
-                axis.plot(*zip(*points), label=label, linewidth=width, marker="." if len(points) == 1 else None)
+                axis.plot(*zip(*points), label=label, color=color, linewidth=width, marker=".")
         axis.set(title=name.replace("_", " "), xlabel="epoch")
         axis.grid(alpha=0.3)
         axis.legend()

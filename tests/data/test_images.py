@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits as load_scikit_learn_digits
 
 from supmae_hf import SupMAEConfig
 from supmae_hf.data.images import (
+    DataArguments,
     ImageDataset,
     Labels,
     build_image_processor,
@@ -20,7 +21,6 @@ from supmae_hf.data.images import (
     load_digits,
     load_image_data,
 )
-from supmae_hf.training.arguments import DataArguments
 
 
 def digit_images(count=20):
@@ -83,6 +83,18 @@ def test_holding_out_is_balanced_and_always_the_same(folder):
     assert (len(first["train"]), len(first["validation"])) == (30, 10)
     assert sorted(first["validation"]["label"]) == list(range(10))
     assert first["validation"]["label"] == second["validation"]["label"]
+
+
+def test_named_data_sets(folder):
+    """`datasets.load_dataset` reads local folders by the same argument as the Hub's data sets."""
+    (folder / "held_out").rename(folder / "test")
+    data = load_image_data(DataArguments(dataset_name=str(folder)))
+    assert (len(data["train"]), len(data["validation"])) == (40, 40)
+
+
+def test_folders_that_do_not_exist_are_refused():
+    with pytest.raises(FileNotFoundError, match="'nowhere' is not a folder of images"):
+        load_image_data(DataArguments(train_dir="nowhere"))
 
 
 def test_limits(folder):

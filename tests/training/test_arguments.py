@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from supmae_hf.data.images import DataArguments
 from supmae_hf.training.arguments import (
-    DataArguments,
     ModelArguments,
     PreTrainingArguments,
     parse_arguments,

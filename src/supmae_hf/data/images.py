@@ -1,9 +1,9 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Image data sets: where they come from, which columns hold images and labels, and what happens to the pixels."""
 
-import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -16,7 +16,6 @@ from transformers.utils import logging
 
 from ..configuration_supmae import SupMAEConfig, to_pair
 from ..modeling_supmae import UNLABELED
-from ..training.arguments import DataArguments
 
 
 if version.parse(transformers.__version__) >= version.parse("5.4"):
@@ -32,6 +31,61 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # the same images are held out by every run, whatever its seed, so that fine-tuning never tests what pre-training saw
 _SPLIT_SEED = 0
+
+
+@dataclass
+class DataArguments:
+    """Where images and labels come from, and how images are cropped."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set on the Hub, or a local folder that `datasets.load_dataset` reads."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    train_dir: str | None = field(
+        default=None, metadata={"help": "Folder of training images, one sub-folder per class (`imagefolder` layout)."}
+    )
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "Folder of held-out images, in the same layout."}
+    )
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Image column, if the data set has several columns of the type Image."}
+    )
+    label_column_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Label column, if there isn't exactly one of the type ClassLabel. Text and integers will do."
+        },
+    )
+    train_val_split: float = field(
+        default=0.1, metadata={"help": "Share of the training images to hold out if there is no held-out split."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.2, 1.0],
+        metadata={"help": "Smallest and largest share of an image's area that a random training crop covers."},
+    )
+    horizontal_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
+    eval_crop_ratio: float = field(
+        default=0.875,
+        metadata={
+            "help": "Side of the centre crop for evaluation over the shorter side of the resized image (224/256)."
+        },
+    )
+
+    def __post_init__(self):
+        if self.dataset_name and self.train_dir:
+            raise ValueError("`--dataset_name` and `--train_dir` both name training images: give one of them.")
+        if self.validation_dir and not self.train_dir:
+            raise ValueError("`--validation_dir` needs `--train_dir`.")
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"`--train_val_split` must be between 0 and 1, got {self.train_val_split}.")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(
+                f"`--crop_scale` needs two shares with 0 < smallest <= largest <= 1, got {self.crop_scale}."
+            )
+        if not 0 < self.eval_crop_ratio <= 1:
+            raise ValueError(f"`--eval_crop_ratio` must be above 0 and at most 1, got {self.eval_crop_ratio}.")
 
 
 def load_digits() -> datasets.DatasetDict:
@@ -56,6 +110,11 @@ def load_image_data(args: DataArguments) -> datasets.DatasetDict:
     The data set that the arguments name, by default the digits, with the splits `train` and `validation`. Without a
     held-out split of its own, `args.train_val_split` of the training images are held out, the same in every run.
     """
+    for folder in filter(None, (args.train_dir, args.validation_dir)):
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(
+                f"'{folder}' is not a folder of images: check `--train_dir` and `--validation_dir`."
+            )
     if args.train_dir:
         data_files = {"train": f"{args.train_dir}/**"}
         if args.validation_dir:
@@ -287,8 +346,10 @@ class ImageDataset(torch.utils.data.Dataset):
                 "data set of your own that yields `pixel_values`."
             )
         self.image_column = find_image_column(dataset.features, image_column)
+        # decoded in __getitem__, where the image can be named if that fails
         self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
-        self.mode = self._MODES[config.num_channels]
+        self._feature = datasets.Image()
+        self._mode = self._MODES[config.num_channels]
         self.num_patches = config.num_patches
         self.labels = labels
         self.transform = transform
@@ -299,8 +360,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _decode(self, record: dict, index: int) -> Image.Image:
         try:
-            source = io.BytesIO(record["bytes"]) if record["bytes"] is not None else record["path"]
-            return Image.open(source).convert(self.mode)
+            return self._feature.decode_example(record).convert(self._mode)
         except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
             where = f"{record['path']} (image {index})" if record and record.get("path") else f"Image {index}"
             raise ValueError(

@@ -21,61 +21,6 @@ logger = logging.get_logger(__name__)
 
 
 @dataclass
-class DataArguments:
-    """Where images and labels come from, and how images are cropped."""
-
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Data set on the Hub, or a local folder that `datasets.load_dataset` reads."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
-    train_dir: str | None = field(
-        default=None, metadata={"help": "Folder of training images, one sub-folder per class (`imagefolder` layout)."}
-    )
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "Folder of held-out images, in the same layout."}
-    )
-    image_column_name: str | None = field(
-        default=None, metadata={"help": "Image column, if the data set has several columns of the type Image."}
-    )
-    label_column_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Label column, if there isn't exactly one of the type ClassLabel. Text and integers will do."
-        },
-    )
-    train_val_split: float = field(
-        default=0.1, metadata={"help": "Share of the training images to hold out if there is no held-out split."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.2, 1.0],
-        metadata={"help": "Smallest and largest share of an image's area that a random training crop covers."},
-    )
-    horizontal_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
-    eval_crop_ratio: float = field(
-        default=0.875,
-        metadata={
-            "help": "Side of the centre crop for evaluation over the shorter side of the resized image (224/256)."
-        },
-    )
-
-    def __post_init__(self):
-        if self.dataset_name and self.train_dir:
-            raise ValueError("`--dataset_name` and `--train_dir` both name training images: give one of them.")
-        if self.validation_dir and not self.train_dir:
-            raise ValueError("`--validation_dir` needs `--train_dir`.")
-        if not 0 < self.train_val_split < 1:
-            raise ValueError(f"`--train_val_split` must be between 0 and 1, got {self.train_val_split}.")
-        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(
-                f"`--crop_scale` needs two shares with 0 < smallest <= largest <= 1, got {self.crop_scale}."
-            )
-        if not 0 < self.eval_crop_ratio <= 1:
-            raise ValueError(f"`--eval_crop_ratio` must be above 0 and at most 1, got {self.eval_crop_ratio}.")
-
-
-@dataclass
 class ModelArguments:
     """Which model to train."""
 
