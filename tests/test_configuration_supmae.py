@@ -2,7 +2,7 @@ import pytest
 from conftest import reference_config
 from transformers import AutoConfig, ViTMAEConfig
 
-from supmae_hf import SupMAEConfig
+from supmae_hf import SupMAEConfig, SupMAEModel
 
 
 def test_defaults_are_the_papers():
@@ -31,6 +31,17 @@ def test_save_and_load(tmp_path):
     # image_size comes back as a list
     ours, theirs = ({**c.to_diff_dict(), "image_size": list(c.image_size)} for c in (config, loaded))
     assert ours == {key: value for key, value in theirs.items() if key in ours}
+
+
+def test_common_properties():
+    """As Transformers' ConfigTester does, whatever the value."""
+    for value, name in enumerate(("hidden_size", "num_attention_heads", "num_hidden_layers")):
+        assert getattr(SupMAEConfig(**{name: value}), name) == value
+        config = SupMAEConfig()
+        setattr(config, name, value)
+        assert getattr(config, name) == value
+    with pytest.raises(ValueError, match="`hidden_size` must be at least 1, got 0"):
+        SupMAEModel(SupMAEConfig(hidden_size=0))
 
 
 @pytest.mark.parametrize(

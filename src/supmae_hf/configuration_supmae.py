@@ -127,7 +127,8 @@ class SupMAEConfig(PreTrainedConfig):
         self.use_mean_pooling = use_mean_pooling
         self.drop_path_rate = drop_path_rate
         super().__init__(**kwargs)
-        self.check()
+        if self.hidden_size:  # Transformers' common tests make configurations of width 0, of which there is no model
+            self.check()
 
     def check(self):
         """Raise a `ValueError` if the fields contradict each other. Models call it again, for fields set later."""
