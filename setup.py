@@ -18,8 +18,10 @@ TRAIN = [
     "PyYAML>=6.0.1",
     "scikit-learn>=1.5",
     "tensorboard>=2.18",
+    "timm>=1.0.20",
     "torchvision>=0.21",
 ]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
 DEV = ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.14"]
 
 setup(
@@ -40,5 +42,5 @@ setup(
         "torch>=2.6",
         "transformers>=5.0,<6",
     ],
-    extras_require={"train": TRAIN, "dev": TRAIN + DEV},
+    extras_require={"train": TRAIN, "onnx": TRAIN + ONNX, "dev": TRAIN + ONNX + DEV},
 )

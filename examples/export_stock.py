@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Turn a SupMAE checkpoint into a model that runs without supmae-hf and gives exactly the same results.
+
+    python examples/export_stock.py CHECKPOINT FOLDER
+
+makes, depending on the checkpoint,
+  - of a classifier: BeitForImageClassification (mean pooling) or ViTForImageClassification (class token);
+  - of a pre-training checkpoint: ViTMAEForPreTraining, which has no classification head;
+  - of an encoder (--encoder_only for a pre-training checkpoint): ViTModel;
+with `--format timm` a timm model of a classifier, with `--format onnx` an ONNX model of a classifier or an encoder.
+
+The results are compared on random images and on photographs before FOLDER appears, complete or not at all.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig
+
+import supmae_hf
+from supmae_hf import SupMAEModel
+from supmae_hf.checkpoints.stock import export_onnx, export_stock, source_image_processor
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="a SupMAE checkpoint: a folder, or a repository of the Hub")
+    parser.add_argument("folder", type=Path, help="the folder to make")
+    parser.add_argument("--format", choices=["transformers", "timm", "onnx"], default="transformers")
+    parser.add_argument("--encoder_only", action="store_true", help="export the encoder of the checkpoint only")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
+    args = parser.parse_args()
+
+    config = AutoConfig.from_pretrained(args.checkpoint)
+    if config.model_type != "supmae":
+        parser.error(f"{args.checkpoint} is a checkpoint of the type '{config.model_type}', not of SupMAE.")
+    model_class = (
+        SupMAEModel if args.encoder_only else getattr(supmae_hf, (config.architectures or ["SupMAEModel"])[0])
+    )
+    model = model_class.from_pretrained(args.checkpoint, dtype=torch.float32)
+    image_processor = source_image_processor(model, args.checkpoint)
+    if args.format == "onnx":
+        export_onnx(model, args.folder, image_processor, args.overwrite)
+        name = "ONNX model"
+    else:
+        name = export_stock(model, args.folder, args.format == "timm", image_processor, args.overwrite)
+    print(f"{name}, checked to give the same results: {args.folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,433 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+SupMAE as classes that ship with Transformers, timm and ONNX, without changing a result.
+
+| from | to |
+|---|---|
+| `SupMAEForImageClassification`, mean pooling | `BeitForImageClassification`: its pooler is mean-then-LayerNorm too, and that its keys have no bias changes nothing, because the softmax over the keys cancels one |
+| `SupMAEForImageClassification`, class token | `ViTForImageClassification` |
+| `SupMAEForImageClassification` | timm's `VisionTransformer` |
+| `SupMAEModel` | `ViTModel` |
+| `SupMAEForPreTraining`, without its head | `ViTMAEForPreTraining` |
+| `SupMAEForImageClassification`, `SupMAEModel` | ONNX |
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
+from torch import nn
+from transformers import (
+    AutoImageProcessor,
+    BeitConfig,
+    BeitForImageClassification,
+    BitImageProcessor,
+    PreTrainedConfig,
+    TimmWrapperForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+    ViTModel,
+)
+
+from ..configuration_supmae import SupMAEConfig, to_pair
+from ..data.images import build_image_processor, pixel_statistics
+from ..modeling_supmae import (
+    SupMAEForImageClassification,
+    SupMAEForPreTraining,
+    SupMAEModel,
+    SupMAEPreTrainedModel,
+)
+from .folders import new_folder
+from .original import revert_original_state_dict
+
+
+# Largest difference, relative to the largest result (or 1), at which an export counts as exact.
+TOLERANCE = 1e-5
+
+# Our names inside a block, and those of published ViT, ViTMAE and BEiT checkpoints, which every release reads.
+_PUBLISHED_NAMES = {
+    ".attention.q_proj.": ".attention.attention.query.",
+    ".attention.k_proj.": ".attention.attention.key.",
+    ".attention.v_proj.": ".attention.attention.value.",
+    ".attention.o_proj.": ".attention.output.dense.",
+    ".mlp.fc1.": ".intermediate.dense.",
+    ".mlp.fc2.": ".output.dense.",
+}
+
+
+@dataclass
+class StockModel:
+    """
+    A model under its stock class.
+
+    Args:
+        config: What `config.json` holds.
+        state_dict: The weights under the stock names.
+        load: From a folder to the stock model.
+        result: From a model (ours or stock) and images to what must be equal.
+        usage: Code for the README, in which `FOLDER` stands for the folder.
+        library_name, pipeline_tag: Metadata for the README.
+    """
+
+    config: PreTrainedConfig | dict
+    state_dict: dict[str, torch.Tensor]
+    load: Callable[[Path], nn.Module]
+    result: Callable[[nn.Module, torch.Tensor], torch.Tensor]
+    usage: str
+    library_name: str = "transformers"
+    pipeline_tag: str = "image-classification"
+
+
+def _shared_fields(config: SupMAEConfig, *more: str) -> dict:
+    names = (
+        *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+        *("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps"),
+        *("image_size", "patch_size", "num_channels", *more),
+    )
+    return {name: getattr(config, name) for name in names}
+
+
+def _label_fields(config: SupMAEConfig) -> dict:
+    return {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
+
+
+def _published(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Our state dict under the names of published checkpoints of the ViT family."""
+    renamed = {}
+    for name, tensor in state_dict.items():
+        if name.startswith(("vit.layers.", "layers.")):
+            name = name.replace("layers.", "encoder.layer.", 1)
+        for ours, published in _PUBLISHED_NAMES.items():
+            name = name.replace(ours, published)
+        renamed[name] = tensor
+    return renamed
+
+
+def _logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    return model(pixel_values).logits
+
+
+def _last_hidden_state(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    return model(pixel_values).last_hidden_state
+
+
+_CLASSIFIER_USAGE = """\
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="FOLDER")
+classify("photo.jpg")"""
+
+
+def to_beit(model: SupMAEForImageClassification) -> StockModel:
+    """A classifier with mean pooling as `BeitForImageClassification`."""
+    config = BeitConfig(
+        **_shared_fields(model.config, "drop_path_rate"),
+        **_label_fields(model.config),
+        use_absolute_position_embeddings=True,
+        use_relative_position_bias=False,
+        use_shared_relative_position_bias=False,
+        use_mask_token=False,
+        use_mean_pooling=True,
+        layer_scale_init_value=0.0,
+    )
+    state_dict = {}
+    for name, tensor in _published(model.state_dict()).items():
+        if not name.endswith(".key.bias"):
+            name = name.replace("vit.", "beit.", 1).replace("fc_norm.", "beit.pooler.layernorm.")
+            state_dict[name] = tensor
+            if not model.config.qkv_bias and name.endswith((".query.weight", ".value.weight")):
+                state_dict[name.replace(".weight", ".bias")] = tensor.new_zeros(len(tensor))
+    return StockModel(config, state_dict, BeitForImageClassification.from_pretrained, _logits, _CLASSIFIER_USAGE)
+
+
+def to_vit_classifier(model: SupMAEForImageClassification) -> StockModel:
+    """A classifier on the class token as `ViTForImageClassification`."""
+    config = ViTConfig(**_shared_fields(model.config, "qkv_bias"), **_label_fields(model.config))
+    state_dict = _published(model.state_dict())
+    return StockModel(config, state_dict, ViTForImageClassification.from_pretrained, _logits, _CLASSIFIER_USAGE)
+
+
+def to_vit(model: SupMAEModel) -> StockModel:
+    """An encoder as `ViTModel`, whose pooler is made to return the class token as it is."""
+    config = ViTConfig(**_shared_fields(model.config, "qkv_bias"), pooler_act="linear")
+    state_dict = _published(model.state_dict())
+    weight = state_dict["layernorm.weight"]
+    state_dict["pooler.dense.weight"] = torch.eye(len(weight), dtype=weight.dtype)
+    state_dict["pooler.dense.bias"] = torch.zeros_like(weight)
+    usage = (
+        "from transformers import pipeline\n\n"
+        'extract = pipeline("image-feature-extraction", model="FOLDER")\n'
+        'extract("photo.jpg")'
+    )
+    return StockModel(
+        config,
+        state_dict,
+        ViTModel.from_pretrained,
+        _last_hidden_state,
+        usage,
+        pipeline_tag="image-feature-extraction",
+    )
+
+
+def to_vit_mae(model: SupMAEForPreTraining) -> StockModel:
+    """A pre-training model as `ViTMAEForPreTraining`; the classification head is left out."""
+    decoder = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    more = ("qkv_bias", "mask_ratio", "norm_pix_loss", *(f"decoder_{name}" for name in decoder))
+    config = ViTMAEConfig(**_shared_fields(model.config, *more))
+    state_dict = {
+        name: tensor
+        for name, tensor in _published(model.state_dict()).items()
+        if not name.startswith("classification_head.")
+    }
+
+    def pixels(checked: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.rand(len(pixel_values), model.config.num_patches, generator=generator)
+        return checked(pixel_values, noise=noise).logits
+
+    usage = 'from transformers import ViTMAEForPreTraining\n\nmodel = ViTMAEForPreTraining.from_pretrained("FOLDER")'
+    return StockModel(
+        config,
+        state_dict,
+        ViTMAEForPreTraining.from_pretrained,
+        pixels,
+        usage,
+        pipeline_tag="image-feature-extraction",
+    )
+
+
+def to_timm(model: SupMAEForImageClassification) -> StockModel:
+    """A classifier as timm's `VisionTransformer`, for `timm.create_model` and Transformers' timm wrapper."""
+    config = model.config
+    mean, std = pixel_statistics(config.num_channels)
+    sizes = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
+    size = sizes.get((config.hidden_size, config.num_hidden_layers), "base")
+    architecture = f"vit_{size}_patch14_224" if size == "huge" else f"vit_{size}_patch16_224"
+    model_args = {
+        "img_size": config.image_size,
+        "patch_size": config.patch_size,
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        "mlp_ratio": config.intermediate_size / config.hidden_size,
+        "qkv_bias": config.qkv_bias,
+        "global_pool": "avg" if config.use_mean_pooling else "token",
+    }
+    timm_config = {
+        "architecture": architecture,
+        "num_classes": config.num_labels,
+        "num_features": config.hidden_size,
+        "global_pool": model_args["global_pool"],
+        "label_names": [config.id2label[index] for index in range(config.num_labels)],
+        "model_args": model_args,
+        "pretrained_cfg": {
+            "input_size": [config.num_channels, *to_pair(config.image_size)],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 0.875,
+            "crop_mode": "center",
+            "mean": list(mean),
+            "std": list(std),
+            "num_classes": config.num_labels,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    arguments = ", ".join(
+        f"{name}={value!r}" for name, value in {**model_args, "num_classes": config.num_labels}.items()
+    )
+    usage = (
+        "import timm\n\n"
+        f'model = timm.create_model("{architecture}", checkpoint_path="FOLDER/model.safetensors", {arguments})\n\n'
+        "# or through Transformers\n" + _CLASSIFIER_USAGE
+    )
+    return StockModel(
+        timm_config,
+        revert_original_state_dict(model.state_dict()),  # the authors' names are timm's
+        TimmWrapperForImageClassification.from_pretrained,
+        _logits,
+        usage,
+        library_name="timm",
+    )
+
+
+def to_stock(model: SupMAEPreTrainedModel) -> StockModel:
+    """The model under the class of Transformers that computes the same (see the table above)."""
+    if isinstance(model, SupMAEForImageClassification):
+        return to_beit(model) if model.config.use_mean_pooling else to_vit_classifier(model)
+    return to_vit_mae(model) if isinstance(model, SupMAEForPreTraining) else to_vit(model)
+
+
+def check_images(config: SupMAEConfig) -> torch.Tensor:
+    """Two random images and two photographs (scikit-learn's) as `pixel_values` of the model's size."""
+    size = to_pair(config.image_size)
+    random = torch.randn(2, config.num_channels, *size, generator=torch.Generator().manual_seed(0))
+    photographs = torch.stack([torch.from_numpy(image) for image in load_sample_images().images])
+    photographs = nn.functional.interpolate(photographs.permute(0, 3, 1, 2) / 255, size=size, mode="bilinear")
+    if config.num_channels != 3:
+        photographs = photographs.mean(dim=1, keepdim=True).expand(-1, config.num_channels, -1, -1)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixel_statistics(config.num_channels))
+    return torch.cat([random, (photographs - mean) / std])
+
+
+def require_equal(actual: torch.Tensor, expected: torch.Tensor, what: str):
+    """Raise a `RuntimeError` unless the results agree to `TOLERANCE`."""
+    difference = (actual - expected).abs().max().item() if actual.shape == expected.shape else float("nan")
+    scale = max(expected.abs().max().item(), 1.0)
+    if not difference <= TOLERANCE * scale:
+        raise RuntimeError(
+            f"The {what} does not compute the same as the model (largest difference {difference:.1e} of {scale:.1e}): "
+            "it was not written. Please report this with the model's configuration."
+        )
+
+
+def source_image_processor(model: SupMAEPreTrainedModel, source: str | Path | None = None):
+    """The image processor beside the weights at `source`, or, if there is none, the default one for the model."""
+    if source is not None:
+        try:
+            return AutoImageProcessor.from_pretrained(source)
+        except (OSError, ValueError):
+            pass
+    return build_image_processor(model.config)
+
+
+@torch.no_grad()
+def export_stock(
+    model: SupMAEPreTrainedModel,
+    output_dir: str | Path,
+    timm: bool = False,
+    image_processor=None,
+    overwrite: bool = False,
+) -> str:
+    """
+    Write a model as a stock class, with image processor and README, after checking that it computes the same on
+    random images and on photographs.
+
+    Args:
+        model: In float32.
+        output_dir: Folder to make; it appears complete or not at all.
+        timm (`bool`, *optional*, defaults to `False`): Whether to make a timm model of a classifier.
+        image_processor (*optional*): Saved beside the model; the default one if it is left out.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace an existing folder.
+
+    Returns:
+        The name of the stock class.
+
+    Raises:
+        FileExistsError: if the folder exists.
+        RuntimeError: if the stock class does not compute the same to 1e-5.
+        ValueError: if there is no such export of the model.
+    """
+    if timm and not isinstance(model, SupMAEForImageClassification):
+        raise ValueError(f"Only a classifier becomes a timm model, not a {type(model).__name__}: fine-tune it first.")
+    if model.dtype != torch.float32:
+        raise ValueError(f"The model is in {model.dtype}: load it with `dtype=torch.float32` to export it.")
+    model = model.eval()
+    stock = to_timm(model) if timm else to_stock(model)
+    image_processor = image_processor or build_image_processor(model.config)
+    with new_folder(output_dir, overwrite) as folder:
+        state_dict = {name: tensor.contiguous() for name, tensor in stock.state_dict.items()}
+        save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
+        if isinstance(stock.config, dict):
+            (folder / "config.json").write_text(json.dumps(stock.config, indent=2) + "\n")
+        else:
+            stock.config.architectures = [stock.load.__self__.__name__]
+            stock.config.dtype = torch.float32
+            stock.config.save_pretrained(folder)
+            if "shortest_edge" in image_processor.size:
+                # the processor that resizes and crops in this way in older releases of Transformers, too
+                fields = image_processor.to_dict()
+                fields.pop("image_processor_type", None)
+                image_processor = BitImageProcessor(**fields)
+            image_processor.save_pretrained(folder)
+        name = stock.load.__self__.__name__
+        (folder / "README.md").write_text(_readme(model, stock, name, Path(output_dir).name))
+
+        loaded, info = stock.load(folder, output_loading_info=True)
+        strange = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+        if strange:
+            raise RuntimeError(f"{name} does not take these tensors: {', '.join(map(str, sorted(strange)))}.")
+        images = check_images(model.config)
+        try:
+            actual = stock.result(loaded.eval(), images)
+        except (RuntimeError, ValueError) as error:
+            raise RuntimeError(f"{name} cannot run a model like this ({error}): it was not written.") from error
+        require_equal(actual, stock.result(model, images), name)
+    return name
+
+
+def _readme(model: SupMAEPreTrainedModel, stock: StockModel, name: str, folder: str) -> str:
+    left_out = (
+        "\nThe classification head of pre-training is left out.\n" if isinstance(model, SupMAEForPreTraining) else ""
+    )
+    return f"""---
+library_name: {stock.library_name}
+pipeline_tag: {stock.pipeline_tag}
+tags:
+- supmae
+---
+
+# SupMAE as {name}
+
+A `{type(model).__name__}` ([SupMAE](https://arxiv.org/abs/2205.14540)) in a class that ships with {stock.library_name},
+so that it runs without supmae-hf. supmae-hf made it and checked that it gives the same results, to 1e-5, on random
+images and on photographs.
+{left_out}
+```python
+{stock.usage.replace("FOLDER", folder)}
+```
+"""
+
+
+@torch.no_grad()
+def export_onnx(
+    model: SupMAEForImageClassification | SupMAEModel,
+    output_dir: str | Path,
+    image_processor=None,
+    overwrite: bool = False,
+):
+    """
+    Write `model.onnx` for batches of any size, with the configuration and the image processor beside it, after
+    checking with onnxruntime that it computes the same.
+
+    Its input is `pixel_values`; its outputs are `logits`, or `last_hidden_state` and `pooler_output`.
+
+    Raises:
+        FileExistsError: if the folder exists.
+        RuntimeError: if the ONNX model does not compute the same to 1e-5.
+        ValueError: if the model is neither a classifier nor an encoder, or not in float32.
+    """
+    import onnxruntime
+
+    if isinstance(model, SupMAEForPreTraining):
+        raise ValueError("Pre-training models draw random masks: export the encoder (`SupMAEModel`) or a classifier.")
+    if model.dtype != torch.float32:
+        raise ValueError(f"The model is in {model.dtype}: load it with `dtype=torch.float32` to export it.")
+    model = model.eval()
+    names = ["logits"] if isinstance(model, SupMAEForImageClassification) else ["last_hidden_state", "pooler_output"]
+    images = check_images(model.config)
+    with new_folder(output_dir, overwrite) as folder:
+        program = torch.onnx.export(
+            model,
+            kwargs={"pixel_values": images[:2]},
+            input_names=["pixel_values"],
+            output_names=names,
+            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch_size")}},
+            dynamo=True,
+            verbose=False,
+        )
+        program.save(folder / "model.onnx")
+        model.config.save_pretrained(folder)
+        (image_processor or build_image_processor(model.config)).save_pretrained(folder)
+        session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        for batch in (images, images[:1]):
+            outputs = session.run(names, {"pixel_values": batch.numpy()})
+            for name, output in zip(names, outputs):
+                require_equal(torch.from_numpy(output), model(batch)[name], "ONNX model")
