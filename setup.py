@@ -18,7 +18,7 @@ TRAIN = [
     "PyYAML>=6.0.1",
     "scikit-learn>=1.5",
     "tensorboard>=2.18",
-    "timm>=1.0.20",
+    "timm>=1.0.24",
     "torchvision>=0.21",
 ]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]

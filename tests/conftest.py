@@ -6,6 +6,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +78,16 @@ def load_original(name: str) -> dict[str, torch.Tensor]:
 
 def load_reference(name: str) -> dict[str, torch.Tensor]:
     return load_file(FIXTURES / name)
+
+
+def run_example(script: str, *arguments, cwd, fails: bool = False) -> str:
+    """What a script of examples/ prints, or, if it is meant to fail, its error."""
+    result = subprocess.run(
+        [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert (result.returncode != 0) is fails, result.stdout + result.stderr
+    return result.stderr if fails else result.stdout

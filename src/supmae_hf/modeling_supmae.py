@@ -545,11 +545,16 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         As in every Transformers model. The folder or repository may also hold a ViTMAE checkpoint, whose encoder and
         decoder are then filled in.
         """
-        loaded = super().from_pretrained(*args, key_mapping={**VIT_MAE_KEYS, **(key_mapping or {})}, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        output_loading_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            *args, key_mapping={**VIT_MAE_KEYS, **(key_mapping or {})}, output_loading_info=True, **kwargs
+        )
         model._weight_conversions = None  # save under our names, not under those of the loaded file
         model._set_position_embeddings_trainable()  # Transformers loads every parameter as trainable
-        return loaded
+        if info["missing_keys"]:
+            new = sorted({name.removeprefix("vit.").split(".")[0] for name in info["missing_keys"]})
+            logger.warning(f"{cls.__name__}: new and to be trained: {', '.join(new)}; the rest is loaded.")
+        return (model, info) if output_loading_info else model
 
     def _set_position_embeddings_trainable(self):
         """Position embeddings keep their sine-cosine values, except in fine-tuning."""

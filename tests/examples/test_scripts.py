@@ -1,12 +1,10 @@
 """The example scripts as a user runs them, on tiny settings."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import run_example as run
 from PIL import Image
 from sklearn.datasets import load_digits
 from transformers import AutoImageProcessor, pipeline
@@ -29,18 +27,6 @@ TINY = json.dumps(
     }
 )
 SHORT = ["--num_train_epochs", "2", "--warmup_epochs", "1", "--logging_steps", "1", "--use_cpu"]
-
-
-def run(script: str, *arguments, cwd, fails: bool = False) -> str:
-    result = subprocess.run(
-        [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert (result.returncode != 0) is fails, result.stdout + result.stderr
-    return result.stderr if fails else result.stdout
 
 
 def test_pretrain_then_finetune_on_the_digits(tmp_path):
