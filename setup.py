@@ -21,7 +21,7 @@ TRAIN = [
     "timm>=1.0.24",
     "torchvision>=0.21",
 ]
-ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.3"]
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.7"]  # and torch>=2.9
 DEV = ["pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.14"]
 
 setup(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import FIXTURES, load_original, load_reference, reference_config
 from conftest import run_example as run
+from packaging import version
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForPreTraining
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
@@ -28,8 +29,9 @@ def test_the_authors_classifier_to_every_format(tmp_path):
         model = AutoModelForImageClassification.from_pretrained(tmp_path / folder).eval()
         logits = model(reference["pixel_values"]).logits
         torch.testing.assert_close(logits, reference["global_pool.logits"], atol=1e-5, rtol=1e-5)
-    run("export_stock.py", "ours", "onnx", "--format", "onnx", cwd=tmp_path)
-    assert (tmp_path / "onnx" / "model.onnx").is_file()
+    if version.parse(torch.__version__) >= version.parse("2.9"):
+        run("export_stock.py", "ours", "onnx", "--format", "onnx", cwd=tmp_path)
+        assert (tmp_path / "onnx" / "model.onnx").is_file()
 
 
 def test_pretraining_checkpoint(tmp_path):
