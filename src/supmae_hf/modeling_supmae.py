@@ -50,7 +50,7 @@ class SupMAEModelOutput(ModelOutput):
             For each patch in raster order its place in the shuffled order, whose first `num_visible_patches` are the
             visible ones. `None` without masking.
         pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
-            Average of the visible patch tokens (paper section 3.2), or the class token if
+            Average of the visible patch tokens (SupMAE's global pooling), or the class token if
             `config.use_mean_pooling` is `False`.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*): Input of the first block and output of every block.
         attentions (`tuple(torch.FloatTensor)`, *optional*): Attention weights of every block.
@@ -71,7 +71,8 @@ class SupMAEForPreTrainingOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`):
-            Weighted sum of the two losses (paper equation 1).
+            SupMAE's objective: the two losses, weighted by `config.reconstruction_loss_weight` and
+            `config.classification_loss_weight`.
         reconstruction_loss (`torch.FloatTensor` of shape `()`):
             Mean squared error over the pixels of the hidden patches; 0 if no patch is hidden.
         classification_loss (`torch.FloatTensor` of shape `()`, *optional*):
@@ -424,7 +425,7 @@ class SupMAELayer(GradientCheckpointingLayer):
 
 
 class SupMAEDecoder(nn.Module):
-    """Predicts the pixels of every patch from the encoded visible patches (paper section 3.1)."""
+    """MAE's decoder (arXiv 2111.06377): the pixels of every patch from the encoded visible patches."""
 
     def __init__(self, config: SupMAEConfig):
         super().__init__()
@@ -463,7 +464,7 @@ class SupMAEDecoder(nn.Module):
 class SupMAEClassificationHead(nn.Module):
     """
     Pooled features `(batch_size, hidden_size)` to class logits `(batch_size, num_labels)`: two linear layers with
-    BatchNorm and ReLU between them (paper section 3.2), or one linear layer if `config.classifier_hidden_size` is 0.
+    BatchNorm and ReLU between them (SupMAE, arXiv 2205.14540), or one linear layer if `config.classifier_hidden_size` is 0.
     """
 
     def __init__(self, config: SupMAEConfig):
@@ -663,7 +664,7 @@ class SupMAEModel(SupMAEPreTrainedModel):
 
 class SupMAEForPreTraining(SupMAEPreTrainedModel):
     """
-    SupMAE for pre-training: encoder, pixel decoder and classification head (paper figure 1).
+    SupMAE (arXiv 2205.14540) for pre-training: encoder, pixel decoder and classification head.
 
     Example:
 
