@@ -170,6 +170,13 @@ def test_labels_outside_their_classes_are_refused():
         Labels.of(dataset.remove_columns("label"), "image")
 
 
+def test_labels_that_training_images_do_not_have_are_refused():
+    features = {"image": datasets.Image(), "name": datasets.Value("string")}
+    labels = Labels.of(make({"image": digit_images(2), "name": ["a", "b"]}, features), "name")
+    with pytest.raises(ValueError, match="The label 'c' is not one of the training images' labels"):
+        labels.encode("c")
+
+
 # --- pixels ---
 
 

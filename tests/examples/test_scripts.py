@@ -97,7 +97,7 @@ def test_images_without_labels_train_as_mae(photo_folder):
     ("script", "arguments", "message"),
     [
         ("run_pretrain.py", ["--per_device_train_batch_size", 4096], "only 1437 to train on: lower"),
-        ("run_pretrain.py", ["--model_config", '{"patch_size": 5}'], "`image_size` 224 is not a multiple"),
+        ("run_pretrain.py", ["--model_config", '{"patch_size": 5}'], "`image_size` 32 is not a multiple"),
         ("run_pretrain.py", ["--model_config", '{"mask_ratoi": 0.5}'], "did you mean `mask_ratio`?"),
         ("run_finetune.py", ["--label_column_name", "image"], "cannot be used as labels"),
         ("run_finetune.py", ["--model_name_or_path", "nowhere"], "There is no checkpoint 'nowhere'"),

@@ -36,6 +36,12 @@ def test_flags_override_the_recipe(tmp_path):
     assert data_args.horizontal_flip is False and data_args.crop_scale == [0.3, 0.9]
 
 
+def test_model_config_overrides_the_fields_that_it_names():
+    argv = [str(DIGITS), "--model_config", '{"mask_ratio": 0.6}', *CPU]
+    model_config = parse_arguments(CLASSES, DIGITS, argv)[0].model_config
+    assert model_config["mask_ratio"] == 0.6 and model_config["image_size"] == 32
+
+
 @pytest.mark.parametrize("flag", ["--train_dir", "--train-dir", "--train_dir=photos"])
 def test_naming_data_leaves_the_default_recipe_out(flag):
     argv = [flag] if "=" in flag else [flag, "photos"]
@@ -77,6 +83,7 @@ def test_warmup_steps_follow_the_epochs():
         (["--model_config", "{mask_ratio: 0.6}"], "`--model_config` is not JSON"),
         (["--num_train_epochs", "3", "--warmup_epochs", "5"], "`warmup_epochs` 5 is longer than the whole run of 3"),
         (["--no_such_flag", "1"], "--no_such_flag"),
+        (["--model_config", '{"mask_ratoi": 0.6}'], "did you mean `mask_ratio`?"),
     ],
 )
 def test_bad_arguments_are_refused(capsys, argv, message):
@@ -98,6 +105,17 @@ def test_recipes_parse(recipe: Path):
 
     training = PreTrainingArguments if recipe.stem.startswith("pretrain") else FineTuningArguments
     parse_arguments((ModelArguments, DataArguments, training), DIGITS, [str(recipe), *CPU])
+
+
+def test_missing_recipes_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(CLASSES, DIGITS, ["nowhere.yaml", *CPU])
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_checkpoints_elsewhere_can_be_resumed(tmp_path):
+    argv = ["--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "elsewhere", *CPU]
+    assert prepare_output_dir(parse_arguments(CLASSES, DIGITS, argv)[2]) == "elsewhere"
 
 
 def test_output_folder_in_use(tmp_path):

@@ -103,6 +103,19 @@ def test_other_labels(tmp_path, fields, labels, logged):
     assert all(np.isfinite(value) for value in train.values())
 
 
+def test_data_without_labels_trains_as_mae(tmp_path):
+    items = [{name: value for name, value in item.items() if name != "labels"} for item in dataset()]
+    trainer = PreTrainer(
+        model=SupMAEForPreTraining(reference_config()),
+        args=arguments(tmp_path),
+        train_dataset=items,
+        eval_dataset=items,
+    )
+    trainer.train()
+    logged = set().union(*trainer.state.log_history)
+    assert {"reconstruction_loss", "eval_reconstruction_loss"} <= logged and "classification_loss" not in logged
+
+
 def test_gradient_accumulation_averages_over_the_steps(tmp_path):
     """With a linear head, whose images do not see each other, 2 x 4 images are 1 x 8 images."""
     weights = []

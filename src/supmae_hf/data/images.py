@@ -252,6 +252,8 @@ class Labels:
             return np.float32(UNLABELED if value is None else value)
         if value is None:
             return UNLABELED
+        if isinstance(value, str) and value not in self._indices:
+            raise ValueError(f"The label '{value}' is not one of the training images' labels, {self.names}.")
         return self._indices[value] if isinstance(value, str) else value
 
     def config_fields(self) -> dict:

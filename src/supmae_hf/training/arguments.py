@@ -164,9 +164,9 @@ class FineTuningArguments(RecipeArguments):
     warmup_epochs: float = _default(RecipeArguments, "warmup_epochs", 5.0)
 
 
-def read_recipe(path: str | Path) -> list[str]:
+def read_recipe(path: str | Path) -> dict:
     """
-    The values of a YAML recipe as command-line flags, so that flags after them override them.
+    The argument names and values of a YAML recipe.
 
     Raises:
         ValueError: if the file is not a YAML mapping.
@@ -174,35 +174,38 @@ def read_recipe(path: str | Path) -> list[str]:
     values = yaml.safe_load(Path(path).read_text())
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a recipe: it must map argument names to values, as in examples/configs/.")
+    return values
+
+
+def _as_flags(values: dict) -> list[str]:
     flags = []
     for name, value in values.items():
-        if value is None:
-            continue
-        flags.append(f"--{name}")
-        if isinstance(value, list):
-            flags.extend(str(item) for item in value)
-        else:
-            flags.append(json.dumps(value) if isinstance(value, dict) else str(value))
+        if value is not None:
+            texts = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+            flags += [f"--{name}", *map(str, texts)]
     return flags
 
 
 def parse_arguments(argument_classes, default_recipe: str | Path, argv: list[str] | None = None):
     """
-    Parse `[RECIPE.yaml] [--flag value ...]` into one dataclass each; flags override the recipe.
+    Parse `[RECIPE.yaml] [--flag value ...]` into one dataclass each. Flags override the recipe; `--model_config`
+    overrides the fields that it names.
 
     Without a recipe and without a data set (`--dataset_name`, `--train_dir`) the `default_recipe` is read, so that a
     script runs as it stands.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    names_data = any(flag.split("=")[0].replace("-", "_") in ("__dataset_name", "__train_dir") for flag in argv)
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        argv[:1] = read_recipe(argv[0])
-    elif not names_data:
-        argv[:0] = read_recipe(default_recipe)
     parser = HfArgumentParser(argument_classes)
     try:
-        return parser.parse_args_into_dataclasses(args=argv)
-    except ValueError as error:
+        names_data = any(flag.split("=")[0].replace("-", "_") in ("__dataset_name", "__train_dir") for flag in argv)
+        if argv and argv[0].endswith((".yaml", ".yml")):
+            recipe = read_recipe(argv.pop(0))
+        else:
+            recipe = {} if names_data else read_recipe(default_recipe)
+        (model_args, *others) = parser.parse_args_into_dataclasses(args=_as_flags(recipe) + argv)
+        model_args.model_config = {**(recipe.get("model_config") or {}), **model_args.model_config}
+        return (model_args, *others)
+    except (OSError, ValueError) as error:
         parser.error(str(error))
 
 
@@ -216,6 +219,8 @@ def prepare_output_dir(args: RecipeArguments) -> str | None:
     Raises:
         FileExistsError: if the folder holds something else.
     """
+    if args.resume_from_checkpoint:
+        return args.resume_from_checkpoint
     output_dir = Path(args.output_dir)
     if not output_dir.is_dir() or not any(output_dir.iterdir()):
         return None
@@ -223,7 +228,7 @@ def prepare_output_dir(args: RecipeArguments) -> str | None:
         for checkpoint in output_dir.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         return None
-    checkpoint = args.resume_from_checkpoint or get_last_checkpoint(output_dir)
+    checkpoint = get_last_checkpoint(output_dir)
     if checkpoint is None:
         raise FileExistsError(
             f"{output_dir} is not empty and holds no checkpoint to go on from: choose another `--output_dir`, or pass "

@@ -96,6 +96,13 @@ class PreTrainer(RecipeTrainer):
     def _average_predictions(self, prediction: EvalPrediction) -> dict[str, float]:
         return self._averages(prediction.predictions.astype("float64").sum(axis=0))
 
+    def _prepare_inputs(self, inputs):
+        inputs = super()._prepare_inputs(inputs)
+        if "labels" not in inputs:
+            images = inputs["pixel_values"]
+            inputs["labels"] = torch.full((len(images),), UNLABELED, device=images.device)
+        return inputs
+
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training:
