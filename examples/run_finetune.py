@@ -7,32 +7,24 @@ images, or (by default) scikit-learn's handwritten digits.
     accelerate launch examples/run_finetune.py [RECIPE.yaml] [--flag value ...]
 
 Without a recipe and a data set it runs examples/configs/finetune_digits.yaml, which needs the checkpoint that
-run_pretrain.py leaves. Flags override the recipe; `--help` lists them.
+run_pretrain.py leaves. Flags override the recipe; `--help` lists them. A run that was interrupted goes on when the
+same command is given again.
 """
 
 from pathlib import Path
 
+import torch
+from timm.data import Mixup
 from transformers import set_seed
 
 from supmae_hf import SupMAEForImageClassification
-from supmae_hf.data.images import (
-    DataArguments,
-    ImageDataset,
-    Labels,
-    build_image_processor,
-    build_train_transform,
-    collate,
-    load_image_data,
-)
-from supmae_hf.evaluation.metrics import TopKAccuracy
-from supmae_hf.training.arguments import (
-    FineTuningArguments,
-    ModelArguments,
-    parse_arguments,
-    prepare_output_dir,
-)
-from supmae_hf.training.trainer import RecipeTrainer
-from supmae_hf.visualization import save_curves
+from supmae_hf.data.images import build_finetune_transform, build_image_processor, collate
+from supmae_hf.data.sources import DataArguments
+from supmae_hf.evaluation.metrics import compute_accuracy
+from supmae_hf.training.arguments import FineTuningArguments, ModelArguments, parse_arguments
+from supmae_hf.training.resuming import prepare_output_dir
+from supmae_hf.training.setup import build_datasets, leave, load_labeled_data, report_classification
+from supmae_hf.training.trainer import FineTuner
 
 
 def main():
@@ -41,56 +33,52 @@ def main():
         default_recipe=Path(__file__).parent / "configs" / "finetune_digits.yaml",
     )
     checkpoint = prepare_output_dir(training_args)
-    output_dir = Path(training_args.output_dir)
     set_seed(training_args.seed)
 
-    data = load_image_data(data_args)
-    labels = Labels.of(data["train"], data_args.label_column_name)
-    if labels.problem_type != "single_label_classification":
-        raise ValueError(
-            f"Fine-tuning needs one class per image, but the label column is {labels.column}: name a column of classes "
-            f"with `--label_column_name`. The columns are {list(data['train'].features)}."
-        )
-
-    model = model_args.build(SupMAEForImageClassification, **labels.config_fields())
+    data, labels = load_labeled_data(data_args, job="Fine-tuning")
+    model, new_parameters = model_args.build(
+        SupMAEForImageClassification, drop_path_rate=training_args.drop_path_rate, **labels.config_fields()
+    )
+    if "classifier.weight" in new_parameters:
+        torch.nn.init.trunc_normal_(model.classifier.weight, std=training_args.classifier_init_std)
     image_processor = build_image_processor(model.config, data_args.eval_crop_ratio)
-    train_dataset = ImageDataset(
-        data["train"],
+    train_dataset, eval_dataset = build_datasets(
+        data,
         model.config,
         labels,
-        build_train_transform(model.config, data_args),
-        data_args.image_column_name,
+        data_args,
+        training_args,
+        build_finetune_transform(model.config, data_args, training_args.auto_augment, training_args.random_erasing),
+        image_processor,
     )
-    eval_dataset = ImageDataset(data["validation"], model.config, labels, image_processor, data_args.image_column_name)
+    mixup = None
+    if training_args.mixup or training_args.cutmix:
+        mixup = Mixup(
+            mixup_alpha=training_args.mixup,
+            cutmix_alpha=training_args.cutmix,
+            label_smoothing=training_args.label_smoothing_factor,
+            num_classes=model.config.num_labels,
+        )
 
-    metric = TopKAccuracy(keep_in_memory=True)
-    trainer = RecipeTrainer(
+    trainer = FineTuner(
         model=model,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=collate,
         processing_class=image_processor,
-        compute_metrics=lambda prediction: metric.compute(
-            predictions=prediction.predictions, references=prediction.label_ids
-        ),
+        compute_metrics=compute_accuracy,
+        mixup=mixup,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.was_stopped:
+        leave(training_args)
     trainer.save_model()
     trainer.save_state()
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
-
     if trainer.is_world_process_zero():
-        save_curves(trainer.state.log_history, output_dir / "curves.png", ("loss", "top1", "learning_rate"))
-        accuracies = [f"{name.removeprefix('eval_')} {value:.2%}" for name, value in metrics.items() if "_top" in name]
-        print(
-            f"\nFine-tuned for {trainer.state.epoch:g} epochs on {len(train_dataset)} images; on {len(eval_dataset)} "
-            f"held-out images: {', '.join(accuracies)}"
-        )
-        print(f"  checkpoint  {output_dir}")
-        print(f"  log         {output_dir / 'runs'} (tensorboard --logdir {output_dir / 'runs'})")
-        print(f"  pictures    {output_dir / 'curves.png'}")
+        report_classification("Fine-tuned", trainer, metrics)
 
 
 if __name__ == "__main__":

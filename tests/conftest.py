@@ -6,13 +6,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import argparse
+import importlib.util
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits, load_sample_images
 
@@ -37,6 +41,26 @@ def digit_pixel_values(indices, num_channels=3) -> torch.Tensor:
 def photographs() -> list[np.ndarray]:
     """scikit-learn's two sample photographs, (427, 640, 3) uint8."""
     return load_sample_images().images
+
+
+def digit_images(count=20) -> list[Image.Image]:
+    return [Image.fromarray((image * 15).astype(np.uint8)) for image in load_digits().images[:count]]
+
+
+def make_dataset(columns: dict, features: dict) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+@pytest.fixture
+def digit_folder(tmp_path) -> Path:
+    """A folder with 40 digits in `train` and 40 others in `held_out`, one sub-folder per class each."""
+    target = load_digits().target
+    for index, image in enumerate(digit_images(100)):
+        if split := "train" if index < 40 else "held_out" if index >= 60 else None:
+            path = tmp_path / split / f"digit-{target[index]}"
+            path.mkdir(parents=True, exist_ok=True)
+            image.save(path / f"{index}.png")
+    return tmp_path
 
 
 @pytest.fixture
@@ -80,14 +104,48 @@ def load_reference(name: str) -> dict[str, torch.Tensor]:
     return load_file(FIXTURES / name)
 
 
-def run_example(script: str, *arguments, cwd, fails: bool = False) -> str:
+def load_example(script: str):
+    """A script of examples/ as a module."""
+    spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), ROOT / "examples" / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# a model for runs of seconds
+TINY = {
+    "image_size": 16,
+    "patch_size": 4,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 32,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 64,
+    "classifier_hidden_size": 32,
+}
+
+
+def example_command(script: str, *arguments, processes: int = 1) -> list[str]:
+    """The command that runs a script of examples/, through `accelerate launch` if in several processes."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "accelerate.commands.launch", "--config_file"]
+        launcher += [ROOT / "examples" / "configs" / "accelerate" / "cpu_2_processes.yaml"]
+        launcher += ["--num_processes", processes, "--main_process_port", free_port()]
+    return list(map(str, [*launcher, ROOT / "examples" / script, *arguments]))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def run_example(script: str, *arguments, cwd, fails: bool = False, processes: int = 1) -> str:
     """What a script of examples/ prints, or, if it is meant to fail, its error."""
-    result = subprocess.run(
-        [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    command = example_command(script, *arguments, processes=processes)
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
     assert (result.returncode != 0) is fails, result.stdout + result.stderr
     return result.stderr if fails else result.stdout

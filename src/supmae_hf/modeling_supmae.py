@@ -747,17 +747,20 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return mean, (variance + 1e-6).sqrt()
 
-    def reconstruction_loss(
-        self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Mean squared error over the pixels of the hidden patches, 0 if none is hidden."""
+    def patch_losses(self, pixel_values: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Mean squared error over the pixels of every patch: shape `(batch_size, num_patches)`."""
         target = self.patchify(pixel_values).float()
         if self.config.norm_pix_loss:
             mean, std = self._patch_statistics(target)
             target = (target - mean) / std
-        loss = (logits.float() - target.to(logits.device)).pow(2).mean(dim=-1)  # (batch_size, num_patches)
+        return (logits.float() - target.to(logits.device)).pow(2).mean(dim=-1)
+
+    def reconstruction_loss(
+        self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean squared error over the pixels of the hidden patches, 0 if none is hidden."""
         mask = mask.to(logits.device)
-        return (loss * mask).sum() / mask.sum().clamp(min=1)
+        return (self.patch_losses(pixel_values, logits) * mask).sum() / mask.sum().clamp(min=1)
 
     @can_return_tuple
     def forward(

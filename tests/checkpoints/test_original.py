@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
-from conftest import FIXTURES, digit_pixel_values, load_original, load_reference, reference_config
+from conftest import FIXTURES, digit_pixel_values, load_example, load_original, load_reference, reference_config
 from sklearn.datasets import load_digits
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.checkpoints.original import convert_original_state_dict, revert_original_state_dict
+from supmae_hf.data.images import build_image_processor
 from supmae_hf.training.arguments import PreTrainingArguments
+from supmae_hf.training.optimization import parameter_groups
 from supmae_hf.training.trainer import PreTrainer
 
 
@@ -74,50 +76,64 @@ def test_gradients_equal_the_authors(reference):
 
 
 class OrderedTrainer(PreTrainer):
-    """Takes the images in the order in which they are given."""
-
-    def _get_train_sampler(self, *args, **kwargs):
+    def _get_train_sampler(self, *args):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def test_training_trajectory_equals_the_authors(tmp_path):
+class Items(list):
+    """A data set that is not shuffled, and whose epochs do not differ."""
+
+
+def train_with_trainer(model, items, args):
+    trainer = OrderedTrainer(model=model, train_dataset=items, args=args)
+    trainer.train()
+    return trainer.state.log_history
+
+
+def train_with_accelerate(model, items, args):
+    script = load_example("run_pretrain_no_trainer.py")
+    image_processor = build_image_processor(model.config)
+    return script.train(args, model, image_processor, items, Items(items[:8]))[0].log_history
+
+
+@pytest.mark.parametrize("train", [train_with_trainer, train_with_accelerate])
+def test_training_trajectory_equals_the_authors(tmp_path, train):
     trajectory = json.loads((FIXTURES / "official_trajectory.json").read_text())
     tensors = load_reference("official_trajectory.safetensors")
     steps = range(len(trajectory["steps"]))
     indices = torch.cat([tensors[f"{step}.digit_index"] for step in steps])
-    dataset = [
+    items = Items(
         {"pixel_values": pixel_values, "labels": label, "noise": noise}
         for pixel_values, label, noise in zip(
             digit_pixel_values(indices),
             torch.tensor(load_digits().target)[indices],
             torch.cat([tensors[f"{step}.noise"] for step in steps]),
         )
-    ]
-    model = reference_model(classification_loss_weight=trajectory["classification_loss_weight"])
-    trainer = OrderedTrainer(
-        model=model,
-        train_dataset=dataset,
-        args=PreTrainingArguments(
-            output_dir=tmp_path,
-            base_learning_rate=None,
-            learning_rate=trajectory["peak_learning_rate"],
-            num_train_epochs=1,
-            warmup_epochs=trajectory["warmup_epochs"] / trajectory["epochs"],  # all its epochs are one epoch here
-            per_device_train_batch_size=trajectory["batch_size"],
-            logging_steps=1,
-            eval_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            disable_tqdm=True,
-        ),
     )
-    trainer.train()
+    model = reference_model(classification_loss_weight=trajectory["classification_loss_weight"])
+    args = PreTrainingArguments(
+        output_dir=tmp_path,
+        base_learning_rate=None,
+        learning_rate=trajectory["peak_learning_rate"],
+        num_train_epochs=1,
+        warmup_epochs=trajectory["warmup_epochs"] / trajectory["epochs"],  # all its epochs are one epoch here
+        per_device_train_batch_size=trajectory["batch_size"],
+        logging_steps=1,
+        eval_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    log = [entry for entry in train(model, items, args) if "loss" in entry]
 
-    decayed = dict.fromkeys(trainer.get_decay_parameter_names(model), torch.zeros(1))
-    decayed = revert_original_state_dict(decayed).keys() - {"pos_embed", "decoder_pos_embed"}  # those are not trained
-    assert decayed == set(trajectory["decay"])
-    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    decayed = {
+        name: torch.zeros(1)
+        for group in parameter_groups(model, args.learning_rate, args.weight_decay)
+        if group["weight_decay"]
+        for name in group["names"]
+    }
+    assert revert_original_state_dict(decayed).keys() == set(trajectory["decay"])
     assert len(log) == len(steps)
     for entry, expected in zip(log, trajectory["steps"]):
         assert entry["learning_rate"] == pytest.approx(expected["learning_rate"], rel=1e-9, abs=1e-12)

@@ -1,183 +1,30 @@
 import io
+from functools import partial
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import reference_config
+from conftest import digit_images, make_dataset, reference_config
 from PIL import Image
-from sklearn.datasets import load_digits as load_scikit_learn_digits
+from timm.data import Mixup
+from torch.utils.data import DataLoader
 
-from supmae_hf import SupMAEConfig
 from supmae_hf.data.images import (
-    DataArguments,
+    EpochSampler,
     ImageDataset,
-    Labels,
+    ImageStream,
+    MixupCollator,
+    build_finetune_transform,
     build_image_processor,
     build_train_transform,
     collate,
-    find_image_column,
-    find_label_column,
-    load_digits,
-    load_image_data,
+    seeded,
 )
-
-
-def digit_images(count=20):
-    return [Image.fromarray((image * 15).astype(np.uint8)) for image in load_scikit_learn_digits().images[:count]]
-
-
-def make(columns: dict, features: dict) -> datasets.Dataset:
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+from supmae_hf.data.sources import DataArguments, Labels, load_image_data
 
 
 CLASSES = datasets.ClassLabel(names=["cat", "dog"])
-
-
-# --- the digits ---
-
-
-def test_digits_are_scikit_learns_and_split_evenly():
-    data = load_digits()
-    assert (len(data["train"]), len(data["validation"])) == (1437, 360)
-    counts = np.bincount(data["validation"]["label"])
-    assert counts.min() >= 34 and counts.max() <= 38
-    everything = datasets.concatenate_datasets([data["train"], data["validation"]])
-    ours = sorted(
-        (label, np.asarray(image).tobytes()) for image, label in zip(everything["image"], everything["label"])
-    )
-    digits = load_scikit_learn_digits()
-    expected = np.round(digits.images / 16 * 255).astype(np.uint8)
-    assert ours == sorted((label, image.tobytes()) for image, label in zip(expected, digits.target))
-
-
-def test_the_same_digits_are_held_out_every_time():
-    first, second = load_digits(), load_digits()
-    assert first["validation"]["label"][:50] == second["validation"]["label"][:50]
-
-
-# --- folders and splits ---
-
-
-@pytest.fixture
-def folder(tmp_path):
-    digits = load_scikit_learn_digits()
-    for split, start in (("train", 0), ("held_out", 60)):
-        for index in range(start, start + 40):
-            path = tmp_path / split / f"digit-{digits.target[index]}"
-            path.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((digits.images[index] * 15).astype(np.uint8)).save(path / f"{index}.png")
-    return tmp_path
-
-
-def test_image_folders(folder):
-    data = load_image_data(DataArguments(train_dir=str(folder / "train"), validation_dir=str(folder / "held_out")))
-    assert (len(data["train"]), len(data["validation"])) == (40, 40)
-    labels = Labels.of(data["train"])
-    assert labels.column == "label" and labels.names == [f"digit-{index}" for index in range(10)]
-
-
-def test_holding_out_is_balanced_and_always_the_same(folder):
-    arguments = DataArguments(train_dir=str(folder / "train"), train_val_split=0.25)
-    first, second = load_image_data(arguments), load_image_data(arguments)
-    assert (len(first["train"]), len(first["validation"])) == (30, 10)
-    assert sorted(first["validation"]["label"]) == list(range(10))
-    assert first["validation"]["label"] == second["validation"]["label"]
-
-
-def test_named_data_sets(folder):
-    """`datasets.load_dataset` reads local folders by the same argument as the Hub's data sets."""
-    (folder / "held_out").rename(folder / "test")
-    data = load_image_data(DataArguments(dataset_name=str(folder)))
-    assert (len(data["train"]), len(data["validation"])) == (40, 40)
-
-
-def test_folders_that_do_not_exist_are_refused():
-    with pytest.raises(FileNotFoundError, match="'nowhere' is not a folder of images"):
-        load_image_data(DataArguments(train_dir="nowhere"))
-
-
-def test_limits(folder):
-    data = load_image_data(DataArguments(train_dir=str(folder / "train"), max_train_samples=5, max_eval_samples=2))
-    assert (len(data["train"]), len(data["validation"])) == (5, 2)
-
-
-# --- columns ---
-
-
-def test_columns_are_found_by_their_types():
-    features = datasets.Features({"label": datasets.Value("string"), "picture": datasets.Image(), "animal": CLASSES})
-    assert find_image_column(features) == "picture" and find_label_column(features) == "animal"
-    assert find_label_column(features, "label") == "label"
-    assert find_label_column(datasets.Features({"image": datasets.Image(), "id": datasets.Value("int64")})) is None
-
-
-@pytest.mark.parametrize(
-    ("find", "features", "name", "message"),
-    [
-        (find_image_column, {"path": datasets.Value("string")}, None, "No columns are of the type Image.*'path'"),
-        (find_image_column, {"a": datasets.Image(), "b": datasets.Image()}, None, "2 columns.*--image_column_name"),
-        (find_image_column, {"a": datasets.Image()}, "b", "'b' is not a column of the type Image"),
-        (find_label_column, {"a": CLASSES, "b": CLASSES}, None, r"\['a', 'b'\].*--label_column_name"),
-        (find_label_column, {"a": CLASSES}, "b", r"no label column 'b'.*\['a'\]"),
-    ],
-)
-def test_ambiguous_columns_are_refused(find, features, name, message):
-    with pytest.raises(ValueError, match=message):
-        find(datasets.Features(features), name)
-
-
-# --- labels ---
-
-
-@pytest.mark.parametrize(
-    ("feature", "values", "names", "problem_type", "encoded"),
-    [
-        (CLASSES, [1, None, 0], ["cat", "dog"], "single_label_classification", [1, -100, 0]),
-        (datasets.Value("string"), ["b", None, "a"], ["a", "b"], "single_label_classification", [1, -100, 0]),
-        (datasets.Value("int32"), [2, -100, 0], ["0", "1", "2"], "single_label_classification", [2, -100, 0]),
-        (datasets.Value("float32"), [0.5, None, 2.0], None, "regression", [0.5, -100.0, 2.0]),
-        (
-            datasets.Sequence(CLASSES),
-            [[1, 0], None, []],
-            ["cat", "dog"],
-            "multi_label_classification",
-            [[1, 1], [-100, -100], [0, 0]],
-        ),
-    ],
-)
-def test_meanings_of_labels(feature, values, names, problem_type, encoded):
-    dataset = make({"image": digit_images(3), "target": values}, {"image": datasets.Image(), "target": feature})
-    labels = Labels.of(dataset, "target")
-    assert (labels.names, labels.problem_type) == (names, problem_type)
-    assert [np.asarray(labels.encode(value)).tolist() for value in dataset["target"]] == encoded
-    config = SupMAEConfig(**labels.config_fields())
-    assert config.num_labels == len(names or [0]) and config.problem_type == problem_type
-
-
-def test_no_labels():
-    labels = Labels.of(make({"image": digit_images(2)}, {"image": datasets.Image()}))
-    assert labels.column is None and labels.config_fields() == {}
-
-
-def test_labels_outside_their_classes_are_refused():
-    dataset = make(
-        {"image": digit_images(3), "label": [0, -1, 1]}, {"image": datasets.Image(), "label": datasets.Value("int64")}
-    )
-    with pytest.raises(ValueError, match=r"'label' holds the label -1, outside \[0, 2\).*-100 or None"):
-        Labels.of(dataset, "label")
-    with pytest.raises(ValueError, match=r"'image' of the type Image.* cannot be used as labels"):
-        Labels.of(dataset.remove_columns("label"), "image")
-
-
-def test_labels_that_training_images_do_not_have_are_refused():
-    features = {"image": datasets.Image(), "name": datasets.Value("string")}
-    labels = Labels.of(make({"image": digit_images(2), "name": ["a", "b"]}, features), "name")
-    with pytest.raises(ValueError, match="The label 'c' is not one of the training images' labels"):
-        labels.encode("c")
-
-
-# --- pixels ---
 
 
 def test_train_transform(photographs):
@@ -215,7 +62,7 @@ def test_image_processor_resizes_then_crops(photographs):
 def test_image_dataset(num_channels, image_size, photographs):
     config = reference_config(num_channels=num_channels, image_size=image_size)
     images = [Image.fromarray(photographs[0]), Image.fromarray(photographs[1]).convert("L")]
-    dataset = make({"image": images, "label": [1, None]}, {"image": datasets.Image(), "label": CLASSES})
+    dataset = make_dataset({"image": images, "label": [1, None]}, {"image": datasets.Image(), "label": CLASSES})
     labels = Labels.of(dataset)
     for transform in (build_train_transform(config, DataArguments()), build_image_processor(config)):
         batch = collate([*ImageDataset(dataset, config, labels, transform)])
@@ -224,18 +71,20 @@ def test_image_dataset(num_channels, image_size, photographs):
         assert batch["labels"].tolist() == [1, -100]
 
 
-def test_fixed_masks_belong_to_their_images():
+def test_evaluation_has_a_fixed_mask_for_each_image():
     config = reference_config()
-    dataset = make({"image": digit_images(4)}, {"image": datasets.Image()})
-    items = ImageDataset(dataset, config, Labels.of(dataset), build_image_processor(config), fixed_masks=True)
+    dataset = make_dataset({"image": digit_images(4)}, {"image": datasets.Image()})
+    items = ImageDataset(dataset, config, Labels.of(dataset), build_image_processor(config), masks=True)
     assert items[2]["noise"].shape == (16,) and torch.equal(items[2]["noise"], items[2]["noise"])
     assert not torch.equal(items[2]["noise"], items[3]["noise"])
     assert items[0]["labels"] == -100
 
 
-def test_images_that_cannot_be_decoded_are_named(folder):
-    (folder / "train" / "digit-3" / "broken.png").write_bytes(b"not an image")
-    data = load_image_data(DataArguments(train_dir=str(folder / "train"), validation_dir=str(folder / "held_out")))
+def test_images_that_cannot_be_decoded_are_named(digit_folder):
+    (digit_folder / "train" / "digit-3" / "broken.png").write_bytes(b"not an image")
+    data = load_image_data(
+        DataArguments(train_dir=str(digit_folder / "train"), validation_dir=str(digit_folder / "held_out"))
+    )
     config = reference_config()
     items = ImageDataset(data["train"], config, Labels.of(data["train"]), build_image_processor(config))
     with pytest.raises(ValueError, match=r"digit-3/broken.png \(image \d+\) cannot be decoded.*repair it or remove"):
@@ -246,7 +95,7 @@ def test_truncated_bytes_are_named():
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "jpeg")
     records = [{"bytes": buffer.getvalue(), "path": None}, {"bytes": buffer.getvalue()[:500], "path": None}]
-    dataset = make({"image": records}, {"image": datasets.Image()})
+    dataset = make_dataset({"image": records}, {"image": datasets.Image()})
     config = reference_config()
     items = ImageDataset(dataset, config, Labels.of(dataset), build_image_processor(config))
     assert items[0]["pixel_values"].shape == (3, 32, 32)
@@ -255,7 +104,216 @@ def test_truncated_bytes_are_named():
 
 
 def test_channels_that_images_do_not_have_are_refused():
-    dataset = make({"image": digit_images(1)}, {"image": datasets.Image()})
+    dataset = make_dataset({"image": digit_images(1)}, {"image": datasets.Image()})
     config = reference_config(num_channels=7)
     with pytest.raises(ValueError, match="`num_channels` is 7"):
         ImageDataset(dataset, config, Labels.of(dataset), None)
+
+
+# --- randomness ---
+
+
+def train_dataset(size=20, seed=3, **kwargs):
+    config = reference_config()
+    dataset = make_dataset(
+        {"image": digit_images(size), "label": [index % 2 for index in range(size)]},
+        {"image": datasets.Image(), "label": CLASSES},
+    )
+    transform = build_train_transform(config, DataArguments())
+    return ImageDataset(dataset, config, Labels.of(dataset), transform, seed=seed, masks=True, **kwargs)
+
+
+def assert_same(first: dict, second: dict):
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+
+
+def test_seeded_draws_follow_from_the_key_and_disturb_nothing():
+    def draws():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), __import__("random").random()
+
+    with seeded(1, 2, 3):
+        first = draws()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    before = torch.rand(1), np.random.rand(1)
+    with seeded(1, 2, 3):
+        assert draws() == first
+    after = torch.rand(1), np.random.rand(1)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    assert (torch.rand(1), np.random.rand(1)) == before and (torch.rand(1), np.random.rand(1)) == after
+    with seeded(1, 2, 4):
+        assert draws() != first
+
+
+def test_items_follow_from_seed_epoch_and_index_alone():
+    items, again = train_dataset(), train_dataset()
+    for position in (7, 27, 3):
+        again[3], torch.rand(5)
+        assert_same(items[position], again[position])
+    assert torch.equal(items[7]["labels"], items[27]["labels"])  # the same image in another epoch
+    for name in ("pixel_values", "noise"):
+        assert not torch.equal(items[7][name], items[27][name])
+        assert not torch.equal(items[7][name], train_dataset(seed=4)[7][name])
+
+
+def test_epochs_are_shuffled_anew_and_complete():
+    sampler = EpochSampler(train_dataset())
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.epoch = epoch
+        positions = list(sampler)
+        assert sorted(positions) == list(range(20 * epoch, 20 * epoch + 20)) and len(sampler) == 20
+        orders.append([position % 20 for position in positions])
+    assert orders[0] == orders[2] != orders[1]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_change_nothing(num_workers):
+    items = train_dataset()
+    sampler = EpochSampler(items)
+    sampler.epoch = 2
+    plain, workers = (
+        list(DataLoader(items, 5, sampler=sampler, collate_fn=collate, num_workers=n)) for n in (0, num_workers)
+    )
+    for first, second in zip(plain, workers, strict=True):
+        assert_same(first, second)
+
+
+def test_only_chosen_labels_are_used():
+    assert [train_dataset(4, labeled=[1, 2])[index]["labels"].item() for index in range(4)] == [-100, 1, 0, -100]
+
+
+# --- fine-tuning ---
+
+
+def test_finetune_transform_is_timms(photographs):
+    config = reference_config(image_size=64)
+    image = Image.fromarray(photographs[0])
+    transform = build_finetune_transform(config, DataArguments(), "rand-m9-mstd0.5-inc1", 0.25)
+    names = [type(step).__name__ for step in transform.transforms]
+    assert names.index("RandomHorizontalFlip") < names.index("RandAugment") < names.index("Normalize")
+    assert names[-1] == "RandomErasing"
+    erasing = transform.transforms[-1]
+    assert (erasing.probability, erasing.per_pixel) == (0.25, True)
+    results = []
+    for key in (1, 1, 2):
+        with seeded(key):
+            results.append(transform(image))
+    assert results[0].shape == (3, 64, 64)
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+    for index in range(100):  # every operation at every strength
+        with seeded(index):
+            assert transform(image).isfinite().all()
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_mixing_is_timms_and_follows_from_the_images(mixup, cutmix):
+    mix = partial(Mixup, mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.1, num_classes=2)
+    items = [train_dataset()[index] for index in range(8)]
+    batch, again = (MixupCollator(mix())(items) for _ in range(2))
+    assert_same(batch, again)
+    assert batch["labels"].shape == (8, 2) and torch.allclose(batch["labels"].sum(dim=1), torch.ones(8))
+    plain = collate(items)["pixel_values"]
+    assert not torch.equal(batch["pixel_values"], plain)
+    if not cutmix:  # mixed half with half: the weight follows from the pixels
+        weight = (batch["pixel_values"] - plain.flip(0)) / (plain - plain.flip(0))
+        weight = weight[(plain - plain.flip(0)).abs() > 0.1].median()
+        smoothed = torch.full((8, 2), 0.05) + 0.9 * torch.nn.functional.one_hot(torch.arange(8) % 2, 2)
+        torch.testing.assert_close(
+            batch["labels"], weight * smoothed + (1 - weight) * smoothed.flip(0), atol=1e-5, rtol=0
+        )
+    assert_same(MixupCollator(mix())(items[::-1]), MixupCollator(mix())(items[::-1]))
+
+
+# --- broken images ---
+
+
+def with_broken(indices, **kwargs):
+    images = [{"bytes": None, "path": None} for _ in range(10)]
+    for index, image in enumerate(digit_images(10)):
+        buffer = io.BytesIO()
+        image.save(buffer, "png")
+        images[index]["bytes"] = buffer.getvalue()[: 30 if index in indices else None]
+    dataset = make_dataset(
+        {"image": images, "label": [index % 2 for index in range(10)]}, {"image": datasets.Image(), "label": CLASSES}
+    )
+    config = reference_config()
+    args = DataArguments(on_bad_image="skip")
+    return dataset, (config, Labels.of(dataset), build_image_processor(config), args)
+
+
+def test_the_next_image_takes_the_place_of_a_broken_one():
+    dataset, arguments = with_broken([3, 4, 9])
+    items = ImageDataset(dataset, *arguments, seed=0)
+    assert [items[index]["skipped"].item() for index in range(10)] == [0, 0, 0, 2, 1, 0, 0, 0, 0, 1]
+    assert torch.equal(items[3]["pixel_values"], items[5]["pixel_values"]) and items[3]["labels"] == 1
+    assert torch.equal(items[9]["pixel_values"], items[0]["pixel_values"])
+    # in evaluation it does not count twice
+    assert [item["labels"].item() for item in ImageDataset(dataset, *arguments)] == [
+        0,
+        1,
+        0,
+        -100,
+        -100,
+        1,
+        0,
+        1,
+        0,
+        -100,
+    ]
+
+
+def test_nothing_but_broken_images_is_an_error():
+    dataset, arguments = with_broken(range(10))
+    with pytest.raises(ValueError, match="None of the images can be decoded"):
+        ImageDataset(dataset, *arguments, seed=0)[0]
+
+
+def test_streams_leave_broken_images_out():
+    dataset, arguments = with_broken([3, 4, 9])
+    items = list(ImageStream(dataset.to_iterable_dataset(), *arguments))
+    assert [item["skipped"].item() for item in items] == [0, 0, 0, 2, 0, 0, 0]
+
+
+# --- streams ---
+
+
+def stream(num_images=16, seed=3):
+    items = train_dataset(20)
+    dataset = items.dataset.to_iterable_dataset(num_shards=4)
+    dataset = dataset.cast_column("image", datasets.Image())
+    return ImageStream(
+        dataset, reference_config(), items.labels, items.transform, seed=seed, masks=True, num_images=num_images
+    )
+
+
+def take(images: ImageStream, epoch: int, count: int = 20) -> list[dict]:
+    images.epoch = epoch
+    return [item for _, item in zip(range(count), images)]
+
+
+def test_streams_follow_from_seed_and_epoch():
+    first, again, next_epoch = take(stream(), 0), take(stream(), 0), take(stream(), 1)
+    for one, other in zip(first, again, strict=True):
+        assert_same(one, other)
+    assert not torch.equal(first[0]["pixel_values"], next_epoch[0]["pixel_values"])
+    assert len(stream()) == 16
+
+
+def test_streams_see_every_image_once():
+    images = stream()
+    images.transform = build_image_processor(reference_config())  # so that images can be recognised
+    seen = {item["pixel_values"].numpy().tobytes() for item in take(images, 0)}
+    assert len(seen) == len({image.tobytes() for image in digit_images(20)}) == 20
+
+
+def test_streamed_evaluation_ends():
+    config = reference_config()
+    dataset = make_dataset({"image": digit_images(7)}, {"image": datasets.Image()})
+    images = ImageStream(dataset.to_iterable_dataset(), config, Labels(None), build_image_processor(config))
+    assert len(list(images)) == 7
+    with pytest.raises(TypeError, match="does not know its length"):
+        len(images)

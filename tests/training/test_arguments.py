@@ -3,12 +3,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from supmae_hf.data.images import DataArguments
+from supmae_hf.data.sources import DataArguments
 from supmae_hf.training.arguments import (
+    FineTuningArguments,
+    LinearProbeArguments,
     ModelArguments,
     PreTrainingArguments,
     parse_arguments,
-    prepare_output_dir,
     read_recipe,
 )
 
@@ -82,6 +83,8 @@ def test_warmup_steps_follow_the_epochs():
         (["--train_val_split", "1.5"], "`--train_val_split` must be between 0 and 1, got 1.5"),
         (["--model_config", "{mask_ratio: 0.6}"], "`--model_config` is not JSON"),
         (["--num_train_epochs", "3", "--warmup_epochs", "5"], "`warmup_epochs` 5 is longer than the whole run of 3"),
+        (["--label_fraction", "0"], "`--label_fraction` must be above 0"),
+        (["--on_bad_image", "ignore"], "invalid choice: 'ignore'"),
         (["--no_such_flag", "1"], "--no_such_flag"),
         (["--model_config", '{"mask_ratoi": 0.6}'], "did you mean `mask_ratio`?"),
     ],
@@ -101,34 +104,45 @@ def test_a_recipe_must_be_a_mapping(tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_parse(recipe: Path):
-    from supmae_hf.training.arguments import FineTuningArguments
+    classes = {"pretrain": PreTrainingArguments, "finetune": FineTuningArguments, "linear": LinearProbeArguments}
+    training = classes[recipe.stem.split("_")[0]]
+    # bf16 arithmetic needs an accelerator, or not every CPU
+    parse_arguments((ModelArguments, DataArguments, training), DIGITS, [str(recipe), "--bf16", "False", *CPU])
 
-    training = PreTrainingArguments if recipe.stem.startswith("pretrain") else FineTuningArguments
-    parse_arguments((ModelArguments, DataArguments, training), DIGITS, [str(recipe), *CPU])
+
+FINETUNE = ["--train_dir", "x", "--output_dir", "y", *CPU]
+
+
+def test_finetuning_defaults_are_the_papers():
+    _, _, args = parse_arguments((ModelArguments, DataArguments, FineTuningArguments), DIGITS, FINETUNE)
+    assert (args.layer_decay, args.drop_path_rate, args.mixup, args.cutmix) == (0.65, 0.1, 0.8, 1.0)
+    assert (args.auto_augment, args.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
+    assert (args.label_smoothing_factor, args.classifier_init_std, args.weight_decay) == (0.1, 2e-5, 0.05)
+    assert (args.base_learning_rate, args.min_learning_rate, args.adam_beta2) == (1e-3, 1e-6, 0.999)
+    assert (args.num_train_epochs, args.warmup_epochs) == (100, 5)
+
+
+def test_linear_probe_defaults_are_the_papers():
+    _, _, args = parse_arguments((ModelArguments, DataArguments, LinearProbeArguments), DIGITS, FINETUNE)
+    assert (args.base_learning_rate, args.weight_decay, args.num_train_epochs) == (0.1, 0.0, 90)
+    assert (args.warmup_epochs, args.use_mean_pooling, args.probe) == (10, False, "lars")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--per_device_train_batch_size", "7"], "mix pairs of images, but `--per_device_train_batch_size` is 7"),
+        (["--layer_decay", "1.5"], "`--layer_decay` must be above 0 and at most 1, got 1.5"),
+        (["--sync_batchnorm", "True"], "no SyncBatchNorm for the CPU"),
+    ],
+)
+def test_bad_finetuning_arguments_are_refused(capsys, argv, message):
+    with pytest.raises(SystemExit):
+        parse_arguments((ModelArguments, DataArguments, FineTuningArguments), DIGITS, [*FINETUNE, *argv])
+    assert message in capsys.readouterr().err
 
 
 def test_missing_recipes_are_refused(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(CLASSES, DIGITS, ["nowhere.yaml", *CPU])
     assert "nowhere.yaml" in capsys.readouterr().err
-
-
-def test_checkpoints_elsewhere_can_be_resumed(tmp_path):
-    argv = ["--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint", "elsewhere", *CPU]
-    assert prepare_output_dir(parse_arguments(CLASSES, DIGITS, argv)[2]) == "elsewhere"
-
-
-def test_output_folder_in_use(tmp_path):
-    args = parse_arguments(CLASSES, DIGITS, ["--output_dir", str(tmp_path / "run"), *CPU])[2]
-    assert prepare_output_dir(args) is None  # does not exist
-    (tmp_path / "run").mkdir()
-    assert prepare_output_dir(args) is None  # empty
-    (tmp_path / "run" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="is not empty and holds no checkpoint.*overwrite_output_dir"):
-        prepare_output_dir(args)
-    for step in (9, 10):
-        (tmp_path / "run" / f"checkpoint-{step}").mkdir()
-    assert prepare_output_dir(args) == str(tmp_path / "run" / "checkpoint-10")
-    args.overwrite_output_dir = True
-    assert prepare_output_dir(args) is None
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]

@@ -3,10 +3,14 @@ import pytest
 import torch
 from conftest import digit_pixel_values, reference_config
 from sklearn.datasets import load_digits
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from transformers.utils import logging
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
+from supmae_hf.data.images import MixupCollator, collate
 from supmae_hf.training.arguments import FineTuningArguments, PreTrainingArguments
-from supmae_hf.training.trainer import PreTrainer, RecipeTrainer
+from supmae_hf.training.trainer import FineTuner, PreTrainer, RecipeTrainer
 
 
 def dataset(size=24, labels=None, noise=True):
@@ -135,13 +139,76 @@ def test_gradient_accumulation_averages_over_the_steps(tmp_path):
         torch.testing.assert_close(weights[1][name], weights[0][name], atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_weight_decay_is_for_matrices_only(tmp_path):
+def test_accumulated_batches_count_each_label_once(tmp_path):
+    """2 x 4 images are 1 x 8 images even if the first four have all the labels."""
+    weights, logs = [], []
+    for batch_size, accumulation in [(8, 1), (4, 2)]:
+        torch.manual_seed(0)
+        items = dataset(size=8)
+        for item in items[3:]:
+            item["labels"] = torch.tensor(-100)
+        model = SupMAEForPreTraining(reference_config(classifier_hidden_size=0, classification_loss_weight=1.0))
+        args = arguments(
+            tmp_path,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            eval_strategy="no",
+            logging_steps=1,
+        )
+        trainer = PreTrainer(model=model, args=args, train_dataset=items)
+        trainer.train()
+        weights.append({name: p for name, p in model.named_parameters() if not name.endswith("k_proj.bias")})
+        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+    for name in weights[0]:
+        torch.testing.assert_close(weights[1][name], weights[0][name], atol=1e-5, rtol=1e-5, msg=name)
+    for one, other in zip(*logs, strict=True):
+        assert one["labeled_images_per_step"] == other["labeled_images_per_step"] == 3
+        for name in ("loss", "reconstruction_loss", "classification_loss"):
+            assert other[name] == pytest.approx(one[name], rel=1e-5)
+
+
+def test_batch_norm_under_accumulation_is_mentioned(tmp_path, caplog):
+    logging.enable_propagation()
+    args = arguments(tmp_path, gradient_accumulation_steps=2, eval_strategy="no")
+    PreTrainer(model=SupMAEForPreTraining(reference_config()), args=args)
+    assert (
+        "BatchNorm sees 8 images at a time: each of the 2 batches of a step has statistics of its own" in caplog.text
+    )
+    caplog.clear()
+    PreTrainer(model=SupMAEForPreTraining(reference_config(classifier_hidden_size=0)), args=args)
+    assert "BatchNorm" not in caplog.text
+
+
+@pytest.mark.parametrize("mix", [True, False])
+def test_finetuning_loss_is_timms(tmp_path, mix):
+    """Mixed or smoothed targets in training, the plain cross entropy in evaluation."""
+    items = dataset(size=8, noise=False)
+    torch.manual_seed(0)
     model = SupMAEForImageClassification(reference_config())
-    trainer = RecipeTrainer(model=model, args=arguments(tmp_path, FineTuningArguments, eval_strategy="no"))
-    names = set(trainer.get_decay_parameter_names(model))
-    parameters = dict(model.named_parameters())
-    assert {parameters[name].ndim for name in names} == {2, 3, 4}
-    assert {parameters[name].ndim for name in parameters.keys() - names} == {1}
+    args = arguments(tmp_path, FineTuningArguments, base_learning_rate=0.0, logging_steps=1, num_train_epochs=1)
+    trainer = FineTuner(
+        model=model,
+        args=args,
+        train_dataset=items,
+        eval_dataset=items,
+        data_collator=collate,
+        mixup=Mixup(label_smoothing=0.1, num_classes=10) if mix else None,
+    )
+    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(items)
+    trainer.train()
+    trained = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    evaluated = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+
+    model.eval()  # the learning rate is 0: the model is as it was
+    batch = collate(items)
+    mixed = MixupCollator(Mixup(label_smoothing=0.1, num_classes=10))(items)
+    with torch.no_grad():
+        logits, mixed_logits = model(batch["pixel_values"]).logits, model(mixed["pixel_values"]).logits
+    assert evaluated == pytest.approx(torch.nn.CrossEntropyLoss()(logits, batch["labels"]).item(), rel=1e-5)
+    if mix:
+        assert trained == pytest.approx(SoftTargetCrossEntropy()(mixed_logits, mixed["labels"]).item(), rel=1e-5)
+    else:
+        assert trained == pytest.approx(LabelSmoothingCrossEntropy(0.1)(logits, batch["labels"]).item(), rel=1e-5)
 
 
 def test_evaluation_keeps_the_last_batch(tmp_path):

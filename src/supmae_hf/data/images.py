@@ -1,9 +1,10 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Image data sets: where they come from, which columns hold images and labels, and what happens to the pixels."""
+"""From stored images to model inputs: transforms, data sets, the order of an epoch, batches."""
 
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+import contextlib
+import random
+import zlib
+from collections.abc import Iterable
 
 import datasets
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 import transformers
 from packaging import version
 from PIL import Image
+from timm.data import Mixup, create_transform
 from torchvision.transforms import v2
 from transformers.utils import logging
 
 from ..configuration_supmae import SupMAEConfig, to_pair
 from ..modeling_supmae import UNLABELED
+from .sources import DataArguments, Labels, find_image_column
 
 
 if version.parse(transformers.__version__) >= version.parse("5.4"):
@@ -29,243 +32,24 @@ logger = logging.get_logger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# the same images are held out by every run, whatever its seed, so that fine-tuning never tests what pre-training saw
-_SPLIT_SEED = 0
 
-
-@dataclass
-class DataArguments:
-    """Where images and labels come from, and how images are cropped."""
-
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Data set on the Hub, or a local folder that `datasets.load_dataset` reads."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
-    train_dir: str | None = field(
-        default=None, metadata={"help": "Folder of training images, one sub-folder per class (`imagefolder` layout)."}
-    )
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "Folder of held-out images, in the same layout."}
-    )
-    image_column_name: str | None = field(
-        default=None, metadata={"help": "Image column, if the data set has several columns of the type Image."}
-    )
-    label_column_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Label column, if there isn't exactly one of the type ClassLabel. Text and integers will do."
-        },
-    )
-    train_val_split: float = field(
-        default=0.1, metadata={"help": "Share of the training images to hold out if there is no held-out split."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.2, 1.0],
-        metadata={"help": "Smallest and largest share of an image's area that a random training crop covers."},
-    )
-    horizontal_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
-    eval_crop_ratio: float = field(
-        default=0.875,
-        metadata={
-            "help": "Side of the centre crop for evaluation over the shorter side of the resized image (224/256)."
-        },
-    )
-
-    def __post_init__(self):
-        if self.dataset_name and self.train_dir:
-            raise ValueError("`--dataset_name` and `--train_dir` both name training images: give one of them.")
-        if self.validation_dir and not self.train_dir:
-            raise ValueError("`--validation_dir` needs `--train_dir`.")
-        if not 0 < self.train_val_split < 1:
-            raise ValueError(f"`--train_val_split` must be between 0 and 1, got {self.train_val_split}.")
-        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(
-                f"`--crop_scale` needs two shares with 0 < smallest <= largest <= 1, got {self.crop_scale}."
-            )
-        if not 0 < self.eval_crop_ratio <= 1:
-            raise ValueError(f"`--eval_crop_ratio` must be above 0 and at most 1, got {self.eval_crop_ratio}.")
-
-
-def load_digits() -> datasets.DatasetDict:
+@contextlib.contextmanager
+def seeded(*key: int):
     """
-    scikit-learn's 1,797 scans of handwritten digits (8x8, grey), of which a fixed fifth is held out, balanced over
-    the classes. Needs no network.
+    Inside, every random draw of Python, NumPy and PyTorch (on the CPU) follows from `key` alone; outside, the
+    generators go on as if nothing had been drawn.
     """
-    from sklearn.datasets import load_digits as load_scikit_learn_digits
-
-    digits = load_scikit_learn_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("0123456789"))})
-    records = {"image": [Image.fromarray(image) for image in pixels], "label": digits.target.tolist()}
-    split = datasets.Dataset.from_dict(records, features=features).train_test_split(
-        test_size=0.2, seed=_SPLIT_SEED, stratify_by_column="label"
-    )
-    return datasets.DatasetDict(train=split["train"], validation=split["test"])
-
-
-def load_image_data(args: DataArguments) -> datasets.DatasetDict:
-    """
-    The data set that the arguments name, by default the digits, with the splits `train` and `validation`. Without a
-    held-out split of its own, `args.train_val_split` of the training images are held out, the same in every run.
-    """
-    for folder in filter(None, (args.train_dir, args.validation_dir)):
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(
-                f"'{folder}' is not a folder of images: check `--train_dir` and `--validation_dir`."
-            )
-    if args.train_dir:
-        data_files = {"train": f"{args.train_dir}/**"}
-        if args.validation_dir:
-            data_files["validation"] = f"{args.validation_dir}/**"
-        data = datasets.load_dataset("imagefolder", data_files=data_files)
-    elif args.dataset_name:
-        data = datasets.load_dataset(args.dataset_name, args.dataset_config_name)
-    else:
-        data = load_digits()
-    if "train" not in data:
-        raise ValueError(f"The data set has no split 'train', only {sorted(data)}: choose another data set or folder.")
-
-    held_out = next((split for split in ("validation", "val", "test") if split in data), None)
-    if held_out is None:
-        label_column = find_label_column(data["train"].features, args.label_column_name)
-        stratify = isinstance(data["train"].features.get(label_column), datasets.ClassLabel)
-        try:
-            split = data["train"].train_test_split(
-                test_size=args.train_val_split, seed=_SPLIT_SEED, stratify_by_column=label_column if stratify else None
-            )
-        except ValueError as error:  # too few images of some class
-            logger.warning(f"The held-out images are not balanced over the classes: {error}")
-            split = data["train"].train_test_split(test_size=args.train_val_split, seed=_SPLIT_SEED)
-        train, validation = split["train"], split["test"]
-    else:
-        train, validation = data["train"], data[held_out]
-    return datasets.DatasetDict(
-        train=_head(train, args.max_train_samples), validation=_head(validation, args.max_eval_samples)
-    )
-
-
-def _head(dataset: datasets.Dataset, size: int | None) -> datasets.Dataset:
-    if size is None or size >= len(dataset):
-        return dataset
-    return dataset.shuffle(seed=_SPLIT_SEED).select(range(size))
-
-
-def find_image_column(features: datasets.Features, name: str | None = None) -> str:
-    """
-    The column `name`, or else the only one of the type Image.
-
-    Raises:
-        ValueError: if there is no such column, or several.
-    """
-    columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    if name in columns or (name is None and len(columns) == 1):
-        return name or columns[0]
-    wanted = f"'{name}' is not a column" if name else f"{len(columns) or 'No'} columns are"
-    raise ValueError(
-        f"{wanted} of the type Image. The columns are {dict(features)}: name one with `--image_column_name`, after "
-        "`cast_column(..., datasets.Image())` if it holds paths or bytes."
-    )
-
-
-def find_label_column(features: datasets.Features, name: str | None = None) -> str | None:
-    """
-    The column `name`, or else the only one of the type ClassLabel (or list of ClassLabel, for multi-label problems);
-    `None` if there is none.
-
-    Raises:
-        ValueError: if there are several, or `name` is not a column.
-    """
-    if name is not None:
-        if name not in features:
-            raise ValueError(f"There is no label column '{name}': the columns are {list(features)}.")
-        return name
-    columns = [column for column, feature in features.items() if _class_label(feature) is not None]
-    if len(columns) > 1:
-        raise ValueError(f"Several columns hold classes, {columns}: name one with `--label_column_name`.")
-    return columns[0] if columns else None
-
-
-def _class_label(feature) -> datasets.ClassLabel | None:
-    """The class names of a column of classes, or of lists of classes."""
-    element = getattr(feature, "feature", feature)
-    return element if isinstance(element, datasets.ClassLabel) else None
-
-
-@dataclass
-class Labels:
-    """What the label column means: class names, the problem type, and labels as the model takes them."""
-
-    column: str | None
-    names: list[str] | None = None
-    problem_type: str | None = None
-
-    @classmethod
-    def of(cls, dataset: datasets.Dataset, name: str | None = None) -> "Labels":
-        """
-        Read the meaning of a label column off its type: ClassLabel, text and integers are single-label classes, lists
-        of ClassLabel multi-label ones, and floating-point numbers a regression target.
-
-        Raises:
-            ValueError: if the column is of another type, or holds a label outside of its classes.
-        """
-        column = find_label_column(dataset.features, name)
-        if column is None:
-            return cls(None)
-        feature = dataset.features[column]
-        class_label = _class_label(feature)
-        if class_label is not None and class_label is not feature:
-            return cls(column, class_label.names, "multi_label_classification")
-        dtype = getattr(feature, "dtype", "")
-        if dtype.startswith("float"):
-            return cls(column, None, "regression")
-        is_text = dtype.startswith(("string", "large_string"))
-        if not is_text and not dtype.startswith(("int", "uint")):
-            raise ValueError(f"Column '{column}' of the type {feature} cannot be used as labels.")
-        values = sorted(value for value in dataset.unique(column) if value is not None and value != UNLABELED)
-        if class_label is not None:
-            names = class_label.names
-        elif is_text:
-            names = values
-        else:
-            names = [str(index) for index in range(max(values, default=-1) + 1)]
-        if not is_text and values and not 0 <= values[0] <= values[-1] < len(names):
-            wrong = values[0] if values[0] < 0 else values[-1]
-            raise ValueError(
-                f"Column '{column}' holds the label {wrong}, outside [0, {len(names)}): correct it, or write "
-                f"{UNLABELED} or None for images without a label."
-            )
-        return cls(column, names, "single_label_classification")
-
-    @cached_property
-    def _indices(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.names)}
-
-    def encode(self, value):
-        """One image's label as the model takes it; -100 if there is none."""
-        if self.problem_type == "multi_label_classification":
-            target = np.full(len(self.names), UNLABELED if value is None else 0, dtype=np.float32)
-            target[value or []] = 1
-            return target
-        if self.problem_type == "regression":
-            return np.float32(UNLABELED if value is None else value)
-        if value is None:
-            return UNLABELED
-        if isinstance(value, str) and value not in self._indices:
-            raise ValueError(f"The label '{value}' is not one of the training images' labels, {self.names}.")
-        return self._indices[value] if isinstance(value, str) else value
-
-    def config_fields(self) -> dict:
-        """The fields of a model configuration that follow from the labels."""
-        if self.column is None:
-            return {}
-        names = self.names or ["LABEL_0"]
-        return {
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: index for index, name in enumerate(names)},
-            "problem_type": self.problem_type,
-        }
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])
 
 
 def pixel_statistics(num_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -313,9 +97,105 @@ def build_train_transform(config: SupMAEConfig, args: DataArguments) -> v2.Trans
     )
 
 
-class ImageDataset(torch.utils.data.Dataset):
+def build_finetune_transform(config: SupMAEConfig, args: DataArguments, auto_augment: str, random_erasing: float):
+    """
+    The paper's augmentation for fine-tuning, from timm: random resized crop (bicubic), horizontal flip, RandAugment,
+    normalisation, random erasing with noise.
+
+    Args:
+        auto_augment (`str`): timm's policy string, such as `rand-m9-mstd0.5-inc1`; empty for none.
+        random_erasing (`float`): Probability that a box of the image is replaced by noise.
+    """
+    mean, std = pixel_statistics(config.num_channels)
+    return create_transform(
+        to_pair(config.image_size),
+        is_training=True,
+        scale=tuple(args.crop_scale),
+        hflip=0.5 if args.horizontal_flip else 0.0,
+        color_jitter=None,
+        auto_augment=auto_augment or None,
+        interpolation="bicubic",
+        mean=mean,
+        std=std,
+        re_prob=random_erasing,
+        re_mode="pixel",
+    )
+
+
+class _BadImage(ValueError):
+    pass
+
+
+class _Images:
+    """What [`ImageDataset`] and [`ImageStream`] do with a record."""
+
+    _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset | datasets.IterableDataset,
+        config: SupMAEConfig,
+        labels: Labels,
+        transform,
+        args: DataArguments | None = None,
+        seed: int | None = None,
+        masks: bool = False,
+    ):
+        if config.num_channels not in self._MODES:
+            raise ValueError(
+                f"Images have {list(self._MODES)} channels, but `num_channels` is {config.num_channels}: train on a "
+                "data set of your own that yields `pixel_values`."
+            )
+        args = DataArguments() if args is None else args
+        self.image_column = find_image_column(dataset.features, args.image_column_name)
+        # decoded in _item, where the image can be named if that fails
+        self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
+        self._feature = datasets.Image()
+        self._mode = self._MODES[config.num_channels]
+        self.num_patches = config.num_patches
+        self.labels = labels
+        self.transform = transform
+        self.seed = seed
+        self.masks = masks
+        self.skip_bad_images = args.on_bad_image == "skip"
+
+    def _decode(self, record: dict, place: str) -> Image.Image:
+        try:
+            return self._feature.decode_example(record).convert(self._mode)
+        except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+            where = f"{record['path']} ({place})" if record and record.get("path") else place.capitalize()
+            raise _BadImage(
+                f"{where} cannot be decoded ({error}): repair it or remove it from the data set, or pass "
+                "`--on_bad_image skip`."
+            ) from error
+
+    def _item(self, record: dict, place: str, key: tuple[int, ...]) -> dict | None:
+        """The model's inputs, or `None` if the image cannot be decoded and is to be skipped."""
+        try:
+            image = self._decode(record[self.image_column], place)
+        except _BadImage as error:
+            if not self.skip_bad_images:
+                raise
+            logger.warning(f"Skipped: {error}")
+            return None
+        label = UNLABELED if self.labels.column is None else self.labels.encode(record[self.labels.column])
+        item = {"labels": torch.as_tensor(label)}
+        with seeded(*key):
+            if self.masks:
+                item["noise"] = torch.rand(self.num_patches)
+            if isinstance(self.transform, ViTImageProcessor):
+                item["pixel_values"] = self.transform(image, return_tensors="pt")["pixel_values"][0]
+            else:
+                item["pixel_values"] = self.transform(image)
+        return item
+
+
+class ImageDataset(_Images, torch.utils.data.Dataset):
     """
     Images and labels as the models take them.
+
+    What is random about an item (augmentation, mask) follows from the seed, the epoch and the image's index alone, and
+    not from what was loaded before, so that a resumed run, or one on another number of processes, sees the same.
 
     Args:
         dataset (`datasets.Dataset`): The records.
@@ -323,66 +203,137 @@ class ImageDataset(torch.utils.data.Dataset):
         labels ([`Labels`]): The meaning of the label column.
         transform: From a PIL image to `pixel_values` of shape `(num_channels, height, width)`: a torchvision
             transform, or an image processor.
-        image_column (`str`, *optional*): Image column, if there are several.
-        fixed_masks (`bool`, *optional*, defaults to `False`):
-            Whether each image comes with masking `noise` of its own that never changes, for evaluation.
+        args ([`DataArguments`], *optional*): Which column holds the images, and what to do with broken ones.
+        seed (`int`, *optional*):
+            For training: the data set is then indexed by `epoch * len(dataset) + index`, as by [`EpochSampler`].
+        masks (`bool`, *optional*, defaults to `False`): Whether items come with masking `noise` of shape
+            `(num_patches,)`.
+        labeled (`Iterable[int]`, *optional*): Indices of the images whose label is used; of all that have one by
+            default.
+
+    Items have `pixel_values`, `labels`, perhaps `noise`, and, with `on_bad_image="skip"`, the number of broken images
+    before this one as `skipped`. In evaluation the image in place of a broken one is unlabelled, so that it does not
+    count twice.
 
     Raises:
         ValueError: when an image cannot be decoded; the message names its file, or its index.
     """
 
-    _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        config: SupMAEConfig,
-        labels: Labels,
-        transform,
-        image_column: str | None = None,
-        fixed_masks: bool = False,
-    ):
-        if config.num_channels not in self._MODES:
-            raise ValueError(
-                f"Images have {list(self._MODES)} channels, but `num_channels` is {config.num_channels}: train on a "
-                "data set of your own that yields `pixel_values`."
-            )
-        self.image_column = find_image_column(dataset.features, image_column)
-        # decoded in __getitem__, where the image can be named if that fails
-        self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
-        self._feature = datasets.Image()
-        self._mode = self._MODES[config.num_channels]
-        self.num_patches = config.num_patches
-        self.labels = labels
-        self.transform = transform
-        self.fixed_masks = fixed_masks
+    def __init__(self, *args, labeled: Iterable[int] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.labeled = None if labeled is None else frozenset(labeled)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def _decode(self, record: dict, index: int) -> Image.Image:
-        try:
-            return self._feature.decode_example(record).convert(self._mode)
-        except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-            where = f"{record['path']} (image {index})" if record and record.get("path") else f"Image {index}"
-            raise ValueError(
-                f"{where} cannot be decoded ({error}): repair it or remove it from the data set."
-            ) from error
+    def __getitem__(self, position: int) -> dict:
+        epoch, index = divmod(position, len(self))
+        if self.seed is None and epoch:
+            raise IndexError(f"Image {position} of {len(self)}.")
+        key = () if self.seed is None else (self.seed, epoch)
+        for skipped in range(len(self)):
+            place = (index + skipped) % len(self)
+            item = self._item(self.dataset[place], f"image {place}", (*key, place))
+            if item is not None:
+                is_hidden = self.labeled is not None and place not in self.labeled
+                if is_hidden or (skipped and self.seed is None):
+                    item["labels"] = torch.full_like(item["labels"], UNLABELED)
+                if self.skip_bad_images:
+                    item["skipped"] = torch.tensor(skipped)
+                return item
+        raise ValueError("None of the images can be decoded.")
 
-    def __getitem__(self, index: int) -> dict:
-        record = self.dataset[index]
-        image = self._decode(record[self.image_column], index)
-        if isinstance(self.transform, ViTImageProcessor):
-            pixel_values = self.transform(image, return_tensors="pt")["pixel_values"][0]
-        else:
-            pixel_values = self.transform(image)
-        label = UNLABELED if self.labels.column is None else self.labels.encode(record[self.labels.column])
-        item = {"pixel_values": pixel_values, "labels": torch.as_tensor(label)}
-        if self.fixed_masks:
-            item["noise"] = torch.rand(self.num_patches, generator=torch.Generator().manual_seed(index))
-        return item
+
+class EpochSampler(torch.utils.data.Sampler):
+    """
+    The order of an epoch of an [`ImageDataset`] with a seed; `epoch` is to be set before each. The order follows from
+    the seed and the epoch alone.
+    """
+
+    def __init__(self, dataset: ImageDataset):
+        self.num_images = len(dataset)
+        self.seed = dataset.seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_images)
+        yield from (self.epoch * self.num_images + order).tolist()
+
+
+class ImageStream(_Images, torch.utils.data.IterableDataset):
+    """
+    [`ImageDataset`] for a `datasets.IterableDataset`. What is random about an item follows from the seed, the epoch and
+    the image itself.
+
+    Args:
+        num_images (`int`, *optional*):
+            For training: the length of an epoch. Every epoch then has that many images even if several workers do not
+            share the stream's files evenly: a worker that runs out starts over with its own.
+        shuffle_buffer_size (`int`, *optional*): For training: images among which the next one is drawn.
+
+    The other arguments are those of [`ImageDataset`]; set `epoch` before each epoch.
+    """
+
+    def __init__(self, *args, num_images: int | None = None, shuffle_buffer_size: int = 10_000, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.num_images = num_images
+        if self.seed is not None:
+            self.dataset = self.dataset.shuffle(seed=self.seed, buffer_size=shuffle_buffer_size)
+
+    def __len__(self) -> int:
+        if self.num_images is None:
+            raise TypeError("The stream does not know its length.")
+        return self.num_images
+
+    @property
+    def epoch(self) -> int:
+        return int(self.dataset.epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int):
+        self.dataset.set_epoch(epoch)  # reaches workers that live on from the epoch before, too
+
+    def __iter__(self):
+        key = () if self.seed is None else (self.seed, self.epoch)
+        skipped = decoded = 0
+        while True:
+            for index, record in enumerate(self.dataset):
+                image = record[self.image_column]
+                content = zlib.crc32(image["bytes"] or image["path"].encode())
+                item = self._item(record, f"image {index} of the stream", (*key, content))
+                if item is None:
+                    skipped += 1
+                    continue
+                if self.skip_bad_images:
+                    item["skipped"] = torch.tensor(skipped)
+                skipped, decoded = 0, decoded + 1
+                yield item
+            if self.num_images is None or not decoded:
+                return
 
 
 def collate(items: list[dict]) -> dict[str, torch.Tensor]:
     """Stack the items of an [`ImageDataset`] into a batch."""
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+class MixupCollator:
+    """
+    [`collate`], then timm's mixup or cutmix, whichever chance decides, with soft targets of shape
+    `(batch_size, num_labels)` as `labels`. What is random follows from the images.
+
+    Args:
+        mixup (`timm.data.Mixup`): Which mixes.
+    """
+
+    def __init__(self, mixup: Mixup):
+        self.mixup = mixup
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        batch = collate(items)
+        with seeded(zlib.crc32(items[0]["pixel_values"].numpy().tobytes())):
+            batch["pixel_values"], batch["labels"] = self.mixup(batch["pixel_values"], batch["labels"])
+        return batch

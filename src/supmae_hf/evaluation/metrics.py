@@ -4,6 +4,7 @@
 import datasets
 import evaluate
 import numpy as np
+from transformers.trainer_utils import EvalPrediction
 
 
 class TopKAccuracy(evaluate.Metric):
@@ -37,3 +38,9 @@ class TopKAccuracy(evaluate.Metric):
         earlier = np.arange(scores.shape[1]) < classes[:, None]
         place = ((scores > true_scores) | ((scores == true_scores) & earlier)).sum(axis=1)
         return {f"top{k}": float((place < k).mean()) for k in self.ks if k < scores.shape[1] or k == 1}
+
+
+def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """[`TopKAccuracy`] as the `compute_metrics` of a [`~transformers.Trainer`]."""
+    metric = TopKAccuracy(keep_in_memory=True)
+    return metric.compute(predictions=prediction.predictions, references=prediction.label_ids)

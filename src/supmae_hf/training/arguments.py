@@ -1,23 +1,18 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Command-line arguments of the example scripts, and the folder that a run writes to."""
+"""Command-line arguments of the example scripts."""
 
 import difflib
 import json
-import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils import logging
+from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 
 from ..configuration_supmae import SupMAEConfig
 from ..modeling_supmae import SupMAEPreTrainedModel
-
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -54,9 +49,9 @@ class ModelArguments:
                     + (f": did you mean `{similar[0]}`?" if similar else f". The fields are {sorted(fields)}.")
                 )
 
-    def build(self, model_class: type[SupMAEPreTrainedModel], **fields) -> SupMAEPreTrainedModel:
+    def build(self, model_class: type[SupMAEPreTrainedModel], **fields) -> tuple[SupMAEPreTrainedModel, set[str]]:
         """
-        The model: from the checkpoint, or new.
+        The model, from the checkpoint or new, and the names of the parameters that are new.
 
         Args:
             model_class: Which SupMAE class.
@@ -67,16 +62,21 @@ class ModelArguments:
         """
         fields = {**fields, **self.model_config}
         if self.model_name_or_path is None:
-            return model_class._from_config(SupMAEConfig(**fields), attn_implementation=self.attn_implementation)
+            model = model_class._from_config(SupMAEConfig(**fields), attn_implementation=self.attn_implementation)
+            return model, {name for name, _ in model.named_parameters()}
         try:
-            return model_class.from_pretrained(
-                self.model_name_or_path, attn_implementation=self.attn_implementation, **fields
+            model, info = model_class.from_pretrained(
+                self.model_name_or_path,
+                attn_implementation=self.attn_implementation,
+                output_loading_info=True,
+                **fields,
             )
         except OSError as error:
             raise OSError(
                 f"There is no checkpoint '{self.model_name_or_path}', neither a folder here nor a repository that the "
                 f"Hub gave us: check `--model_name_or_path`, or run examples/run_pretrain.py to make one. ({error})"
             ) from error
+        return model, set(info["missing_keys"])
 
 
 def _default(base: type, name: str, value):
@@ -101,8 +101,18 @@ class RecipeArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "Epochs in which the learning rate rises linearly from 0; replaces warmup_steps."},
     )
+    min_learning_rate: float = field(
+        default=0.0, metadata={"help": "Where the cosine ends, in the classifier's learning rate."}
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew even if `--output_dir` holds a run: deletes its checkpoints."}
+    )
+    sync_batchnorm: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether the head's BatchNorm sees the images of all processes. Default: with several processes "
+            "on accelerators (PyTorch has none for the CPU)."
+        },
     )
     lr_scheduler_type: str = _default(TrainingArguments, "lr_scheduler_type", "cosine")
     weight_decay: float = _default(TrainingArguments, "weight_decay", 0.05)
@@ -110,12 +120,15 @@ class RecipeArguments(TrainingArguments):
     dataloader_drop_last: bool = _default(TrainingArguments, "dataloader_drop_last", True)
     remove_unused_columns: bool = _default(TrainingArguments, "remove_unused_columns", False)  # the image is one
     logging_nan_inf_filter: bool = _default(TrainingArguments, "logging_nan_inf_filter", False)
+    ddp_find_unused_parameters: bool | None = _default(TrainingArguments, "ddp_find_unused_parameters", False)
     report_to: None | str | list[str] = _default(TrainingArguments, "report_to", "tensorboard")
     eval_strategy: str = _default(TrainingArguments, "eval_strategy", "epoch")
     save_strategy: str = _default(TrainingArguments, "save_strategy", "epoch")
     save_total_limit: int | None = _default(TrainingArguments, "save_total_limit", 2)
 
     def __post_init__(self):
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # or else each of several processes would train on its own
         super().__post_init__()
         if self.label_names is None:
             self.label_names = ["labels"]
@@ -128,6 +141,13 @@ class RecipeArguments(TrainingArguments):
             )
         if self.base_learning_rate is not None:
             self.learning_rate = self.base_learning_rate * self.total_batch_size / 256
+        if self.min_learning_rate and self.learning_rate and self.lr_scheduler_type == "cosine":
+            self.lr_scheduler_type = SchedulerType.COSINE_WITH_MIN_LR
+            self.lr_scheduler_kwargs = {"min_lr": self.min_learning_rate}
+        if self.sync_batchnorm is None:
+            self.sync_batchnorm = self.world_size > 1 and self.device.type != "cpu"
+        elif self.sync_batchnorm and self.device.type == "cpu":
+            raise ValueError("`--sync_batchnorm` needs accelerators: PyTorch has no SyncBatchNorm for the CPU.")
 
     @property
     def total_batch_size(self) -> int:
@@ -156,12 +176,67 @@ class PreTrainingArguments(RecipeArguments):
 
 @dataclass
 class FineTuningArguments(RecipeArguments):
-    """The short fine-tuning recipe: 100 epochs, AdamW (0.9, 0.999), peak learning rate 1e-3 for 256 images."""
+    """
+    The paper's fine-tuning recipe: 100 epochs, AdamW (0.9, 0.999), peak learning rate 1e-3 for 256 images,
+    layer-wise decay, stochastic depth, mixup and cutmix, RandAugment, random erasing, label smoothing.
+    """
 
     num_train_epochs: float = _default(TrainingArguments, "num_train_epochs", 100.0)
     per_device_train_batch_size: int = _default(TrainingArguments, "per_device_train_batch_size", 64)
     base_learning_rate: float | None = _default(RecipeArguments, "base_learning_rate", 1e-3)
+    min_learning_rate: float = _default(RecipeArguments, "min_learning_rate", 1e-6)
     warmup_epochs: float = _default(RecipeArguments, "warmup_epochs", 5.0)
+    label_smoothing_factor: float = _default(TrainingArguments, "label_smoothing_factor", 0.1)
+    layer_decay: float | None = field(
+        default=0.65, metadata={"help": "Each layer's learning rate over that of the layer above."}
+    )
+    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the last block."})
+    mixup: float = field(default=0.8, metadata={"help": "Alpha of mixup; 0 for none."})
+    cutmix: float = field(default=1.0, metadata={"help": "Alpha of cutmix; 0 for none."})
+    auto_augment: str = field(
+        default="rand-m9-mstd0.5-inc1", metadata={"help": "timm's augmentation policy; '' for none."}
+    )
+    random_erasing: float = field(default=0.25, metadata={"help": "Probability of random erasing, with noise."})
+    classifier_init_std: float = field(
+        default=2e-5, metadata={"help": "Standard deviation of a new classifier's weights."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.mixup or self.cutmix) and self.per_device_train_batch_size % 2:
+            raise ValueError(
+                f"mixup and cutmix mix pairs of images, but `--per_device_train_batch_size` is "
+                f"{self.per_device_train_batch_size}: make it even, or pass `--mixup 0 --cutmix 0`."
+            )
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"`--layer_decay` must be above 0 and at most 1, got {self.layer_decay}.")
+
+
+@dataclass
+class LinearProbeArguments(RecipeArguments):
+    """
+    The paper's linear probe: 90 epochs, LARS (momentum 0.9, no weight decay), peak learning rate 0.1 for 256 images.
+    """
+
+    num_train_epochs: float = _default(TrainingArguments, "num_train_epochs", 90.0)
+    per_device_train_batch_size: int = _default(TrainingArguments, "per_device_train_batch_size", 512)
+    base_learning_rate: float | None = _default(RecipeArguments, "base_learning_rate", 0.1)
+    warmup_epochs: float = _default(RecipeArguments, "warmup_epochs", 10.0)
+    weight_decay: float = _default(TrainingArguments, "weight_decay", 0.0)
+    probe: str = field(
+        default="lars",
+        metadata={
+            "help": "lars trains on augmented images, as the paper does; logistic (scikit-learn's regression) and knn "
+            "compute the features of each image once.",
+            "choices": ["lars", "logistic", "knn"],
+        },
+    )
+    use_mean_pooling: bool = field(
+        default=False,
+        metadata={"help": "Probe the mean of the patch tokens instead of the class token."},
+    )
+    num_neighbors: int = field(default=20, metadata={"help": "Neighbours that vote, for `--probe knn`."})
+    inverse_regularization: float = field(default=1.0, metadata={"help": "scikit-learn's C, for `--probe logistic`."})
 
 
 def read_recipe(path: str | Path) -> dict:
@@ -207,32 +282,3 @@ def parse_arguments(argument_classes, default_recipe: str | Path, argv: list[str
         return (model_args, *others)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-
-
-def prepare_output_dir(args: RecipeArguments) -> str | None:
-    """
-    Make sure that a run may write to `args.output_dir`.
-
-    Returns:
-        The checkpoint to go on from, if the folder holds an unfinished run.
-
-    Raises:
-        FileExistsError: if the folder holds something else.
-    """
-    if args.resume_from_checkpoint:
-        return args.resume_from_checkpoint
-    output_dir = Path(args.output_dir)
-    if not output_dir.is_dir() or not any(output_dir.iterdir()):
-        return None
-    if args.overwrite_output_dir:
-        for checkpoint in output_dir.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        return None
-    checkpoint = get_last_checkpoint(output_dir)
-    if checkpoint is None:
-        raise FileExistsError(
-            f"{output_dir} is not empty and holds no checkpoint to go on from: choose another `--output_dir`, or pass "
-            "`--overwrite_output_dir True` to start anew there."
-        )
-    logger.warning(f"Going on from {checkpoint}; pass `--overwrite_output_dir True` to start anew instead.")
-    return str(checkpoint)

@@ -1,0 +1,128 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Classifiers on frozen features: the linear probe of MAE and SupMAE, and scikit-learn's on features computed once."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from ..data.images import collate
+from ..modeling_supmae import SupMAEForImageClassification, classification_loss
+
+
+class LinearProbe(nn.Module):
+    """
+    A linear layer behind a BatchNorm without affine parameters, on the frozen features of a classifier's encoder
+    (class token, or mean of the patch tokens and LayerNorm, as the classifier has it).
+
+    Args:
+        model ([`SupMAEForImageClassification`]): Its classifier is replaced.
+    """
+
+    def __init__(self, model: SupMAEForImageClassification):
+        super().__init__()
+        self.config = model.config
+        self.encoder = model.requires_grad_(False)
+        self.encoder.classifier = nn.Identity()
+        # the settings of MAE's linear probe
+        self.batch_norm = nn.BatchNorm1d(model.config.hidden_size, affine=False, eps=1e-6)
+        self.classifier = nn.Linear(model.config.hidden_size, model.config.num_labels)
+        nn.init.trunc_normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+        self.train()
+
+    def train(self, mode: bool = True) -> "LinearProbe":
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
+        with torch.no_grad():
+            features = self.encoder(pixel_values).logits  # (batch_size, hidden_size): the classifier is gone
+        logits = self.classifier(self.batch_norm(features))
+        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def to_classifier(self) -> SupMAEForImageClassification:
+        """The encoder with one linear layer that does what BatchNorm (in evaluation) and classifier do."""
+        scale = (self.batch_norm.running_var + self.batch_norm.eps).rsqrt()
+        weight = self.classifier.weight * scale
+        set_classifier(self.encoder, weight, self.classifier.bias - weight @ self.batch_norm.running_mean)
+        return self.encoder
+
+
+def set_classifier(model: SupMAEForImageClassification, weight: torch.Tensor, bias: torch.Tensor):
+    """Give a model a classifier of `weight` `(num_labels, hidden_size)` and `bias` `(num_labels,)`."""
+    model.classifier = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
+    with torch.no_grad():
+        model.classifier.weight.copy_(weight)
+        model.classifier.bias.copy_(bias)
+
+
+@torch.no_grad()
+def compute_features(model: SupMAEForImageClassification, dataset, args) -> tuple[np.ndarray, np.ndarray]:
+    """
+    What the classifier of `model` sees of each image of an [`ImageDataset`] or [`ImageStream`].
+
+    Returns:
+        Features `(num_images, hidden_size)` and labels `(num_images,)`.
+    """
+    accelerator = Accelerator(cpu=args.use_cpu)
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=args.per_device_eval_batch_size,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+    )
+    loader = accelerator.prepare(loader)
+    model = model.to(accelerator.device).eval()
+    seen = []
+    hook = model.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features, labels = [], []
+    for batch in loader:
+        model(batch["pixel_values"])
+        batch_features, batch_labels = accelerator.gather_for_metrics((seen.pop(), batch["labels"]))
+        features.append(batch_features.float().cpu())
+        labels.append(batch_labels.cpu())
+    hook.remove()
+    return torch.cat(features).numpy(), torch.cat(labels).numpy()
+
+
+def fit_logistic(model: SupMAEForImageClassification, features: np.ndarray, labels: np.ndarray, c: float):
+    """
+    Logistic regression on standardised features, as the model's new classifier.
+
+    Args:
+        c (`float`): scikit-learn's inverse strength of regularisation.
+    """
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(features, labels)
+    scaler, regression = pipeline[0], pipeline[1]
+    coefficients, intercepts = regression.coef_, regression.intercept_
+    if len(regression.classes_) == 2:  # scikit-learn has one score then, of the second class against the first
+        coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
+        intercepts = np.concatenate([np.zeros_like(intercepts), intercepts])
+    weight = np.zeros((model.config.num_labels, features.shape[1]))
+    bias = np.full(model.config.num_labels, -1e4)  # never chosen: classes without a training image
+    weight[regression.classes_] = coefficients / scaler.scale_
+    bias[regression.classes_] = intercepts - (coefficients / scaler.scale_) @ scaler.mean_
+    set_classifier(model, *(torch.tensor(x, dtype=torch.float32, device=model.device) for x in (weight, bias)))
+
+
+def knn_scores(
+    features: np.ndarray, labels: np.ndarray, queries: np.ndarray, num_labels: int, num_neighbors: int
+) -> np.ndarray:
+    """
+    Votes of the `num_neighbors` nearest training images by cosine distance, weighted by closeness: shape
+    `(num_queries, num_labels)`.
+    """
+    neighbors = KNeighborsClassifier(min(num_neighbors, len(features)), weights="distance", metric="cosine")
+    neighbors.fit(features, labels)
+    scores = np.zeros((len(queries), num_labels))
+    scores[:, neighbors.classes_] = neighbors.predict_proba(queries)
+    return scores

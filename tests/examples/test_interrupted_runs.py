@@ -1,0 +1,126 @@
+"""Runs that are killed and started again end as if nothing had happened."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import TINY, example_command, run_example
+
+from supmae_hf.training.resuming import find_checkpoint, list_checkpoints
+
+
+# dropout, so that what a step draws matters too
+MODEL = ["--model_config", json.dumps({**TINY, "hidden_dropout_prob": 0.1})]
+RUN = [*MODEL, "--num_train_epochs", 8, "--warmup_epochs", 1, "--eval_strategy", "no", "--report_to", "none"]
+RUN += ["--save_strategy", "steps", "--save_steps", 3, "--logging_steps", 10, "--disable_tqdm", "True", "--use_cpu"]
+
+
+def newest_step(folder) -> int:
+    return max((int(path.name.split("-")[1]) for path in list_checkpoints(folder)), default=0)
+
+
+def start(script, arguments, cwd, **kwargs) -> subprocess.Popen:
+    command = example_command(script, *arguments)
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
+
+
+def kill_at_random_moments(script, arguments, cwd, kills: int, most_steps: int, seed: int):
+    """
+    Kill the run again and again, each time after a random number of steps and then a random fraction of a second, or
+    (one time in six) of the seconds in which it starts.
+    """
+    generator = random.Random(seed)
+    for _ in range(kills):
+        begin, wait = newest_step(cwd / "killed"), generator.random()
+        steps = generator.randint(1, most_steps) if generator.randrange(6) else 0
+        process = start(script, [*arguments, "--output_dir", "killed"], cwd, start_new_session=True)
+        while newest_step(cwd / "killed") < begin + steps and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(wait * (0.2 if steps else 6))
+        assert process.poll() is None, "the run was over before it was killed: " + process.stdout.read()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def assert_killed_run_equals(script, arguments, cwd, **kwargs):
+    run_example(script, *arguments, "--output_dir", "whole", cwd=cwd)
+    kill_at_random_moments(script, arguments, cwd, **kwargs)
+    run_example(script, *arguments, "--output_dir", "killed", cwd=cwd)
+    whole, killed = ((cwd / name / "model.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert whole == killed
+    # nothing unfinished is left over
+    assert sorted(path.name for path in (cwd / "killed").iterdir()) == sorted(
+        path.name for path in (cwd / "whole").iterdir()
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("run_pretrain.py", ["--dataloader_num_workers", 1]),
+        ("run_pretrain_no_trainer.py", ["--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 2]),
+    ],
+)
+def test_killed_runs_end_bit_for_bit_the_same(tmp_path, script, arguments):
+    assert_killed_run_equals(script, [*RUN, *arguments], tmp_path, kills=5, most_steps=24, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["run_pretrain.py", "run_pretrain_no_trainer.py"])
+def test_thirty_kills(tmp_path, script):
+    arguments = [*RUN, "--num_train_epochs", 30, "--dataloader_num_workers", 1]
+    assert_killed_run_equals(script, arguments, tmp_path, kills=30, most_steps=24, seed=1)
+
+
+def test_finetuning_goes_on_bit_for_bit(tmp_path):
+    """Mixup, RandAugment, random erasing and stochastic depth are drawn again as they would have been."""
+    arguments = ["--model_name_or_path", tmp_path / "pretrained", "--num_train_epochs", 3, "--warmup_epochs", 1]
+    arguments += ["--mixup", 0.8, "--cutmix", 1.0, "--auto_augment", "rand-m9-mstd0.5-inc1", "--random_erasing", 0.25]
+    arguments += ["--drop_path_rate", 0.1, "--label_smoothing_factor", 0.1, "--save_strategy", "steps"]
+    arguments += ["--save_steps", 3, "--eval_strategy", "no", "--report_to", "none", "--use_cpu"]
+    run_example("run_pretrain.py", *RUN, "--num_train_epochs", 1, "--output_dir", "pretrained", cwd=tmp_path)
+    assert_killed_run_equals("run_finetune.py", arguments, tmp_path, kills=2, most_steps=20, seed=2)
+
+
+@pytest.mark.parametrize("script", ["run_pretrain.py", "run_pretrain_no_trainer.py"])
+def test_sigterm_saves_before_leaving(tmp_path, script):
+    arguments = [*RUN, "--save_steps", 1000, "--dataloader_num_workers", 1, "--num_train_epochs", 100]
+    arguments += ["--logging_dir", "x"] if False else []
+    process = start(
+        script, [*arguments, "--output_dir", "out", "--disable_tqdm", "False"], tmp_path, start_new_session=True
+    )
+    seen = ""
+    while "4/2200" not in seen:  # the progress bar
+        text = process.stdout.read(1)
+        assert text, seen
+        seen += text
+    os.killpg(process.pid, signal.SIGTERM)  # the data-loading worker is told as well
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    assert "Stopped by SIGTERM; saved in out. The same command goes on from there." in printed
+    checkpoint = find_checkpoint(tmp_path / "out")
+    assert checkpoint is not None and 4 <= newest_step(tmp_path / "out") < 2200
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
+    run_example("run_pretrain.py", *RUN, "--max_steps", 3, "--warmup_epochs", 0, "--output_dir", "out", cwd=tmp_path)
+    size = (tmp_path / "out" / "checkpoint-3" / "model.safetensors").stat().st_size
+
+    def no_large_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+
+    arguments = [*RUN, "--max_steps", 6, "--warmup_epochs", 0, "--output_dir", "out"]
+    process = start("run_pretrain.py", arguments, tmp_path, preexec_fn=no_large_files)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode not in (0, None)
+    assert "The checkpoint of step 6 cannot be written to out" in printed and "checkpoint-3" in printed
+    assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-3"]
+    assert find_checkpoint(tmp_path / "out") is not None
+    # with room again the same command goes on
+    run_example("run_pretrain.py", *arguments, cwd=tmp_path)
+    assert newest_step(tmp_path / "out") == 6

@@ -1,0 +1,219 @@
+"""Checkpoints that are complete or absent, and runs that stop in order."""
+
+import os
+import signal
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import digit_pixel_values, reference_config
+from sklearn.datasets import load_digits
+from transformers.utils import logging
+
+from supmae_hf import SupMAEForPreTraining
+from supmae_hf.training.arguments import PreTrainingArguments
+from supmae_hf.training.resuming import find_checkpoint, list_checkpoints, new_checkpoint, prepare_output_dir
+from supmae_hf.training.trainer import PreTrainer
+
+
+@pytest.fixture(autouse=True)
+def warnings(caplog):
+    logging.enable_propagation()
+    return caplog
+
+
+def arguments(tmp_path, **fields) -> PreTrainingArguments:
+    return PreTrainingArguments(
+        **{
+            "output_dir": str(tmp_path / "run"),
+            "num_train_epochs": 2,
+            "warmup_epochs": 1,
+            "per_device_train_batch_size": 8,
+            "logging_steps": 1,
+            "eval_strategy": "no",
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+            **fields,
+        }
+    )
+
+
+def write(args, step: int, content: bytes = b"weights"):
+    with new_checkpoint(args, Accelerator(cpu=True), step) as folder:
+        (folder / "model.safetensors").write_bytes(content)
+        (folder / "sub").mkdir()
+        (folder / "sub" / "optimizer.pt").write_bytes(content)
+
+
+@pytest.fixture
+def run(tmp_path):
+    args = arguments(tmp_path)
+    prepare_output_dir(args)
+    return args
+
+
+def names(args) -> list[str]:
+    return [path.name for path in list_checkpoints(args.output_dir)]
+
+
+def test_checkpoints_appear_when_they_are_complete(run, tmp_path):
+    with new_checkpoint(run, Accelerator(cpu=True), 1) as folder:
+        (folder / "model.safetensors").write_bytes(b"weights")
+        assert names(run) == []
+    assert names(run) == ["checkpoint-1"]
+    assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes() == b"weights"
+    assert os.listdir(tmp_path / "run") == ["checkpoint-1"]
+
+
+def test_only_the_newest_checkpoints_stay(run):
+    for step in (8, 9, 10, 11):
+        write(run, step)
+    assert names(run) == ["checkpoint-10", "checkpoint-11"]
+
+
+def test_the_best_checkpoint_stays(run, tmp_path):
+    for step in (8, 9, 10):
+        with new_checkpoint(run, Accelerator(cpu=True), step, keep=str(tmp_path / "run" / "checkpoint-8")) as folder:
+            (folder / "model.safetensors").write_bytes(b"weights")
+    assert names(run) == ["checkpoint-8", "checkpoint-9", "checkpoint-10"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "missing", "without manifest", "empty"])
+def test_damaged_checkpoints_are_reported_and_passed_over(run, tmp_path, warnings, damage):
+    write(run, 1)
+    write(run, 2)
+    path = tmp_path / "run" / "checkpoint-2"
+    if damage == "truncated":
+        (path / "model.safetensors").write_bytes(b"wei")
+    elif damage == "changed":
+        (path / "sub" / "optimizer.pt").write_bytes(b"weighty")
+    elif damage == "missing":
+        (path / "sub" / "optimizer.pt").unlink()
+    elif damage == "without manifest":
+        (path / "manifest.json").unlink()
+    else:
+        (path / "manifest.json").write_text("")
+    assert find_checkpoint(run.output_dir) == tmp_path / "run" / "checkpoint-1"
+    assert "checkpoint-2 is not used:" in warnings.text
+
+
+def test_nothing_changes_when_writing_fails(run, tmp_path):
+    write(run, 1)
+    with (
+        pytest.raises(
+            OSError, match=r"step 2 cannot be written to .*run: No space left.*last one kept is checkpoint-1"
+        ),
+        new_checkpoint(run, Accelerator(cpu=True), 2) as folder,
+    ):
+        (folder / "model.safetensors").write_bytes(b"wei")
+        raise OSError("No space left on device")
+    assert names(run) == ["checkpoint-1"] and find_checkpoint(run.output_dir) is not None
+    write(run, 2)
+    assert names(run) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_lost_folder_is_an_error(run, tmp_path):
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(OSError, match="step 5 cannot be written to .*the output folder has disappeared.*none before"):
+        write(run, 5)
+
+
+# --- the folder a run writes to ---
+
+
+def test_output_folder_in_use(tmp_path, warnings):
+    args = arguments(tmp_path)
+    assert prepare_output_dir(args) is None  # does not exist
+    assert prepare_output_dir(args) is None  # empty
+    (tmp_path / "run" / "runs").mkdir()
+    assert prepare_output_dir(args) is None  # stopped before its first checkpoint
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="is not empty and holds no checkpoint.*overwrite_output_dir"):
+        prepare_output_dir(args)
+    write(args, 9)
+    write(args, 10)
+    assert prepare_output_dir(args) == str(tmp_path / "run" / "checkpoint-10")
+    assert "Going on from" in warnings.text
+    args.overwrite_output_dir = True
+    assert prepare_output_dir(args) is None
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["runs", "thesis.txt"]
+
+
+def test_checkpoints_elsewhere_can_be_resumed(tmp_path):
+    args = arguments(tmp_path, resume_from_checkpoint=str(tmp_path / "elsewhere"))
+    with pytest.raises(FileNotFoundError, match="There is no checkpoint '.*elsewhere'"):
+        prepare_output_dir(args)
+    (tmp_path / "elsewhere").mkdir()
+    assert prepare_output_dir(args) == str(tmp_path / "elsewhere")
+
+
+# --- stopping ---
+
+
+class Items(torch.utils.data.Dataset):
+    """Digits, of which reading one calls `event`."""
+
+    def __init__(self, at=None, event=None):
+        self.pixel_values = digit_pixel_values(range(24))
+        self.at, self.event, self.count = at, event, 0
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        self.count += 1
+        pixel_values = self.pixel_values[index]
+        if self.count == self.at:
+            pixel_values = self.event(pixel_values)
+        return {"pixel_values": pixel_values, "labels": load_digits().target[index]}
+
+
+def trainer(tmp_path, items, **fields) -> PreTrainer:
+    args = arguments(tmp_path, **fields)
+    prepare_output_dir(args)
+    torch.manual_seed(0)
+    return PreTrainer(model=SupMAEForPreTraining(reference_config()), args=args, train_dataset=items)
+
+
+def test_losses_that_are_not_finite_end_the_run(tmp_path):
+    # the fourth batch is read while the third step runs
+    broken = Items(at=30, event=lambda pixel_values: pixel_values * torch.nan)
+    run = trainer(tmp_path, broken)
+    with pytest.raises(FloatingPointError) as error:
+        run.train()
+    message = str(error.value)
+    assert message.startswith("Step 4: the loss is not finite (")
+    assert "reconstruction_loss nan" in message and "classification_loss nan" in message
+    assert "checkpoint-3" in message and "--base_learning_rate" in message
+    assert names(run.args) == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    run = trainer(tmp_path, Items(), save_steps=3)
+    step = run.create_optimizer().step
+
+    def step_to_nowhere(*args):
+        step(*args)
+        run.model.decoder.decoder_norm.weight.data[0] = torch.inf
+
+    run.optimizer.step = step_to_nowhere
+    with pytest.raises(FloatingPointError, match=r"not finite"):
+        run.train()
+    assert names(run.args) == []
+
+
+def test_sigterm_saves_and_stops(tmp_path):
+    def terminate(pixel_values):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return pixel_values
+
+    handler = signal.getsignal(signal.SIGTERM)
+    run = trainer(tmp_path, Items(at=30, event=terminate), save_steps=100)
+    run.train()
+    assert run.was_stopped and 3 <= run.state.global_step < 6
+    assert names(run.args) == [f"checkpoint-{run.state.global_step}"]
+    assert find_checkpoint(run.args.output_dir) is not None
+    assert signal.getsignal(signal.SIGTERM) is handler
