@@ -6,7 +6,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits, load_sample_images
@@ -143,9 +146,32 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_example(script: str, *arguments, cwd, fails: bool = False, processes: int = 1) -> str:
-    """What a script of examples/ prints, or, if it is meant to fail, its error."""
-    command = example_command(script, *arguments, processes=processes)
+def run_command(command: list[str], cwd) -> str:
+    """What a command prints; it must succeed."""
     result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
-    assert (result.returncode != 0) is fails, result.stdout + result.stderr
-    return result.stderr if fails else result.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def run_example(script: str, *arguments, cwd, fails: bool = False) -> str:
+    """
+    What a script of examples/ prints, or, if it is meant to fail, its error. Runs in this process: importing what a
+    script needs takes longer than these runs.
+    """
+    printed, complaint = io.StringIO(), io.StringIO()
+    state = os.getcwd(), sys.argv
+    sys.argv = [script, *map(str, arguments)]
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
+            load_example(script).main()
+    except (Exception, SystemExit) as error:
+        if not fails:
+            raise
+        return f"{error}\n{complaint.getvalue()}"
+    finally:
+        os.chdir(state[0])
+        sys.argv = state[1]
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert not fails, printed.getvalue()
+    return printed.getvalue()

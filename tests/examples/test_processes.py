@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import TINY, run_example
+from conftest import TINY, example_command, run_command
 from safetensors.torch import load_file
 
 
@@ -56,12 +56,12 @@ def assert_same(one, other, tolerance: float):
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    run_example("run_pretrain.py", *arguments(64), "--output_dir", "out", cwd=folder)
+    run_command(example_command("run_pretrain.py", *arguments(64), "--output_dir", "out"), folder)
     return results(folder / "out")
 
 
 def test_the_loop_equals_the_trainer_step_by_step(tmp_path, one_process):
-    run_example("run_pretrain_no_trainer.py", *arguments(64), "--output_dir", "out", cwd=tmp_path)
+    run_command(example_command("run_pretrain_no_trainer.py", *arguments(64), "--output_dir", "out"), tmp_path)
     assert_same(one_process, results(tmp_path / "out"), tolerance=0)
 
 
@@ -71,7 +71,7 @@ def test_the_loop_equals_the_trainer_step_by_step(tmp_path, one_process):
 )
 def test_two_processes_equal_one(tmp_path, one_process, script, batch_size, accumulation):
     flags = arguments(batch_size, accumulation)
-    run_example(script, *flags, "--output_dir", "out", cwd=tmp_path, processes=2)
+    run_command(example_command(script, *flags, "--output_dir", "out", processes=2), tmp_path)
     assert_same(one_process, results(tmp_path / "out"), tolerance=1e-5)
 
 
@@ -79,7 +79,7 @@ def test_streams_are_split_between_processes(tmp_path):
     """Two processes see what one sees, each image once an epoch."""
     for name, batch_size, processes in (("one", 64, 1), ("two", 32, 2)):
         flags = arguments(batch_size, **{"--label_fraction": 1.0, "--streaming": True})
-        run_example("run_pretrain.py", *flags, "--output_dir", name, cwd=tmp_path, processes=processes)
+        run_command(example_command("run_pretrain.py", *flags, "--output_dir", name, processes=processes), tmp_path)
     assert_same(results(tmp_path / "one"), results(tmp_path / "two"), tolerance=1e-5)
 
 
@@ -90,5 +90,5 @@ def test_synchronised_batch_norm_equals_one_process(tmp_path):
         pytest.skip("needs two accelerators")
     for name, batch_size, processes in (("one", 64, 1), ("two", 32, 2)):
         flags = [*arguments(batch_size, **{"--model_config": json.dumps(TINY)})[:-1], "--output_dir", name]
-        run_example("run_pretrain.py", *flags, cwd=tmp_path, processes=processes)
+        run_command(example_command("run_pretrain.py", *flags, processes=processes), tmp_path)
     assert_same(results(tmp_path / "one"), results(tmp_path / "two"), tolerance=1e-5)

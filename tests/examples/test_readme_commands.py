@@ -11,7 +11,8 @@ from conftest import ROOT
 
 
 COMMANDS = [
-    command.strip() for command in re.findall(r"```bash\n(.*?)```", (ROOT / "examples" / "README.md").read_text(), re.S)
+    command.strip()
+    for command in re.findall(r"```bash\n(.*?)```", (ROOT / "examples" / "README.md").read_text(), re.S)
 ]
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import TINY
 from conftest import run_example as run
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -12,20 +13,7 @@ from transformers import AutoImageProcessor, pipeline
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
 
 
-TINY = json.dumps(
-    {
-        "image_size": 16,
-        "patch_size": 4,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "decoder_hidden_size": 32,
-        "decoder_num_attention_heads": 2,
-        "decoder_intermediate_size": 64,
-        "classifier_hidden_size": 32,
-    }
-)
+TINY = json.dumps(TINY)
 SHORT = ["--num_train_epochs", "2", "--warmup_epochs", "1", "--logging_steps", "1", "--use_cpu"]
 
 
@@ -73,6 +61,42 @@ def photo_folder(tmp_path, photographs):
     return tmp_path
 
 
+@pytest.mark.parametrize("script", ["run_pretrain.py", "run_pretrain_no_trainer.py"])
+def test_broken_images(photo_folder, script):
+    path = photo_folder / "photos" / "china" / "5.jpg"
+    path.write_bytes(path.read_bytes()[:1000])
+    arguments = ["--model_config", TINY, "--train_dir", "photos", "--per_device_train_batch_size", 4, *SHORT]
+    arguments += ["--validation_dir", "photos", "--eval_strategy", "no", "--save_strategy", "no"]
+    error = run(script, *arguments, "--output_dir", "out", cwd=photo_folder, fails=True)
+    assert "china/5.jpg" in error and "cannot be decoded" in error and "--on_bad_image skip" in error
+    arguments += ["--on_bad_image", "skip", "--overwrite_output_dir", "True"]
+    run(script, *arguments, "--output_dir", "out", cwd=photo_folder)
+    log = json.loads((photo_folder / "out" / "trainer_state.json").read_text())["log_history"]
+    assert sum(entry.get("skipped_images", 0) for entry in log) == 2  # once an epoch
+
+
+def test_partly_labeled_images_are_counted(tmp_path):
+    arguments = ["--model_config", TINY, "--label_fraction", 0.1, "--output_dir", "out", *SHORT]
+    printed = run("run_pretrain.py", *arguments, "--save_strategy", "no", cwd=tmp_path)
+    assert "142 of 1437 training images are labelled" in printed
+    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    counts = [entry["labeled_images_per_step"] for entry in log if "labeled_images_per_step" in entry]
+    assert len(counts) == 44 and 0 < sum(counts) <= 2 * 142 and all(np.isfinite(entry.get("loss", 0)) for entry in log)
+
+
+def test_linear_probes(tmp_path):
+    limits = ["--max_train_samples", 200, "--max_eval_samples", 50, *SHORT]
+    run("run_pretrain.py", "--model_config", TINY, "--output_dir", "pre", *limits, cwd=tmp_path)
+    for probe in ("lars", "logistic", "knn"):
+        arguments = ["--model_name_or_path", "pre", "--probe", probe, "--output_dir", probe, *limits]
+        printed = run("run_linear_probe.py", *arguments, cwd=tmp_path)
+        assert f"Probed ({probe})" in printed and "top1" in printed
+        assert "eval_top1" in json.loads((tmp_path / probe / "eval_results.json").read_text())
+    for probe in ("lars", "logistic"):
+        digit = Image.fromarray((load_digits().images[0] * 15).astype(np.uint8))
+        assert len(pipeline("image-classification", model=str(tmp_path / probe))(digit)) == 5
+
+
 def test_image_folder(photo_folder):
     arguments = ["--train_dir", "photos", "--output_dir", "out", "--per_device_train_batch_size", 8, *SHORT]
     run("run_pretrain.py", "--model_config", TINY, *arguments, "--save_strategy", "no", cwd=photo_folder)
@@ -99,6 +123,7 @@ def test_images_without_labels_train_as_mae(photo_folder):
         ("run_pretrain.py", ["--per_device_train_batch_size", 4096], "only 1437 to train on: lower"),
         ("run_pretrain.py", ["--model_config", '{"patch_size": 5}'], "`image_size` 32 is not a multiple"),
         ("run_pretrain.py", ["--model_config", '{"mask_ratoi": 0.5}'], "did you mean `mask_ratio`?"),
+        ("run_linear_probe.py", ["--train_dir", "."], "A probe needs an encoder"),
         ("run_finetune.py", ["--label_column_name", "image"], "cannot be used as labels"),
         ("run_finetune.py", ["--model_name_or_path", "nowhere"], "There is no checkpoint 'nowhere'"),
     ],

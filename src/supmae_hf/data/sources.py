@@ -283,7 +283,9 @@ class Labels:
                     "searched for them: leave out `--streaming`, or use a column of the type ClassLabel."
                 )
             return cls(column, class_label.names, "single_label_classification")
-        values = sorted(value for value in dataset.unique(column) if value is not None and value != UNLABELED)
+        # without the images, of which `unique` may make a copy
+        values = dataset.select_columns(column).unique(column)
+        values = sorted(value for value in values if value is not None and value != UNLABELED)
         if class_label is not None:
             names = class_label.names
         elif is_text:
