@@ -189,9 +189,10 @@ def test_only_chosen_labels_are_used():
 # --- fine-tuning ---
 
 
-def test_finetune_transform_is_timms(photographs):
-    config = reference_config(image_size=64)
-    image = Image.fromarray(photographs[0])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_finetune_transform_is_timms(photographs, num_channels):
+    config = reference_config(image_size=(64, 48), num_channels=num_channels)
+    image = Image.fromarray(photographs[0]).convert({1: "L", 3: "RGB"}[num_channels])
     transform = build_finetune_transform(config, DataArguments(), "rand-m9-mstd0.5-inc1", 0.25)
     names = [type(step).__name__ for step in transform.transforms]
     assert names.index("RandomHorizontalFlip") < names.index("RandAugment") < names.index("Normalize")
@@ -202,7 +203,7 @@ def test_finetune_transform_is_timms(photographs):
     for key in (1, 1, 2):
         with seeded(key):
             results.append(transform(image))
-    assert results[0].shape == (3, 64, 64)
+    assert results[0].shape == (num_channels, 64, 48)
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
     for index in range(100):  # every operation at every strength
         with seeded(index):

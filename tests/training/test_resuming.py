@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from conftest import digit_pixel_values, reference_config
 from sklearn.datasets import load_digits
+from transformers import TrainerCallback
 from transformers.utils import logging
 
 from supmae_hf import SupMAEForPreTraining
@@ -79,6 +80,16 @@ def test_the_best_checkpoint_stays(run, tmp_path):
         with new_checkpoint(run, Accelerator(cpu=True), step, keep=str(tmp_path / "run" / "checkpoint-8")) as folder:
             (folder / "model.safetensors").write_bytes(b"weights")
     assert names(run) == ["checkpoint-8", "checkpoint-9", "checkpoint-10"]
+
+
+def test_a_damaged_checkpoint_does_not_push_out_a_good_one(run, tmp_path):
+    for step in (10, 20):
+        write(run, step)
+    (tmp_path / "run" / "checkpoint-20" / "model.safetensors").unlink()
+    write(run, 15)  # having gone on from 10
+    assert names(run) == ["checkpoint-10", "checkpoint-15", "checkpoint-20"]
+    write(run, 20)
+    assert names(run) == ["checkpoint-15", "checkpoint-20"] and find_checkpoint(run.output_dir).name == "checkpoint-20"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "missing", "without manifest", "empty"])
@@ -191,16 +202,16 @@ def test_losses_that_are_not_finite_end_the_run(tmp_path):
     assert names(run.args) == ["checkpoint-2", "checkpoint-3"]
 
 
+class Break(TrainerCallback):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 3:
+            model.decoder.decoder_norm.weight.data[0] = torch.inf
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     run = trainer(tmp_path, Items(), save_steps=3)
-    step = run.create_optimizer().step
-
-    def step_to_nowhere(*args):
-        step(*args)
-        run.model.decoder.decoder_norm.weight.data[0] = torch.inf
-
-    run.optimizer.step = step_to_nowhere
-    with pytest.raises(FloatingPointError, match=r"not finite"):
+    run.add_callback(Break())
+    with pytest.raises(FloatingPointError, match=r"Step 3: the weight decoder\.decoder_norm\.weight is not finite"):
         run.train()
     assert names(run.args) == []
 

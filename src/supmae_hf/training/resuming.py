@@ -63,11 +63,11 @@ def _damage(checkpoint: Path) -> str | None:
     return None
 
 
-def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
+def list_checkpoints(output_dir: str | Path, last_step: float = math.inf) -> list[Path]:
+    """The checkpoints in a folder up to a step, oldest first."""
     matches = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(output_dir).glob("checkpoint-*"))
     steps = sorted(int(match[1]) for match in matches if match)
-    return [Path(output_dir) / f"checkpoint-{step}" for step in steps]
+    return [Path(output_dir) / f"checkpoint-{step}" for step in steps if step <= last_step]
 
 
 def find_checkpoint(output_dir: str | Path) -> Path | None:
@@ -112,7 +112,7 @@ def new_checkpoint(args: RecipeArguments, accelerator: Accelerator, step: int, k
         if args.should_save:
             (unfinished / MANIFEST).write_text(json.dumps(_checksums(unfinished), indent=1))
             _write_to_disk(unfinished)
-            if checkpoint.exists():  # damaged, or this run would have begun with it
+            if checkpoint.exists():  # damaged
                 _remove(checkpoint)
             unfinished.rename(checkpoint)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -126,7 +126,8 @@ def new_checkpoint(args: RecipeArguments, accelerator: Accelerator, step: int, k
         ) from error
     if args.should_save:
         if args.save_total_limit:
-            for old in list_checkpoints(output_dir)[: -args.save_total_limit]:
+            # a later one is damaged, as this run would have begun with it: it does not count
+            for old in list_checkpoints(output_dir, step)[: -args.save_total_limit]:
                 if keep is None or old != Path(keep):
                     _remove(old)
         with contextlib.suppress(OSError):
