@@ -71,7 +71,7 @@ def evaluate(model, dataloader, accelerator: Accelerator) -> dict[str, float]:
         batch.pop("skipped", None)
         batch_rows = evaluation_statistics(bare_model, model(**batch), batch["pixel_values"], batch["labels"])
         rows.append(accelerator.gather_for_metrics(batch_rows))
-    return {f"eval_{name}": value for name, value in averages(torch.cat(rows).double().sum(dim=0)).items()}
+    return {f"eval_{name}": value for name, value in averages(torch.cat(rows).cpu().double().sum(dim=0)).items()}
 
 
 class Interval:
@@ -85,7 +85,7 @@ class Interval:
 
     def add_batch(self, loss: torch.Tensor, batch_statistics: torch.Tensor, skipped: torch.Tensor | None):
         self.num_images += len(batch_statistics)
-        sums = batch_statistics.double().sum(dim=0)
+        sums = batch_statistics.sum(dim=0)
         self.sums = sums if self.sums is None else self.sums + sums
         self.loss = loss if self.loss is None else self.loss + loss
         if skipped is not None:

@@ -4,8 +4,11 @@ import json
 
 import pytest
 import torch
-from conftest import TINY, example_command, run_command
+from accelerate.commands.config.config_args import load_config_from_file
+from conftest import ROOT, TINY, example_command, run_command
 from safetensors.torch import load_file
+
+from supmae_hf import SupMAEConfig, SupMAEForPreTraining
 
 
 def arguments(batch_size: int, accumulation: int = 1, **fields) -> list:
@@ -92,3 +95,15 @@ def test_synchronised_batch_norm_equals_one_process(tmp_path):
         flags = [*arguments(batch_size, **{"--model_config": json.dumps(TINY)})[:-1], "--output_dir", name]
         run_command(example_command("run_pretrain.py", *flags, processes=processes), tmp_path)
     assert_same(results(tmp_path / "one"), results(tmp_path / "two"), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples/configs/accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_accelerate_reads_the_configurations(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes > 1
+    if path.stem == "fsdp":
+        plugin = config.fsdp_config
+        assert plugin["fsdp_version"] == 2
+        assert plugin["fsdp_transformer_layer_cls_to_wrap"] in {
+            type(module).__name__ for module in SupMAEForPreTraining(SupMAEConfig(**TINY)).modules()
+        }

@@ -152,6 +152,11 @@ def load_image_data(args: DataArguments) -> datasets.DatasetDict | datasets.Iter
         raise ValueError(f"The data set has no split 'train', only {sorted(data)}: choose another data set or folder.")
 
     train = data["train"]
+    if train.features is None:
+        raise ValueError(
+            "The stream does not say which columns it has and of which types: leave out `--streaming`, or store the "
+            "data set's features with it."
+        )
     held_out = next((split for split in ("validation", "val", "test") if split in data), None)
     if held_out is not None:
         validation = data[held_out]

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import torch
@@ -194,13 +195,16 @@ class StopRequest:
 
     def __init__(self):
         self.received = False
+        self._previous = None
 
     def __enter__(self):
-        self._previous = signal.signal(signal.SIGTERM, self._receive)
+        if threading.current_thread() is threading.main_thread():  # no other may have a say
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
         return self
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self._previous)
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
 
     def _receive(self, *_):
         self.received = True

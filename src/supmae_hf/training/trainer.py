@@ -232,7 +232,7 @@ class PreTrainer(RecipeTrainer):
         if not model.training:
             return outputs["loss"].mean(), outputs
         loss = step_loss(outputs, inputs["labels"], self.model.config, self._mean_labels)
-        sums = statistics(outputs, inputs["labels"]).double().sum(dim=0)
+        sums = statistics(outputs, inputs["labels"]).sum(dim=0)
         self._sums = sums if self._sums is None else self._sums + sums
         self._monitor.add(
             reconstruction_loss=outputs["reconstruction_loss"], classification_loss=outputs["classification_loss"]
