@@ -75,6 +75,16 @@ def test_broken_images(photo_folder, script):
     assert sum(entry.get("skipped_images", 0) for entry in log) == 2  # once an epoch
 
 
+@pytest.mark.parametrize("script", ["run_pretrain.py", "run_finetune.py"])
+def test_streamed_folders(photo_folder, script):
+    path = photo_folder / "photos" / "china" / "5.jpg"
+    path.write_bytes(path.read_bytes()[:1000])
+    arguments = ["--model_config", TINY, "--train_dir", "photos", "--validation_dir", "photos", "--output_dir", "out"]
+    arguments += ["--streaming", "True", "--max_train_samples", 40, "--per_device_train_batch_size", 4, *SHORT]
+    printed = run(script, *arguments, "--on_bad_image", "skip", cwd=photo_folder)
+    assert "for 2 epochs on 40 images; on the held-out images: " in printed
+
+
 def test_partly_labeled_images_are_counted(tmp_path):
     arguments = ["--model_config", TINY, "--label_fraction", 0.1, "--output_dir", "out", *SHORT]
     printed = run("run_pretrain.py", *arguments, "--save_strategy", "no", cwd=tmp_path)

@@ -17,7 +17,7 @@ from ..data.images import (
     build_train_transform,
     collate,
 )
-from ..data.sources import DataArguments, Labels, find_labeled, load_image_data, number_of_images
+from ..data.sources import DataArguments, Labels, find_image_column, find_labeled, load_image_data, number_of_images
 from ..modeling_supmae import SupMAEForPreTraining
 from ..visualization import save_curves, save_reconstructions
 from .arguments import ModelArguments, PreTrainingArguments, RecipeArguments
@@ -166,6 +166,9 @@ def load_labeled_data(data_args: DataArguments, job: str):
         )
     train = data["train"]
     if isinstance(train, datasets.IterableDataset):
+        # not decoded by the filter, which would not know what to do with a broken image
+        image_column = find_image_column(train.features, data_args.image_column_name)
+        train = train.cast_column(image_column, datasets.Image(decode=False))
         data["train"] = train.filter(labels.is_label, input_columns=[labels.column])
     else:
         labeled = find_labeled(train, labels, data_args)

@@ -113,15 +113,15 @@ class RecipeTrainer(Trainer):
         return self.lr_scheduler
 
     def get_train_dataloader(self):
+        if isinstance(self.train_dataset, ImageStream):
+            self._order = self.train_dataset
         dataloader = super().get_train_dataloader()
         getattr(dataloader, "base_dataloader", dataloader).worker_init_fn = ignore_stop_request
         return dataloader
 
     def _get_train_sampler(self, train_dataset=None):
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(train_dataset, ImageStream):
-            self._order = train_dataset
-        elif isinstance(train_dataset, ImageDataset):
+        if isinstance(train_dataset, ImageDataset):
             self._order = EpochSampler(train_dataset)
             return self._order
         return super()._get_train_sampler(train_dataset)
