@@ -38,6 +38,7 @@ from supmae_hf.training.optimization import create_optimizer, create_scheduler
 from supmae_hf.training.resuming import (
     RunMonitor,
     StopRequest,
+    check_writer,
     ignore_stop_request,
     new_checkpoint,
     prepare_output_dir,
@@ -142,6 +143,7 @@ def train(
 
     state = TrainerState()
     if checkpoint is not None:
+        check_writer(checkpoint, is_trainer=False)
         accelerator.load_state(checkpoint)
         state = TrainerState.load_from_json(Path(checkpoint) / "trainer_state.json")
     state.max_steps = max_steps

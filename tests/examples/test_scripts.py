@@ -144,6 +144,17 @@ def test_bad_input_ends_in_one_error(tmp_path, script, arguments, message):
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize(
+    "scripts", [("run_pretrain.py", "run_pretrain_no_trainer.py"), ("run_pretrain_no_trainer.py", "run_pretrain.py")]
+)
+def test_checkpoints_of_the_other_script_are_refused(tmp_path, scripts):
+    arguments = ["--model_config", TINY, "--output_dir", "out", "--eval_strategy", "no", *SHORT, "--max_steps", 2]
+    first, second = scripts
+    run(first, *arguments, cwd=tmp_path)
+    error = run(second, *arguments, cwd=tmp_path, fails=True)
+    assert "checkpoint-2 was written by" in error and "go on with that script" in error
+
+
 def test_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")

@@ -81,6 +81,18 @@ def find_checkpoint(output_dir: str | Path) -> Path | None:
     return None
 
 
+def check_writer(checkpoint: str | Path, is_trainer: bool):
+    """
+    Raise a `ValueError` if a checkpoint to go on from is not the Trainer's, or not the Accelerate loop's: neither finds
+    the other's optimiser state, and the Trainer would go on without.
+    """
+    if (Path(checkpoint) / "random_states_0.pkl").exists() == is_trainer:
+        writer = "run_pretrain_no_trainer.py" if is_trainer else "the Trainer (run_pretrain.py)"
+        raise ValueError(
+            f"{checkpoint} was written by {writer}: go on with that script, or choose another `--output_dir`."
+        )
+
+
 def _remove(checkpoint: Path):
     doomed = checkpoint.parent / _UNFINISHED / f"old-{checkpoint.name}"
     shutil.rmtree(doomed, ignore_errors=True)

@@ -20,7 +20,7 @@ from ..data.images import EpochSampler, ImageDataset, ImageStream, MixupCollator
 from ..modeling_supmae import UNLABELED
 from .objective import averages, evaluation_statistics, labeled_images, labels_per_batch, statistics, step_loss
 from .optimization import create_optimizer, create_scheduler
-from .resuming import RunMonitor, StopRequest, ignore_stop_request, new_checkpoint
+from .resuming import RunMonitor, StopRequest, check_writer, ignore_stop_request, new_checkpoint
 
 
 logger = logging.get_logger(__name__)
@@ -96,10 +96,12 @@ class RecipeTrainer(Trainer):
         self._unfinished = None
         self.add_callback(_RunCallback(self))
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        if isinstance(resume_from_checkpoint, str):
+            check_writer(resume_from_checkpoint, is_trainer=True)
         with StopRequest() as stop:
             self._monitor = RunMonitor(self.args, self.accelerator, stop)
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
