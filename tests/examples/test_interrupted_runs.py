@@ -117,6 +117,15 @@ def test_sigterm_saves_before_leaving(tmp_path, script, processes):
     assert checkpoint is not None and 4 <= newest_step(tmp_path / "out") < 2200
 
 
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_persistent_workers_end_with_the_run(tmp_path, context):
+    arguments = [*RUN, "--max_steps", 2, "--warmup_epochs", 0, "--dataloader_num_workers", 1, "--output_dir", "out"]
+    arguments += ["--dataloader_persistent_workers", "True", "--dataloader_multiprocessing_context", context]
+    process = start("run_pretrain.py", arguments, tmp_path)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, printed
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     run_example("run_pretrain.py", *RUN, "--max_steps", 3, "--warmup_epochs", 0, "--output_dir", "out", cwd=tmp_path)
     size = (tmp_path / "out" / "checkpoint-3" / "model.safetensors").stat().st_size

@@ -223,8 +223,19 @@ class StopRequest:
 
 
 def ignore_stop_request(worker_id: int = 0):
-    """For data-loading workers, which SIGTERM would kill before the run has saved: they end with the run."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """
+    For data-loading workers, which SIGTERM would kill before the run has saved: they obey only that of their parent,
+    which ends them. (On macOS, where senders cannot be told apart, they obey any.)
+    """
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that the thread receives it
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int):
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class RunMonitor:
