@@ -33,6 +33,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def seed_of(*key: int) -> int:
+    """One seed from several numbers, such that keys that differ a little give seeds that have nothing in common."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
 @contextlib.contextmanager
 def seeded(*key: int):
     """
@@ -40,7 +45,7 @@ def seeded(*key: int):
     generators go on as if nothing had been drawn.
     """
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    seed = seed_of(*key)
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)

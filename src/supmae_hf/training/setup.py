@@ -100,7 +100,8 @@ def prepare_pretraining(
         build_train_transform(model.config, data_args),
         image_processor,
         masks=True,
-        labeled=labeled,
+        # without a fraction the labels say it themselves: no need to carry a million indices to every worker
+        labeled=labeled if data_args.label_fraction < 1 else None,
     )
     return model, image_processor, train_dataset, eval_dataset
 

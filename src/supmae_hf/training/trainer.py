@@ -8,7 +8,6 @@ import math
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from timm.optim import Lars
 from transformers import Trainer, TrainerCallback
@@ -16,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalPrediction
 from transformers.utils import logging
 
-from ..data.images import EpochSampler, ImageDataset, ImageStream, MixupCollator
+from ..data.images import EpochSampler, ImageDataset, ImageStream, MixupCollator, seed_of
 from ..modeling_supmae import UNLABELED
 from .objective import averages, evaluation_statistics, labeled_images, labels_per_batch, statistics, step_loss
 from .optimization import create_optimizer, create_scheduler
@@ -28,7 +27,7 @@ logger = logging.get_logger(__name__)
 
 def seed_step(seed: int, step: int, process_index: int):
     """Seed what a training step draws (dropout, stochastic depth), so that it does not depend on the steps before."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, process_index)).generate_state(1)[0]))
+    torch.manual_seed(seed_of(seed, step, process_index))
 
 
 def prepare_batch_norm(model: torch.nn.Module, args) -> torch.nn.Module:
