@@ -33,6 +33,12 @@ def main():
     )
     if model_args.model_name_or_path is None:
         raise ValueError("A probe needs an encoder: name a checkpoint with `--model_name_or_path`.")
+    is_trained = training_args.probe == "lars"
+    if data_args.streaming and not is_trained:
+        raise ValueError(
+            f"`--probe {training_args.probe}` computes the features of every image once, but a training stream has no "
+            "end: leave out `--streaming`, or use `--probe lars`."
+        )
     checkpoint = prepare_output_dir(training_args)
     set_seed(training_args.seed)
 
@@ -41,7 +47,6 @@ def main():
         SupMAEForImageClassification, use_mean_pooling=training_args.use_mean_pooling, **labels.config_fields()
     )
     image_processor = build_image_processor(classifier.config, data_args.eval_crop_ratio)
-    is_trained = training_args.probe == "lars"
     train_dataset, eval_dataset = build_datasets(
         data,
         classifier.config,

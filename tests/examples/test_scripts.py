@@ -134,6 +134,7 @@ def test_images_without_labels_train_as_mae(photo_folder):
         ("run_pretrain.py", ["--model_config", '{"patch_size": 5}'], "`image_size` 32 is not a multiple"),
         ("run_pretrain.py", ["--model_config", '{"mask_ratoi": 0.5}'], "did you mean `mask_ratio`?"),
         ("run_linear_probe.py", ["--train_dir", "."], "A probe needs an encoder"),
+        ("run_linear_probe.py", ["--streaming", "True", "--probe", "knn"], "a training stream has no end"),
         ("run_finetune.py", ["--label_column_name", "image"], "cannot be used as labels"),
         ("run_finetune.py", ["--model_name_or_path", "nowhere"], "There is no checkpoint 'nowhere'"),
     ],
