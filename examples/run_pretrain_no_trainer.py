@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerState, set_seed
 
 from supmae_hf import SupMAEForPreTraining
-from supmae_hf.data.images import EpochSampler, ImageDataset, collate
+from supmae_hf.data.images import EpochSampler, ImageDataset, collate, normalize_pixels
 from supmae_hf.data.sources import DataArguments
 from supmae_hf.training.arguments import ModelArguments, PreTrainingArguments, parse_arguments
 from supmae_hf.training.objective import (
@@ -44,7 +44,7 @@ from supmae_hf.training.resuming import (
     prepare_output_dir,
 )
 from supmae_hf.training.setup import leave, prepare_pretraining, report_pretraining
-from supmae_hf.training.trainer import prepare_batch_norm, seed_step
+from supmae_hf.training.trainer import keep_freed_memory, prepare_batch_norm, seed_step
 
 
 def build_dataloader(dataset, args: PreTrainingArguments, train: bool) -> DataLoader:
@@ -125,6 +125,8 @@ def train(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(args.ddp_find_unused_parameters))],
     )
     accelerator.init_trackers("runs")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     bare_model = prepare_batch_norm(model, args)
     if args.gradient_checkpointing:
         bare_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
@@ -172,6 +174,7 @@ def train(
         mean_labels = labels_per_batch(batches, accelerator)
         for index, batch in enumerate(batches):
             skipped = batch.pop("skipped", None)
+            batch["pixel_values"] = normalize_pixels(batch["pixel_values"])
             is_last = index == len(batches) - 1
             with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
                 outputs = model(**batch)

@@ -1,7 +1,9 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """SupMAE, the supervised masked autoencoder of arXiv 2205.14540, in the conventions of Transformers' ViTMAE."""
 
+import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -146,14 +148,29 @@ def random_masking(noise: torch.Tensor, num_visible: int) -> tuple[torch.Tensor,
         `ids_restore`, both of shape `(batch_size, num_patches)`, as in [`SupMAEModelOutput`].
     """
     ids_shuffle = torch.argsort(noise, dim=1)
-    places = torch.arange(noise.shape[1], device=noise.device).expand_as(ids_shuffle)
-    ids_restore = torch.empty_like(ids_shuffle).scatter_(1, ids_shuffle, places)  # the inverse permutation
+    ids_restore = invert_permutations(ids_shuffle)
     return ids_shuffle[:, :num_visible], (ids_restore >= num_visible).float(), ids_restore
+
+
+def invert_permutations(ids: torch.Tensor) -> torch.Tensor:
+    """The inverse of each row of `ids` `(batch_size, length)`, a permutation of `0 ... length - 1`."""
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    return torch.empty_like(ids).scatter_(1, ids, places)
 
 
 def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Tokens `(batch_size, length, dim)` at `ids` `(batch_size, new_length)`: `(batch_size, new_length, dim)`."""
     return torch.gather(tokens, 1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def gather_patches(images: torch.Tensor, ids: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
+    """
+    The patches `ids` `(batch_size, num_ids)`, counted in raster order, of images
+    `(batch_size, num_channels, height, width)`: `(batch_size, num_ids, patch_height, patch_width, num_channels)`.
+    """
+    grid = images.unflatten(3, (-1, patch_size[1])).unflatten(2, (-1, patch_size[0])).permute(0, 2, 4, 3, 5, 1)
+    image = torch.arange(ids.shape[0], device=ids.device).unsqueeze(1)
+    return grid[image, ids // grid.shape[2], ids % grid.shape[2]]
 
 
 def pool_tokens(tokens: torch.Tensor, use_mean_pooling: bool) -> torch.Tensor:
@@ -231,7 +248,10 @@ def classification_loss(
 
 
 class SupMAEPatchEmbeddings(nn.Module):
-    """Images `(batch_size, num_channels, height, width)` to patch tokens `(batch_size, num_patches, hidden_size)`."""
+    """
+    Images `(batch_size, num_channels, height, width)` to patch tokens `(batch_size, num_patches, hidden_size)`, or to
+    those of the patches `ids` `(batch_size, num_ids)` alone.
+    """
 
     def __init__(self, config: SupMAEConfig):
         super().__init__()
@@ -241,12 +261,15 @@ class SupMAEPatchEmbeddings(nn.Module):
             config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
         )
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"Expected `pixel_values` of shape (batch_size, {self.num_channels}, height, width), got "
                 f"{tuple(pixel_values.shape)}: convert the images, or set `num_channels` in the configuration."
             )
+        if ids is not None:  # the patches side by side, as an image of one row
+            patches = gather_patches(pixel_values, ids, self.patch_size)
+            pixel_values = patches.permute(0, 4, 2, 1, 3).flatten(3)
         pixel_values = pixel_values.to(self.projection.weight.dtype)
         return self.projection(pixel_values).flatten(2).transpose(1, 2)
 
@@ -285,17 +308,13 @@ class SupMAEEmbeddings(nn.Module):
         mask_ratio: float | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        patches = self.patch_embeddings(pixel_values)
         grid_size = self.patch_grid(pixel_values, interpolate_pos_encoding)
-        position_embeddings = interpolate_position_embeddings(
-            self.position_embeddings, self.config.grid_size, grid_size
-        )
-        patches = patches + position_embeddings[:, 1:]
-        class_tokens = (self.cls_token + position_embeddings[:, :1]).expand(patches.shape[0], -1, -1)
-
-        mask = ids_restore = None
+        positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid_size)
+        class_tokens = (self.cls_token + positions[:, :1]).expand(pixel_values.shape[0], -1, -1)
+        positions = positions[:, 1:]
+        ids_keep = mask = ids_restore = None
         if noise is not None or mask_ratio is not None:
-            batch_size, num_patches = patches.shape[:2]
+            batch_size, num_patches = pixel_values.shape[0], math.prod(grid_size)
             mask_ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
             num_visible = self.config.num_visible_patches(num_patches, mask_ratio)
             if not 0 <= mask_ratio < 1 or num_visible < 1:
@@ -304,15 +323,57 @@ class SupMAEEmbeddings(nn.Module):
                     "leaves at least one."
                 )
             if noise is None:
-                noise = torch.rand(batch_size, num_patches, device=patches.device)
+                noise = torch.rand(batch_size, num_patches, device=pixel_values.device)
             elif noise.shape != (batch_size, num_patches):
                 raise ValueError(
                     f"`noise` must have shape (batch_size, num_patches) = {(batch_size, num_patches)}, got "
                     f"{tuple(noise.shape)}."
                 )
-            ids_keep, mask, ids_restore = random_masking(noise.to(patches.device), num_visible)
-            patches = gather_tokens(patches, ids_keep)
+            ids_keep, mask, ids_restore = random_masking(noise.to(pixel_values.device), num_visible)
+            positions = positions[0, ids_keep]
+        patches = self.patch_embeddings(pixel_values, ids_keep) + positions  # only those that will be encoded
         return torch.cat([class_tokens, patches], dim=1), mask, ids_restore
+
+
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The type in which linear layers compute on `tensor`."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+@contextlib.contextmanager
+def recompute_in_backward(tensor: torch.Tensor, function: Callable[[], torch.Tensor]):
+    """
+    Operations inside do not keep `tensor` for their backward pass, where `function()` computes it again: for results
+    that are cheap to compute from tensors that are kept anyway.
+    """
+    storage = tensor.untyped_storage().data_ptr()
+    num_kept, again = 0, None
+
+    def pack(saved: torch.Tensor):
+        nonlocal num_kept
+        if saved.untyped_storage().data_ptr() != storage:
+            return saved
+        num_kept += 1
+        return saved.shape, saved.stride(), saved.storage_offset()
+
+    def unpack(packed) -> torch.Tensor:
+        nonlocal num_kept, again
+        if isinstance(packed, torch.Tensor):
+            return packed
+        if again is None:
+            with torch.no_grad():
+                again = function().to(dtype)
+        view = again.as_strided(*packed)
+        num_kept -= 1
+        if num_kept <= 0:
+            again = None
+        return view
+
+    dtype = tensor.dtype
+    del tensor
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -321,6 +382,63 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+class SlicedAttention(torch.autograd.Function):
+    """
+    Attention for bfloat16 on CPUs, where it takes a fourth to a half of the time of PyTorch's SDPA
+    (benchmarks/README.md): a few images at a time, whose weights stay in the cache, and are computed again in the
+    backward pass. Takes and returns `(batch_size, num_heads, length, head_dim)`.
+    """
+
+    MAX_WEIGHTS = 2**20  # attention weights at a time
+
+    @staticmethod
+    def slices(query: torch.Tensor, key: torch.Tensor) -> list[slice]:
+        size = max(1, SlicedAttention.MAX_WEIGHTS // (query.shape[1] * query.shape[2] * key.shape[2]))
+        return [slice(start, start + size) for start in range(0, len(query), size)]
+
+    @staticmethod
+    def weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return torch.matmul(query, key.transpose(2, 3)).softmax(dim=-1)  # computes in float32
+
+    @staticmethod
+    def forward(ctx, query, key, value, scaling: float):
+        ctx.save_for_backward(query, key, value)
+        ctx.scaling = scaling
+        output = torch.empty_like(query)
+        for images in SlicedAttention.slices(query, key):
+            # contiguous: matmul would copy the transposed keys, which is slower
+            weights = SlicedAttention.weights(query[images] * scaling, key[images].contiguous())
+            output[images] = torch.matmul(weights, value[images])
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        grads = [torch.empty_like(tensor) for tensor in ctx.saved_tensors]
+        for images in SlicedAttention.slices(*ctx.saved_tensors[:2]):
+            query, key, value = (tensor[images].contiguous() for tensor in ctx.saved_tensors)
+            grad_query, grad_key, grad_value = (grad[images] for grad in grads)
+            grad = grad_output[images].contiguous()
+            query = query * ctx.scaling
+            weights = SlicedAttention.weights(query, key)
+            grad_value.copy_(torch.matmul(weights.transpose(2, 3), grad))
+            grad_weights = torch.matmul(grad, value.transpose(2, 3))
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_query.copy_(torch.matmul(grad_scores, key).mul_(ctx.scaling))
+            grad_key.copy_(torch.matmul(grad_scores.transpose(2, 3), query))
+        return *grads, None
+
+
+def fastest_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """The default: whichever exact implementation is the fastest here."""
+    attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        if not dropout and not torch.compiler.is_compiling():
+            return SlicedAttention.apply(query, key, value, scaling).transpose(1, 2), None
+        attention = eager_attention_forward
+    return attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout)
 
 
 class SupMAEAttention(nn.Module):
@@ -341,18 +459,22 @@ class SupMAEAttention(nn.Module):
             projection.xavier_gain = math.sqrt(0.5)
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, output_attentions: bool = False, first_query: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        """Outputs for the tokens from `first_query` on, which attend to all."""
+        queries = hidden_states[:, first_query:]
         query, key, value = (
-            projection(hidden_states).view(shape).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(tokens).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection, tokens in (
+                (self.q_proj, queries),
+                (self.k_proj, hidden_states),
+                (self.v_proj, hidden_states),
+            )
         )
         # only the eager implementation has weights to return
         implementation = "eager" if output_attentions else self.config._attn_implementation
-        attention = eager_attention_forward
-        if implementation not in ("eager", None):
-            attention = ALL_ATTENTION_FUNCTIONS[implementation]
+        own = {None: eager_attention_forward, "eager": eager_attention_forward, "fastest": fastest_attention_forward}
+        attention = own[implementation] if implementation in own else ALL_ATTENTION_FUNCTIONS[implementation]
         output, weights = attention(
             self,
             query,
@@ -362,7 +484,7 @@ class SupMAEAttention(nn.Module):
             scaling=self.scaling,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
         )
-        output = self.o_proj(output.reshape(hidden_states.shape))
+        output = self.o_proj(output.reshape(queries.shape))
         return output, weights if output_attentions else None
 
 
@@ -373,8 +495,13 @@ class SupMAEMLP(nn.Module):
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+    def forward(self, hidden_states: torch.Tensor, save_memory: bool = False) -> torch.Tensor:
+        hidden_states = self.fc1(hidden_states)
+        activated = self.activation_fn(hidden_states)
+        if not save_memory:
+            return self.fc2(activated)
+        with recompute_in_backward(activated, lambda: self.activation_fn(hidden_states)):
+            return self.fc2(activated)
 
 
 class SupMAEDropPath(nn.Module):
@@ -415,11 +542,28 @@ class SupMAELayer(GradientCheckpointingLayer):
         self.drop_path = SupMAEDropPath(drop_path_rate)
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False
+        self, hidden_states: torch.Tensor, output_attentions: bool = False, first_output: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attention_output, weights = self.attention(self.layernorm_before(hidden_states), output_attentions)
-        hidden_states = hidden_states + self.drop_path(self.dropout(attention_output))
-        mlp_output = self.mlp(self.layernorm_after(hidden_states))
+        """The outputs of the tokens from `first_output` on, which depend on all tokens."""
+        # under gradient checkpointing, nothing of a block is kept anyway; the compiler decides on its own
+        save_memory = (
+            torch.is_grad_enabled()
+            and not (self.gradient_checkpointing and self.training)
+            and not torch.compiler.is_compiling()
+        )
+
+        def normalize(norm: nn.Module, tokens: torch.Tensor):
+            normalized = norm(tokens).to(autocast_dtype(tokens))  # once, and not for each of the projections
+            again = recompute_in_backward(normalized, lambda: norm.forward(tokens))
+            return normalized, again if save_memory else contextlib.nullcontext()
+
+        normalized, context = normalize(self.layernorm_before, hidden_states)
+        with context:
+            attention_output, weights = self.attention(normalized, output_attentions, first_output)
+        hidden_states = hidden_states[:, first_output:] + self.drop_path(self.dropout(attention_output))
+        normalized, context = normalize(self.layernorm_after, hidden_states)
+        with context:
+            mlp_output = self.mlp(normalized, save_memory)
         hidden_states = hidden_states + self.drop_path(self.dropout(mlp_output))
         return hidden_states, weights
 
@@ -442,23 +586,32 @@ class SupMAEDecoder(nn.Module):
         self.decoder_pred = nn.Linear(hidden_size, math.prod(to_pair(config.patch_size)) * config.num_channels)
 
     def forward(
-        self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid_size: tuple[int, int]
+        self,
+        hidden_states: torch.Tensor,
+        ids_restore: torch.Tensor,
+        grid_size: tuple[int, int],
+        hidden_only: bool = False,
     ) -> torch.Tensor:
+        """
+        Predictions of shape `(batch_size, num_patches, patch pixels * num_channels)`, or of the hidden patches alone.
+        Tokens and predictions are in shuffled order, visible patches first, which spares moving them: attention does
+        not mind, and each has its position embedding.
+        """
         hidden_states = self.decoder_embed(hidden_states)  # (batch_size, 1 + num_visible_patches, hidden_size)
-        class_tokens, visible = hidden_states[:, :1], hidden_states[:, 1:]
+        batch_size, num_encoded, _ = hidden_states.shape
+        ids_shuffle = invert_permutations(ids_restore.to(hidden_states.device))
+        num_hidden = 1 + ids_shuffle.shape[1] - num_encoded
+        mask_tokens = self.mask_token.to(hidden_states.dtype).expand(batch_size, num_hidden, -1)
+        positions = interpolate_position_embeddings(self.decoder_pos_embed, self.config.grid_size, grid_size)
+        ids = nn.functional.pad(ids_shuffle + 1, (1, 0))  # the class token's position embedding is the first
+        hidden_states = torch.cat([hidden_states, mask_tokens], dim=1) + positions[0, ids]
 
-        # put a mask token wherever a patch is hidden, then undo the shuffle: (batch_size, num_patches, hidden_size)
-        num_hidden = ids_restore.shape[1] - visible.shape[1]
-        mask_tokens = self.mask_token.to(visible.dtype).expand(visible.shape[0], num_hidden, -1)
-        patches = gather_tokens(torch.cat([visible, mask_tokens], dim=1), ids_restore.to(visible.device))
-
-        hidden_states = torch.cat([class_tokens, patches], dim=1)
-        hidden_states = hidden_states + interpolate_position_embeddings(
-            self.decoder_pos_embed, self.config.grid_size, grid_size
-        )
-        for layer in self.decoder_layers:
+        *layers, last_layer = self.decoder_layers
+        for layer in layers:
             hidden_states, _ = layer(hidden_states)
-        return self.decoder_pred(self.decoder_norm(hidden_states))[:, 1:]
+        # of what is not predicted, only keys and values are still needed
+        hidden_states, _ = last_layer(hidden_states, first_output=num_encoded if hidden_only else 1)
+        return self.decoder_pred(self.decoder_norm(hidden_states))
 
 
 class SupMAEClassificationHead(nn.Module):
@@ -560,6 +713,11 @@ class SupMAEPreTrainedModel(PreTrainedModel):
     def _set_position_embeddings_trainable(self):
         """Position embeddings keep their sine-cosine values, except in fine-tuning."""
         self.base_model.embeddings.position_embeddings.requires_grad_(False)
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, *args, **kwargs) -> str:
+        if requested_attention in (None, "fastest"):
+            return "fastest"
+        return super().get_correct_attn_implementation(requested_attention, *args, **kwargs)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -756,11 +914,32 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         return (logits.float() - target.to(logits.device)).pow(2).mean(dim=-1)
 
     def reconstruction_loss(
-        self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor
+        self, pixel_values: torch.Tensor, hidden_logits: torch.Tensor, ids_restore: torch.Tensor
     ) -> torch.Tensor:
-        """Mean squared error over the pixels of the hidden patches, 0 if none is hidden."""
-        mask = mask.to(logits.device)
-        return (self.patch_losses(pixel_values, logits) * mask).sum() / mask.sum().clamp(min=1)
+        """
+        Mean squared error over the pixels of the hidden patches, 0 if none is hidden.
+
+        Args:
+            hidden_logits (`torch.FloatTensor` of shape `(batch_size, num_hidden_patches, patch pixels * num_channels)`):
+                Predictions of the hidden patches, in shuffled order.
+        """
+        num_hidden = hidden_logits.shape[1]
+        ids_hidden = invert_permutations(ids_restore)[:, ids_restore.shape[1] - num_hidden :].to(pixel_values.device)
+        patch_size = to_pair(self.config.patch_size)
+        total = 0
+        # on a CPU by a few images, whose float32 patches then stay in the cache
+        num_images = (
+            4 if pixel_values.device.type == "cpu" and not torch.compiler.is_compiling() else pixel_values.shape[0]
+        )
+        for images, ids, logits in zip(
+            *(tensor.split(num_images) for tensor in (pixel_values, ids_hidden, hidden_logits))
+        ):
+            target = gather_patches(images, ids, patch_size).flatten(2).float()
+            if self.config.norm_pix_loss:
+                mean, std = self._patch_statistics(target)
+                target = (target - mean) / std
+            total = total + (target.to(logits.device) - logits).square().sum()
+        return total / max(hidden_logits.numel(), 1)
 
     @can_return_tuple
     def forward(
@@ -804,8 +983,14 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
             return_dict=True,
         )
         grid_size = self.vit.embeddings.patch_grid(pixel_values, interpolate_pos_encoding)
-        logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size)
-        reconstruction_loss = self.reconstruction_loss(pixel_values, logits, outputs.mask)
+        num_visible = outputs.last_hidden_state.shape[1] - 1
+        hidden_only = self.training and num_visible < outputs.ids_restore.shape[1]
+        predictions = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size, hidden_only)
+        hidden_logits = predictions if hidden_only else predictions[:, num_visible:]
+        reconstruction_loss = self.reconstruction_loss(pixel_values, hidden_logits, outputs.ids_restore)
+        if hidden_only:
+            predictions = nn.functional.pad(predictions, (0, 0, num_visible, 0))
+        logits = gather_tokens(predictions, outputs.ids_restore.to(predictions.device))
         loss = self.config.reconstruction_loss_weight * reconstruction_loss
 
         class_logits = class_loss = None

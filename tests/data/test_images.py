@@ -9,6 +9,7 @@ from conftest import digit_images, make_dataset, reference_config
 from PIL import Image
 from timm.data import Mixup
 from torch.utils.data import DataLoader
+from torchvision import transforms as T
 
 from supmae_hf.data.images import (
     EpochSampler,
@@ -19,6 +20,7 @@ from supmae_hf.data.images import (
     build_image_processor,
     build_train_transform,
     collate,
+    normalize_pixels,
     seeded,
 )
 from supmae_hf.data.sources import DataArguments, Labels, load_image_data
@@ -27,21 +29,102 @@ from supmae_hf.data.sources import DataArguments, Labels, load_image_data
 CLASSES = datasets.ClassLabel(names=["cat", "dog"])
 
 
-def test_train_transform(photographs):
+REFERENCE = partial(DataArguments, input_pipeline="reference")
+
+
+@pytest.mark.parametrize("pipeline", ["fast", "reference"])
+def test_train_transform(photographs, pipeline):
+    arguments = partial(DataArguments, input_pipeline=pipeline)
     config = reference_config(image_size=64)
     image = Image.fromarray(photographs[0])
-    whole = build_train_transform(config, DataArguments(crop_scale=[1.0, 1.0], horizontal_flip=False))
+    whole = build_train_transform(config, arguments(crop_scale=[1.0, 1.0], horizontal_flip=False))
     pixel_values = whole(image)
-    assert pixel_values.shape == (3, 64, 64) and pixel_values.dtype == torch.float32
-    random = build_train_transform(config, DataArguments())
+    assert pixel_values.shape == (3, 64, 64)
+    assert pixel_values.dtype == (torch.uint8 if pipeline == "fast" else torch.float32)
+    random = build_train_transform(config, arguments())
     assert not torch.equal(random(image), random(image))
     flipped = [
-        build_train_transform(config, DataArguments(crop_scale=[1.0, 1.0]))(image.resize((64, 64))) for _ in range(20)
+        build_train_transform(config, arguments(crop_scale=[1.0, 1.0]))(image.resize((64, 64))) for _ in range(20)
     ]
     unflipped = whole(image.resize((64, 64)))
     same = sum(torch.equal(x, unflipped) for x in flipped)
     mirrored = sum(torch.equal(x, unflipped.flip(-1)) for x in flipped)
     assert same + mirrored == 20 and same and mirrored
+
+
+def encode(image: Image.Image, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file_format", "mode", "options"),
+    [
+        ("JPEG", "RGB", {"quality": 90}),
+        ("JPEG", "RGB", {"quality": 90, "progressive": True, "subsampling": 0}),
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("JPEG", "RGB", {"exif": {274: 6}}),  # to be rotated
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("WEBP", "RGB", {}),
+    ],
+)
+@pytest.mark.parametrize(("width", "crop_scale"), [(500, [0.2, 1.0]), (2000, [0.5, 1.0])])
+def test_fast_pipeline_takes_the_crops_of_the_reference(photographs, file_format, mode, options, width, crop_scale):
+    """From the same random numbers the same crops and flips, and nearly the same pixels; 2000 pixels are reduced."""
+    exif = Image.Exif()
+    exif.update(options.get("exif", {}))
+    photo = Image.fromarray(photographs[0]).resize((width, width * 3 // 4), Image.Resampling.BICUBIC).convert(mode)
+    file = encode(photo, format=file_format, **{**options, "exif": exif} if "exif" in options else options)
+    dataset = make_dataset({"image": [{"bytes": file, "path": None}]}, {"image": datasets.Image()})
+    config = reference_config(image_size=(160, 128), patch_size=16)
+
+    def items(pipeline):
+        args = DataArguments(input_pipeline=pipeline, crop_scale=crop_scale)
+        transform = build_train_transform(config, args)
+        images = ImageDataset(dataset, config, Labels.of(dataset), transform, args, seed=5, masks=True)
+        return collate([images[epoch] for epoch in range(12)])
+
+    fast, reference = items("fast"), items("reference")
+    assert torch.equal(fast["noise"], reference["noise"])
+    assert fast["pixel_values"].dtype == torch.uint8
+    difference = (normalize_pixels(fast["pixel_values"]) - reference["pixel_values"]).abs() * 0.225 * 255
+    # levels of 255, of another crop or a missed flip about 60 on average; JPEG files may be decoded at half their size
+    tolerance = 3.0 if (file_format, mode) == ("JPEG", "RGB") and "exif" not in options else 1.0
+    assert difference.mean() < tolerance
+    assert difference.flatten(1).mean(dim=1).max() < 2 * tolerance
+
+
+def test_fast_pipeline_samples_the_distribution_of_torchvisions_crops():
+    """Share and aspect ratio of the crops and where they lie, against torchvision's own, by a two-sample test."""
+    from scipy.stats import ks_2samp
+
+    width, height = 500, 375
+    image = Image.new("RGB", (width, height))
+    fast = build_train_transform(reference_config(image_size=224, patch_size=16), DataArguments())
+    crops = []
+    fast._decode = lambda image, file, scale, **crop: crops.append(crop) or torch.zeros(3, 224, 224, dtype=torch.uint8)
+    torch.manual_seed(0)
+    for _ in range(2000):
+        fast(image)
+    expected = [T.RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(2000)]
+    expected = [dict(zip(("top", "left", "height", "width"), crop)) for crop in expected]
+    for figure in (
+        lambda crop: crop["height"] * crop["width"],
+        lambda crop: crop["height"] / crop["width"],
+        lambda crop: crop["left"] / max(width - crop["width"], 1),
+        lambda crop: crop["top"] / max(height - crop["height"], 1),
+    ):
+        assert ks_2samp([*map(figure, crops)], [*map(figure, expected)]).pvalue > 0.001
+
+
+def test_normalised_pixels_are_those_of_torchvision(photographs):
+    images = torch.stack([torch.tensor(photo) for photo in photographs]).permute(0, 3, 1, 2)
+    expected = T.functional.normalize(images / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    torch.testing.assert_close(normalize_pixels(images), expected, atol=1e-5, rtol=1e-5)
+    assert normalize_pixels(expected) is expected
 
 
 def test_image_processor_resizes_then_crops(photographs):
@@ -113,13 +196,13 @@ def test_channels_that_images_do_not_have_are_refused():
 # --- randomness ---
 
 
-def train_dataset(size=20, seed=3, **kwargs):
+def train_dataset(size=20, seed=3, arguments=DataArguments, **kwargs):
     config = reference_config()
     dataset = make_dataset(
         {"image": digit_images(size), "label": [index % 2 for index in range(size)]},
         {"image": datasets.Image(), "label": CLASSES},
     )
-    transform = build_train_transform(config, DataArguments())
+    transform = build_train_transform(config, arguments())
     return ImageDataset(dataset, config, Labels.of(dataset), transform, seed=seed, masks=True, **kwargs)
 
 
@@ -213,7 +296,7 @@ def test_finetune_transform_is_timms(photographs, num_channels):
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_mixing_is_timms_and_follows_from_the_images(mixup, cutmix):
     mix = partial(Mixup, mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.1, num_classes=2)
-    items = [train_dataset()[index] for index in range(8)]
+    items = [train_dataset(arguments=REFERENCE)[index] for index in range(8)]
     batch, again = (MixupCollator(mix())(items) for _ in range(2))
     assert_same(batch, again)
     assert batch["labels"].shape == (8, 2) and torch.allclose(batch["labels"].sum(dim=1), torch.ones(8))

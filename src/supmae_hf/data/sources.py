@@ -52,6 +52,15 @@ class DataArguments:
         },
     )
     label_seed: int = field(default=0, metadata={"help": "Decides which images keep their label."})
+    input_pipeline: str = field(
+        default="fast",
+        metadata={
+            "help": "fast decodes and resizes training images in a fraction of the time; reference is torchvision on "
+            "PIL images, as usual. Both take the same crops; pixels differ by rounding. (Not for fine-tuning, whose "
+            "augmentation is timm's.)",
+            "choices": ["fast", "reference"],
+        },
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read the training images as a stream instead of downloading them first."}
     )
@@ -93,6 +102,8 @@ class DataArguments:
                 "`--label_fraction` counts the images of each class, which a stream does not allow: leave out "
                 "`--streaming`, or mark unlabelled images with None in the data set."
             )
+        if self.input_pipeline not in ("fast", "reference"):
+            raise ValueError(f"`--input_pipeline` must be fast or reference, got {self.input_pipeline}.")
         if self.on_bad_image not in ("error", "skip"):
             raise ValueError(f"`--on_bad_image` must be error or skip, got {self.on_bad_image}.")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:

@@ -116,6 +116,7 @@ class RecipeArguments(TrainingArguments):
     )
     lr_scheduler_type: str = _default(TrainingArguments, "lr_scheduler_type", "cosine")
     weight_decay: float = _default(TrainingArguments, "weight_decay", 0.05)
+    optim: str = _default(TrainingArguments, "optim", "adamw_torch_fused")
     max_grad_norm: float = _default(TrainingArguments, "max_grad_norm", 0.0)  # the recipes do not clip
     dataloader_drop_last: bool = _default(TrainingArguments, "dataloader_drop_last", True)
     remove_unused_columns: bool = _default(TrainingArguments, "remove_unused_columns", False)  # the image is one
@@ -132,6 +133,8 @@ class RecipeArguments(TrainingArguments):
         super().__post_init__()
         if self.label_names is None:
             self.label_names = ["labels"]
+        if self.dataloader_num_workers:
+            self.dataloader_persistent_workers = True  # starting them takes seconds, every epoch
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # only of use to an accelerator
         if self.warmup_epochs > self.num_train_epochs:
