@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 CONSTRAINTS ?= constraints/tested.txt
 RUN = $(VENV)/bin/python
+BENCH_PAIR = SupMAE 'ViTMAE + head, 1 decoder block'
 
-.PHONY: demo test test-slow test-oldest quality style clean
+.PHONY: demo test test-slow test-oldest bench quality style clean
 
 $(VENV)/installed: setup.py pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +28,14 @@ test-slow: $(VENV)/installed
 # the tests on the oldest supported releases
 test-oldest:
 	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints/oldest.txt
+
+# speed and memory side by side with ViTMAE; see benchmarks/README.md for what more there is
+bench: $(VENV)/installed
+	$(RUN) benchmarks/bench_step.py
+	$(RUN) benchmarks/bench_step.py --dtype fp32 --batch_size 32 --only $(BENCH_PAIR)
+	if command -v g++ > /dev/null; then $(RUN) benchmarks/bench_step.py --compile --only $(BENCH_PAIR); fi
+	$(RUN) benchmarks/bench_input.py
+	$(RUN) benchmarks/bench_end_to_end.py
 
 quality: $(VENV)/installed
 	$(RUN) -m ruff check

@@ -338,7 +338,8 @@ class SupMAEEmbeddings(nn.Module):
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The type in which linear layers compute on `tensor`."""
     device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    is_enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if is_enabled else tensor.dtype
 
 
 @contextlib.contextmanager
@@ -924,6 +925,8 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
                 Predictions of the hidden patches, in shuffled order.
         """
         num_hidden = hidden_logits.shape[1]
+        if num_hidden == 0:
+            return hidden_logits.float().sum()
         ids_hidden = invert_permutations(ids_restore)[:, ids_restore.shape[1] - num_hidden :].to(pixel_values.device)
         patch_size = to_pair(self.config.patch_size)
         total = 0
@@ -939,7 +942,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
                 mean, std = self._patch_statistics(target)
                 target = (target - mean) / std
             total = total + (target.to(logits.device) - logits).square().sum()
-        return total / max(hidden_logits.numel(), 1)
+        return total / hidden_logits.numel()
 
     @can_return_tuple
     def forward(

@@ -1,0 +1,117 @@
+#!/usr/bin/env python
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Training images per second and core, from JPEG files in a data set to a batch: this project's fast and reference input
+pipelines, and the usual one (as in Transformers' `run_mae.py`): PIL, RandomResizedCrop (bicubic), flip, ToTensor,
+Normalize. In turn, each on one core: the process itself, or one worker of a DataLoader. The fast pipeline's batches are
+uint8 and normalised where the model runs, which is timed on its own.
+
+    python benchmarks/bench_input.py
+"""
+
+import argparse
+import io
+import statistics
+
+import datasets
+import torch
+from common import alternate, ratio, report
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch.utils.data import DataLoader
+from torchvision import transforms as T
+
+from supmae_hf import SupMAEConfig
+from supmae_hf.data.images import ImageDataset, build_train_transform, collate, normalize_pixels
+from supmae_hf.data.sources import DataArguments, Labels
+
+
+def photographs(size: tuple[int, int], quality: int, count: int) -> datasets.Dataset:
+    """scikit-learn's two photographs as JPEG files."""
+    files = []
+    for photo in load_sample_images().images:
+        file = io.BytesIO()
+        Image.fromarray(photo).resize(size, Image.Resampling.LANCZOS).save(file, "JPEG", quality=quality)
+        files.append({"bytes": file.getvalue(), "path": None})
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["china", "flower"])})
+    return datasets.Dataset.from_dict(
+        {"image": files * (count // 2), "label": [0, 1] * (count // 2)}, features=features
+    )
+
+
+def usual(data: datasets.Dataset) -> datasets.Dataset:
+    transform = T.Compose(
+        [
+            T.Lambda(lambda image: image.convert("RGB") if image.mode != "RGB" else image),
+            T.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=T.InterpolationMode.BICUBIC),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    return data.with_transform(
+        lambda rows: {
+            "pixel_values": [transform(image) for image in rows["image"]],
+            "labels": [torch.tensor(label) for label in rows["label"]],
+        }
+    )
+
+
+def ours(data: datasets.Dataset, pipeline: str) -> ImageDataset:
+    config, args = SupMAEConfig(), DataArguments(input_pipeline=pipeline)
+    return ImageDataset(data, config, Labels.of(data), build_train_transform(config, args), args, seed=0, masks=True)
+
+
+def epoch(dataset, workers: int):
+    loader = DataLoader(dataset, 64, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0)
+
+    def run():
+        for _ in loader:
+            pass
+
+    return run
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=512)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for size, quality, workers in [
+        ((500, 375), 75, 0),
+        ((500, 375), 75, 1),
+        ((500, 375), 95, 0),
+        ((500, 375), 95, 1),
+        ((2000, 1500), 75, 0),
+    ]:
+        count = args.images if size[0] < 1000 else args.images // 8
+        data = photographs(size, quality, count)
+
+        runs = {name: epoch(ours(data, name), workers) for name in ("fast", "reference")}
+        runs["usual"] = epoch(usual(data), workers)
+        seconds = alternate(runs, args.rounds, warmup=1)
+        kilobytes = statistics.mean(
+            len(row["bytes"]) for row in data.cast_column("image", datasets.Image(decode=False))["image"]
+        )
+        for name, times in seconds.items():
+            rows.append(
+                {
+                    "image": f"{size[0]}x{size[1]}",
+                    "quality": quality,
+                    "kB": round(kilobytes / 1000),
+                    "runs in": "one worker" if workers else "the process",
+                    "pipeline": name,
+                    "images/s": count / statistics.median(times),
+                    "faster than the usual by": ratio(seconds["usual"], times),
+                }
+            )
+    batch = torch.zeros(64, 3, 224, 224, dtype=torch.uint8)
+    seconds = statistics.median(alternate({"": lambda: normalize_pixels(batch)}, args.rounds)[""])
+    print(f"Normalising a batch of the fast pipeline on one core of the CPU: {seconds / 64 * 1e3:.2f} ms an image")
+    report("input", rows)
+
+
+if __name__ == "__main__":
+    main()
