@@ -61,16 +61,16 @@ def script_rates(args, folder: Path) -> list[float]:
         "report_to": "none",
         "max_eval_samples": 2,
         "num_reconstructions": 1,
+        "disable_tqdm": True,
     }
     command = [
         sys.executable,
         ROOT / "examples" / "run_pretrain.py",
         "--bf16",
         "--overwrite_output_dir",
-        "--disable_tqdm",
     ]
     command += [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    subprocess.run([*map(str, command), "True"], check=True, capture_output=True)
+    subprocess.run([*map(str, command)], check=True, capture_output=True)
     log = json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
     return [entry["images_per_second"] for entry in log if "images_per_second" in entry]
 
@@ -80,7 +80,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1, help="of the DataLoader; 0 loads between the steps")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     bare, script = [], []
     with tempfile.TemporaryDirectory() as name:

@@ -1,8 +1,10 @@
 """What SupMAE's classes promise beyond the equality with the authors' code (checkpoints/test_original.py)."""
 
 import copy
+import gc
 import math
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -484,3 +486,111 @@ def test_bfloat16_autocast(digits, digit_labels):
 def test_grey_digits_have_one_channel():
     model = seeded(SupMAEForImageClassification, num_channels=1).eval()
     assert model(digit_pixel_values(range(4), num_channels=1)).logits.shape == (4, 10)
+
+
+# --- the short cuts of the training step ---
+
+
+def test_training_predicts_the_hidden_patches_only(digits, digit_labels):
+    """The same predictions, losses and gradients as with every patch predicted; zeros for the visible patches."""
+    model = seeded(SupMAEForPreTraining, classifier_hidden_size=0)  # without BatchNorm, whose statistics differ
+    hidden = model.eval()(digits, noise=NOISE).mask.bool()
+    complete = model(digits, labels=digit_labels, noise=NOISE)
+    complete.loss.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+    model.zero_grad()
+    outputs = model.train()(digits, labels=digit_labels, noise=NOISE)
+    outputs.loss.backward()
+    assert outputs.logits.shape == complete.logits.shape
+    torch.testing.assert_close(outputs.logits[hidden], complete.logits[hidden], atol=1e-5, rtol=1e-5)
+    assert outputs.logits[~hidden].eq(0).all() and complete.logits[~hidden].ne(0).any()
+    torch.testing.assert_close(outputs.loss, complete.loss)
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    for parameter, expected in zip(trained, gradients):
+        torch.testing.assert_close(parameter.grad, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [5, 70])
+def test_the_default_attention_equals_the_others(length, monkeypatch):
+    """In bfloat16 on a CPU, where it works by slices, here of several sizes, against float64."""
+    from supmae_hf.modeling_supmae import SlicedAttention
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(6, size, 4 * 16, generator=generator) for size in (length // 2, length, length)]
+    grad = torch.randn(6, 4, length // 2, 16, generator=generator)
+
+    def run(attention, dtype):
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in inputs]
+        output = attention(*(leaf.unflatten(-1, (4, 16)).transpose(1, 2) for leaf in leaves))
+        output.backward(grad.to(dtype))
+        return [output.double(), *(leaf.grad.double() for leaf in leaves)]
+
+    expected = run(lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.2), torch.float64)
+    for max_weights in (1, 4 * length * (length // 2) * 4, 2**20):  # an image, four images, all at a time
+        monkeypatch.setattr(SlicedAttention, "MAX_WEIGHTS", max_weights)
+        exact = run(lambda q, k, v: SlicedAttention.apply(q, k, v, 0.2), torch.float64)
+        half = run(lambda q, k, v: SlicedAttention.apply(q, k, v, 0.2), torch.bfloat16)
+        torch.testing.assert_close(exact, expected, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(half, expected, atol=0.05, rtol=0.05)
+
+
+def test_an_explicit_choice_of_attention_is_honoured(digits, monkeypatch):
+    from supmae_hf import modeling_supmae
+
+    used = []
+    sdpa = modeling_supmae.ALL_ATTENTION_FUNCTIONS["sdpa"]
+    monkeypatch.setitem(
+        modeling_supmae.ALL_ATTENTION_FUNCTIONS._local_mapping,
+        "sdpa",
+        lambda *args, **kwargs: used.append("sdpa") or sdpa(*args, **kwargs),
+    )
+    apply = modeling_supmae.SlicedAttention.apply
+    monkeypatch.setattr(modeling_supmae.SlicedAttention, "apply", lambda *args: used.append("sliced") or apply(*args))
+    for implementation, dtype, expected in [
+        (None, torch.float32, {"sdpa"}),
+        (None, torch.bfloat16, {"sliced"}),
+        ("sdpa", torch.bfloat16, {"sdpa"}),
+        ("eager", torch.bfloat16, set()),
+    ]:
+        used.clear()
+        model = SupMAEModel._from_config(reference_config(), attn_implementation=implementation).to(dtype)
+        model(digits)
+        assert set(used) == expected
+
+
+def test_normalised_and_activated_tokens_are_not_kept_for_the_backward_pass(digits):
+    """A block keeps, of the results that are cheap to compute again, none: measured by what is alive after forward."""
+    model = seeded(SupMAEForPreTraining).train()
+    alive = {}
+    for name, module in model.named_modules():
+        if name.endswith(("layernorm_before", "layernorm_after", "activation_fn")):
+            module.register_forward_hook(
+                lambda _, inputs, output, name=name: alive.__setitem__(name, weakref.ref(output))
+            )
+    outputs = model(digits, noise=NOISE)
+    gc.collect()
+    assert len(alive) == 3 * 5 and all(reference() is None for reference in alive.values())
+    outputs.loss.backward()
+
+
+def test_no_recompilation_across_steps(digits, digit_labels):
+    model = seeded(SupMAEForPreTraining).train()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(3):
+            compiled(digits + step, labels=digit_labels.roll(step), noise=NOISE.roll(step, 0)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_gradients_of_the_images(digits):
+    """For saliency maps: through what is visible, and through the target of the reconstruction."""
+    model = seeded(SupMAEForPreTraining).double().train()
+    images = digits.double().requires_grad_()
+    model(images, noise=NOISE).loss.backward()
+    direction = images.grad / images.grad.norm()  # along which the slope is the gradient's norm
+    with torch.no_grad():
+        ahead, behind = (model(images + step * direction, noise=NOISE).loss for step in (0.01, -0.01))
+    torch.testing.assert_close((ahead - behind).double() / 0.02, images.grad.norm(), rtol=0.02, atol=0)

@@ -80,7 +80,8 @@ class SupMAEForPreTrainingOutput(ModelOutput):
         classification_loss (`torch.FloatTensor` of shape `()`, *optional*):
             Mean loss over the labelled images, 0 if there are none. `None` without `labels`.
         logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`):
-            Pixel predictions, as in ViTMAE; normalised per patch if `config.norm_pix_loss`. See
+            Pixel predictions, as in ViTMAE; normalised per patch if `config.norm_pix_loss`. While training, those of
+            visible patches, which no loss needs, are not computed but 0. See
             [`~SupMAEForPreTraining.predicted_pixel_values`] for images.
         class_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
             Class scores, not divided by the temperature. `None` while training without `labels`.
