@@ -8,6 +8,7 @@
 
 import argparse
 import statistics
+from functools import partial
 
 import torch
 from common import alternate, ratio, report
@@ -34,7 +35,7 @@ def main():
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
                 model(pixel_values)
 
-        runs = {name: lambda model=model.to(device).eval(): classify(model) for name, model in models.items()}
+        runs = {name: partial(classify, model.to(device).eval()) for name, model in models.items()}
         seconds = alternate(runs, args.rounds)
         for name, times in seconds.items():
             row = {"model": name, "dtype": dtype, "images/s": args.batch_size / statistics.median(times)}
