@@ -339,7 +339,7 @@ class SupMAEEmbeddings(nn.Module):
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The type in which linear layers compute on `tensor`."""
     device = tensor.device.type
-    is_enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    is_enabled = device != "meta" and torch.is_autocast_enabled(device)  # which raises for the meta device
     return torch.get_autocast_dtype(device) if is_enabled else tensor.dtype
 
 
@@ -556,8 +556,9 @@ class SupMAELayer(GradientCheckpointingLayer):
 
         def normalize(norm: nn.Module, tokens: torch.Tensor):
             normalized = norm(tokens).to(autocast_dtype(tokens))  # once, and not for each of the projections
-            again = recompute_in_backward(normalized, lambda: norm.forward(tokens))
-            return normalized, again if save_memory else contextlib.nullcontext()
+            if not save_memory:
+                return normalized, contextlib.nullcontext()
+            return normalized, recompute_in_backward(normalized, lambda: norm.forward(tokens))
 
         normalized, context = normalize(self.layernorm_before, hidden_states)
         with context:
