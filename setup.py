@@ -17,6 +17,7 @@ TRAIN = [
     "Pillow>=10.0,<13",  # 13 refuses the 0 bits that timm's RandAugment posterizes to at its strongest
     "PyYAML>=6.0.1",
     "scikit-learn>=1.5",
+    "simplejpeg>=1.8",
     "tensorboard>=2.18",
     "timm>=1.0.24",
     "torchvision>=0.21",

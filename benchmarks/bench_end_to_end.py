@@ -63,13 +63,8 @@ def script_rates(args, folder: Path) -> list[float]:
         "num_reconstructions": 1,
         "disable_tqdm": True,
     }
-    command = [
-        sys.executable,
-        ROOT / "examples" / "run_pretrain.py",
-        "--bf16",
-        "--overwrite_output_dir",
-    ]
-    command += [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    command = [sys.executable, ROOT / "examples" / "run_pretrain.py", "--bf16", "--overwrite_output_dir"]
+    command += [part for name, value in flags.items() for part in (f"--{name}", value)]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
     log = json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
     return [entry["images_per_second"] for entry in log if "images_per_second" in entry]

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from supmae_hf import SupMAEConfig, SupMAEForPreTraining
+from supmae_hf.modeling_supmae import gather_tokens
 
 
 DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -42,7 +43,7 @@ class AllPatches(nn.Module):
 
     def forward(self, pixel_values, ids=None):
         patches = self.embeddings(pixel_values)
-        return patches if ids is None else patches.gather(1, ids.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        return patches if ids is None else gather_tokens(patches, ids)
 
 
 def supmae(args, short_cuts: bool = True) -> nn.Module:

@@ -169,9 +169,10 @@ def gather_patches(images: torch.Tensor, ids: torch.Tensor, patch_size: tuple[in
     The patches `ids` `(batch_size, num_ids)`, counted in raster order, of images
     `(batch_size, num_channels, height, width)`: `(batch_size, num_ids, patch_height, patch_width, num_channels)`.
     """
-    grid = images.unflatten(3, (-1, patch_size[1])).unflatten(2, (-1, patch_size[0])).permute(0, 2, 4, 3, 5, 1)
+    grid = images.unflatten(3, (-1, patch_size[1])).unflatten(2, (-1, patch_size[0]))
     image = torch.arange(ids.shape[0], device=ids.device).unsqueeze(1)
-    return grid[image, ids // grid.shape[2], ids % grid.shape[2]]
+    patches = grid[image, :, ids // grid.shape[4], :, ids % grid.shape[4]]
+    return patches.permute(0, 1, 3, 4, 2)
 
 
 def pool_tokens(tokens: torch.Tensor, use_mean_pooling: bool) -> torch.Tensor:
@@ -388,9 +389,8 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 class SlicedAttention(torch.autograd.Function):
     """
-    Attention for bfloat16 on CPUs, where it takes a fourth to a half of the time of PyTorch's SDPA
-    (benchmarks/README.md): a few images at a time, whose weights stay in the cache, and are computed again in the
-    backward pass. Takes and returns `(batch_size, num_heads, length, head_dim)`.
+    Attention for bfloat16 on CPUs, where PyTorch's SDPA takes longer: a few images at a time, whose weights stay in the
+    cache, and are computed again in the backward pass. Takes and returns `(batch_size, num_heads, length, head_dim)`.
     """
 
     MAX_WEIGHTS = 2**20  # attention weights at a time
@@ -908,13 +908,18 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return mean, (variance + 1e-6).sqrt()
 
+    def _targets(self, patches: torch.Tensor) -> torch.Tensor:
+        """What the decoder is to predict for patches `(..., patch pixels * num_channels)`."""
+        patches = patches.float()
+        if not self.config.norm_pix_loss:
+            return patches
+        mean, std = self._patch_statistics(patches)
+        return (patches - mean) / std
+
     def patch_losses(self, pixel_values: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Mean squared error over the pixels of every patch: shape `(batch_size, num_patches)`."""
-        target = self.patchify(pixel_values).float()
-        if self.config.norm_pix_loss:
-            mean, std = self._patch_statistics(target)
-            target = (target - mean) / std
-        return (logits.float() - target.to(logits.device)).pow(2).mean(dim=-1)
+        targets = self._targets(self.patchify(pixel_values))
+        return (logits.float() - targets.to(logits.device)).pow(2).mean(dim=-1)
 
     def reconstruction_loss(
         self, pixel_values: torch.Tensor, hidden_logits: torch.Tensor, ids_restore: torch.Tensor
@@ -939,11 +944,8 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         for images, ids, logits in zip(
             *(tensor.split(num_images) for tensor in (pixel_values, ids_hidden, hidden_logits))
         ):
-            target = gather_patches(images, ids, patch_size).flatten(2).float()
-            if self.config.norm_pix_loss:
-                mean, std = self._patch_statistics(target)
-                target = (target - mean) / std
-            total = total + (target.to(logits.device) - logits).square().sum()
+            targets = self._targets(gather_patches(images, ids, patch_size).flatten(2))
+            total = total + (targets.to(logits.device) - logits).square().sum()
         return total / hidden_logits.numel()
 
     @can_return_tuple

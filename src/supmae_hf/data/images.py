@@ -10,12 +10,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import simplejpeg
 import torch
 import transformers
 from packaging import version
 from PIL import ExifTags, Image
 from timm.data import Mixup, create_transform
-from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 from transformers.utils import logging
 
@@ -34,6 +34,9 @@ logger = logging.get_logger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Pillow's image modes by number of channels
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def seed_of(*key: int) -> int:
@@ -118,12 +121,28 @@ def normalize_pixels(pixel_values: torch.Tensor) -> torch.Tensor:
     return normalized
 
 
+def first_jpeg_rows(file: bytes, num_rows: int) -> bytes:
+    """
+    A JPEG file whose header says that it has only `num_rows` rows, so that a decoder stops there. Progressive files,
+    which store all rows at once, are returned as they are.
+    """
+    position = 2
+    while position + 6 < len(file) and file[position] == 0xFF:
+        marker = file[position + 1]
+        if marker in (0xC0, 0xC1):  # start of a frame with sequential Huffman coding: length, precision, rows, columns
+            return file[: position + 5] + num_rows.to_bytes(2, "big") + file[position + 7 :]
+        if 0xC0 <= marker <= 0xCF and marker != 0xC4 or marker == 0xDA:
+            break
+        position += 2 + int.from_bytes(file[position + 2 : position + 4], "big")
+    return file
+
+
 class FastTrainTransform:
     """
     The paper's augmentation for pre-training, random resized crop (bicubic) and horizontal flip, with the crops and
-    flips of [`ReferenceTrainTransform`] and nearly its pixels, in a fraction of the time: JPEG files are decoded at
-    half, a quarter or an eighth of their size if the crop is that much larger than the model's images (libjpeg scales
-    while it decodes); images are resized by PyTorch's vectorised kernels and stay `uint8`, to be normalised in batches
+    flips of [`ReferenceTrainTransform`] and nearly its pixels, in a fraction of the time: JPEG files are decoded no
+    further than the crop's last row, and at half, a quarter or an eighth of their size if the crop is that much larger
+    than the model's images (libjpeg scales while it decodes); images are resized by PyTorch's vectorised kernels and stay `uint8`, to be normalised in batches
     by [`normalize_pixels`] where the model runs.
 
     Call it with an image as `PIL.Image.open` gives it, and with its file if there is one; the result is of shape
@@ -149,10 +168,16 @@ class FastTrainTransform:
         self, image: Image.Image, file: bytes | None, scale: int, top: int, left: int, height: int, width: int
     ) -> torch.Tensor:
         is_plain_jpeg = file is not None and image.format == "JPEG" and image.mode == self.mode == "RGB"
-        if is_plain_jpeg and scale < 2:
-            with contextlib.suppress(RuntimeError):  # of a broken file Pillow has more to say
-                pixels = decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8))
-                return pixels[:, top : top + height, left : left + width]
+        is_complete = is_plain_jpeg and file.endswith(b"\xff\xd9")
+        if is_complete and scale < 2:
+            with contextlib.suppress(ValueError):  # of a broken file Pillow has more to say
+                pixels = simplejpeg.decode_jpeg(
+                    first_jpeg_rows(file, min(top + height + 8, image.height)),  # 8 reach the neighbours of the last
+                    fastdct=True,
+                    fastupsample=True,
+                    strict=False,  # the file ends later than the image
+                )
+                return torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)
         box = left, top, left + width, top + height
         if is_plain_jpeg:
             full_width, full_height = image.size
@@ -216,10 +241,6 @@ def build_finetune_transform(config: SupMAEConfig, args: DataArguments, auto_aug
     )
 
 
-# Pillow's image modes by number of channels
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
 class _Images:
     """What [`ImageDataset`] and [`ImageStream`] do with a record."""
 
@@ -251,12 +272,6 @@ class _Images:
         self.masks = masks
         self.skip_bad_images = args.on_bad_image == "skip"
 
-    def _decode(self, record: dict) -> Image.Image | torch.Tensor:
-        """The image; in the fast pipeline, which does not decode all of it, already cropped and resized."""
-        if isinstance(self.transform, FastTrainTransform):
-            return self.transform(*self._open(record))
-        return self._feature.decode_example(record).convert(self._mode)
-
     def _open(self, record: dict) -> tuple[Image.Image, bytes | None]:
         """The image, not decoded yet if its file is at hand (and need not be rotated), and that file."""
         file = record["bytes"]
@@ -277,7 +292,12 @@ class _Images:
             if self.masks:
                 item["noise"] = torch.rand(self.num_patches)
             try:
-                image = self._decode(encoded)
+                # the fast pipeline does not decode all of the image
+                image = (
+                    self.transform(*self._open(encoded))
+                    if is_fast
+                    else self._feature.decode_example(encoded).convert(self._mode)
+                )
             except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
                 where = f"{encoded['path']} ({place})" if encoded and encoded.get("path") else place.capitalize()
                 message = (

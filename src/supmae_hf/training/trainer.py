@@ -39,8 +39,8 @@ def seed_step(seed: int, step: int, process_index: int):
 def keep_freed_memory():
     """
     Tell glibc to keep the memory that the process frees. By default it gives large blocks back to the system, which
-    has to clear them page by page when the next operation asks for them: a fifth of the time of a training step on a
-    CPU (benchmarks/README.md).
+    has to clear them page by page when the next operation asks for them, which takes a good part of the time of a
+    training step on a CPU.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
