@@ -31,7 +31,8 @@ test-oldest:
 
 # speed and memory side by side with ViTMAE; see benchmarks/README.md for what more there is
 bench: $(VENV)/installed
-	$(RUN) benchmarks/bench_step.py
+	$(RUN) benchmarks/bench_step.py --only $(BENCH_PAIR) 'SupMAE without short cuts'
+	$(RUN) benchmarks/bench_step.py --only SupMAE 'ViTMAE + head, 8 decoder blocks'
 	$(RUN) benchmarks/bench_step.py --dtype fp32 --batch_size 32 --rounds 3 --only $(BENCH_PAIR)
 	if command -v g++ > /dev/null; then $(RUN) benchmarks/bench_step.py --compile --only $(BENCH_PAIR); fi
 	$(RUN) benchmarks/bench_input.py

@@ -35,6 +35,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
+    package_data={"supmae_hf": ["model_card.md"]},
     install_requires=[
         "huggingface_hub>=1.3",
         "numpy>=2.0",

@@ -79,6 +79,8 @@ def main():
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
         report_classification("Fine-tuned", trainer, metrics)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
 
 
 if __name__ == "__main__":

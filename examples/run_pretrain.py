@@ -56,6 +56,8 @@ def main():
             metrics,
             trainer.state.epoch,
         )
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
 
 
 if __name__ == "__main__":

@@ -244,6 +244,7 @@ def train(
         image_processor.save_pretrained(output_dir)
         state.save_to_json(output_dir / "trainer_state.json")
     accelerator.end_training()
+    state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
     return state, metrics
 
 

@@ -71,6 +71,7 @@ class SupMAEConfig(PreTrainedConfig):
     ```"""
 
     model_type = "supmae"
+    _auto_class = "AutoConfig"
 
     def __init__(
         self,

@@ -645,6 +645,15 @@ class SupMAEClassificationHead(nn.Module):
         return self.fc2(features)
 
 
+# What a saved checkpoint says of the copies of this file and the configuration's that lie beside it
+_AUTO_MAP = {
+    "AutoConfig": "configuration_supmae.SupMAEConfig",
+    "AutoModel": "modeling_supmae.SupMAEModel",
+    "AutoModelForPreTraining": "modeling_supmae.SupMAEForPreTraining",
+    "AutoModelForImageClassification": "modeling_supmae.SupMAEForImageClassification",
+}
+
+
 class SupMAEPreTrainedModel(PreTrainedModel):
     """Weight initialisation, loading and the features that all SupMAE models share."""
 
@@ -713,6 +722,14 @@ class SupMAEPreTrainedModel(PreTrainedModel):
             logger.warning(f"{cls.__name__}: new and to be trained: {', '.join(new)}; the rest is loaded.")
         return (model, info) if output_loading_info else model
 
+    def save_pretrained(self, *args, **kwargs):
+        """
+        As in every Transformers model. The code of the model goes beside its weights, so that the Auto classes load it
+        with `trust_remote_code=True` where supmae-hf is not installed.
+        """
+        self.config.auto_map = dict(_AUTO_MAP)
+        super().save_pretrained(*args, **kwargs)
+
     def _set_position_embeddings_trainable(self):
         """Position embeddings keep their sine-cosine values, except in fine-tuning."""
         self.base_model.embeddings.position_embeddings.requires_grad_(False)
@@ -743,6 +760,8 @@ class SupMAEModel(SupMAEPreTrainedModel):
             Whether there is a LayerNorm after the last block. [`SupMAEForImageClassification`] leaves it out under
             mean pooling, where its own LayerNorm follows the pooling.
     """
+
+    _auto_class = "AutoModel"
 
     # the other parts of a pre-training checkpoint
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classification_head\."]
@@ -840,6 +859,8 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
     ([2, 196, 768], [2, 10])
 
     ```"""
+
+    _auto_class = "AutoModelForPreTraining"
 
     def __init__(self, config: SupMAEConfig):
         super().__init__(config)
@@ -1030,6 +1051,8 @@ class SupMAEForImageClassification(SupMAEPreTrainedModel):
     Loaded from a pre-training checkpoint it takes the encoder; the classifier (and, under mean pooling, its LayerNorm)
     is new. Unlike in pre-training the position embeddings are trained.
     """
+
+    _auto_class = "AutoModelForImageClassification"
 
     # the other parts of a pre-training checkpoint; mean pooling has its own LayerNorm
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classification_head\.", r"^vit\.layernorm\."]

@@ -259,11 +259,11 @@ class _Images:
                 f"Images have {list(_MODES)} channels, but `num_channels` is {config.num_channels}: train on a "
                 "data set of your own that yields `pixel_values`."
             )
-        args = DataArguments() if args is None else args
+        self.args = args = DataArguments() if args is None else args
         self.image_column = find_image_column(dataset.features, args.image_column_name)
         # decoded in _item, where the image can be named if that fails
         self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
-        self._feature = datasets.Image()
+        self.image_feature = datasets.Image()
         self._mode = _MODES[config.num_channels]
         self.num_patches = config.num_patches
         self.labels = labels
@@ -281,7 +281,7 @@ class _Images:
             image = Image.open(io.BytesIO(file))
             if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
                 return image, file
-        return self._feature.decode_example(record), None
+        return self.image_feature.decode_example(record), None
 
     def _item(self, record: dict, place: str, key: tuple[int, ...]) -> dict | None:
         """The model's inputs, or `None` if the image cannot be decoded and is to be skipped."""
@@ -296,7 +296,7 @@ class _Images:
                 image = (
                     self.transform(*self._open(encoded))
                     if is_fast
-                    else self._feature.decode_example(encoded).convert(self._mode)
+                    else self.image_feature.decode_example(encoded).convert(self._mode)
                 )
             except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
                 where = f"{encoded['path']} ({place})" if encoded and encoded.get("path") else place.capitalize()

@@ -88,6 +88,13 @@ class DataArguments:
         },
     )
 
+    def describe(self) -> tuple[str, str | None]:
+        """A name for the data set, and its identifier on the Hub if it is there."""
+        if self.dataset_name and not Path(self.dataset_name).exists():
+            return self.dataset_name, self.dataset_name
+        folder = self.dataset_name or self.train_dir
+        return (Path(folder).resolve().name if folder else "scikit-learn's digits"), None
+
     def __post_init__(self):
         if self.dataset_name and self.train_dir:
             raise ValueError("`--dataset_name` and `--train_dir` both name training images: give one of them.")

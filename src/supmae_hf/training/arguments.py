@@ -3,6 +3,7 @@
 
 import difflib
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,9 @@ class RecipeArguments(TrainingArguments):
             "on accelerators (PyTorch has none for the CPU)."
         },
     )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the trained model, for its card, such as apache-2.0."}
+    )
     lr_scheduler_type: str = _default(TrainingArguments, "lr_scheduler_type", "cosine")
     weight_decay: float = _default(TrainingArguments, "weight_decay", 0.05)
     optim: str = _default(TrainingArguments, "optim", "adamw_torch_fused")
@@ -130,6 +134,10 @@ class RecipeArguments(TrainingArguments):
     def __post_init__(self):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or else each of several processes would train on its own
+        if (
+            self.hub_token
+        ):  # the Hub client finds it there; training_args.bin, which may be published, must not hold it
+            os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         super().__post_init__()
         if self.label_names is None:
             self.label_names = ["labels"]

@@ -18,6 +18,7 @@ from ..data.images import (
     collate,
 )
 from ..data.sources import DataArguments, Labels, find_image_column, find_labeled, load_image_data, number_of_images
+from ..hub import training_card
 from ..modeling_supmae import SupMAEForPreTraining
 from ..visualization import save_curves, save_reconstructions
 from .arguments import ModelArguments, PreTrainingArguments, RecipeArguments
@@ -116,7 +117,7 @@ def report_pretraining(
     metrics: dict[str, float],
     epochs: float,
 ):
-    """Pictures of reconstructions and curves into the output folder, and a few lines that say what came of it."""
+    """Pictures of reconstructions and curves, and a model card, and a few lines that say what came of it."""
     output_dir = Path(training_args.output_dir)
     shown = collate(list(itertools.islice(eval_dataset, training_args.num_reconstructions)))
     save_reconstructions(
@@ -132,6 +133,7 @@ def report_pretraining(
         output_dir / "curves.png",
         ("reconstruction_loss", "classification_loss", "accuracy", "learning_rate"),
     )
+    training_card(model, training_args, train_dataset, eval_dataset, log_history).save(output_dir / "README.md")
     figures = {
         "reconstruction loss": metrics["eval_reconstruction_loss"],
         "classification loss": metrics.get("eval_classification_loss"),
@@ -144,6 +146,7 @@ def report_pretraining(
     print(f"  checkpoint  {output_dir}")
     print(f"  log         {output_dir / 'runs'} (tensorboard --logdir {output_dir / 'runs'})")
     print(f"  pictures    {output_dir / 'reconstructions.png'}, {output_dir / 'curves.png'}")
+    print(f"  model card  {output_dir / 'README.md'}")
 
 
 def count_of(dataset: Images) -> str:
@@ -194,6 +197,7 @@ def report_classification(what: str, trainer: Trainer, metrics: dict[str, float]
         print(f"  checkpoint  {output_dir}")
     if epochs:
         save_curves(trainer.state.log_history, output_dir / "curves.png", ("loss", "top1", "learning_rate"))
+        trainer.create_model_card()
         print(f"  log         {output_dir / 'runs'} (tensorboard --logdir {output_dir / 'runs'})")
         print(f"  pictures    {output_dir / 'curves.png'}")
     else:

@@ -18,7 +18,8 @@ from transformers.trainer_utils import EvalPrediction
 from transformers.utils import logging
 
 from ..data.images import EpochSampler, ImageDataset, ImageStream, MixupCollator, normalize_pixels, seed_of
-from ..modeling_supmae import UNLABELED
+from ..hub import training_card
+from ..modeling_supmae import UNLABELED, SupMAEPreTrainedModel
 from .objective import averages, evaluation_statistics, labeled_images, labels_per_batch, statistics, step_loss
 from .optimization import create_optimizer, create_scheduler
 from .resuming import RunMonitor, StopRequest, check_writer, ignore_stop_request, new_checkpoint
@@ -201,6 +202,16 @@ class RecipeTrainer(Trainer):
             return {}
         skipped, self._num_skipped = int(self.accelerator.reduce(self._num_skipped)), None
         return {"skipped_images": skipped}
+
+    def create_model_card(self, *args, **kwargs):
+        """The card of [`training_card`] into the output folder; the Trainer's own for other models and data."""
+        if not isinstance(self.model, SupMAEPreTrainedModel) or not isinstance(
+            self.train_dataset, (ImageDataset, ImageStream)
+        ):
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            card = training_card(self.model, self.args, self.train_dataset, self.eval_dataset, self.state.log_history)
+            card.save(Path(self.args.output_dir) / "README.md")
 
     def _get_output_dir(self, trial):
         return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)
