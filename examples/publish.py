@@ -29,13 +29,18 @@ def main():
     args = parser.parse_args()
 
     what = {"card": args.card, "license": args.license, "stock": args.stock}
-    if args.dry_run:
-        with staged(args.checkpoint, args.repo_id, **what) as folder:
-            print(f"To {args.repo_id}:")
-            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-                print(f"  {file.stat().st_size:>12,} bytes  {file.relative_to(folder).as_posix()}")
-        return
-    commit = publish(args.checkpoint, args.repo_id, private=args.private, revision=args.revision, **what)
+    try:
+        if args.dry_run:
+            with staged(args.checkpoint, args.repo_id, **what) as folder:
+                print(f"To {args.repo_id}:")
+                for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                    print(f"  {file.stat().st_size:>12,} bytes  {file.relative_to(folder).as_posix()}")
+            return
+        commit = publish(args.checkpoint, args.repo_id, private=args.private, revision=args.revision, **what)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    except (OSError, RuntimeError) as error:  # the Hub client's
+        parser.exit(1, f"Not published: {error}\nWhat has been sent is not sent again when you repeat the command.\n")
     print(f"Published: {commit.commit_url}")
 
 

@@ -3,8 +3,10 @@
 
 import os
 import platform
+import re
 import shlex
 import shutil
+import statistics
 import string
 import sys
 import tempfile
@@ -113,13 +115,13 @@ def training_card(
         log_history: `trainer.state.log_history`; the last evaluation in it gives the results.
     """
     folder = Path(args.output_dir)
-    name = args.hub_model_id or folder.resolve().name
+    name = args.hub_model_id or folder.as_posix()
     config, data_args = model.config, train_dataset.args
     is_pretraining = isinstance(model, SupMAEForPreTraining)
     dataset_name, dataset_id = data_args.describe()
     num_held_out = len(eval_dataset) if isinstance(eval_dataset, ImageDataset) else None
     held_out = "held-out images" if num_held_out is None else f"{num_held_out} held-out images"
-    metrics = next((entry for entry in reversed(log_history) if "eval_loss" in entry), {})
+    metrics = next((entry for entry in reversed(log_history) if _METRICS.keys() & entry.keys()), {})
     figures = {key: metrics[key] for key in _METRICS if metrics.get(key) is not None}
     last = log_history[-1] if log_history else {"epoch": 0, "step": 0}
     epochs, steps = last["epoch"], last["step"]
@@ -129,7 +131,7 @@ def training_card(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     size = (
         f"{config.num_hidden_layers} blocks of width {config.hidden_size}, patches of {patch}, images of "
-        f"{height}x{width} pixels, {parameters / 1e6:.1f} million parameters"
+        f"{height}x{width} pixels, {parameters:,} parameters"
     )
     summary = (
         f"[SupMAE](https://arxiv.org/abs/2205.14540), pre-trained on {dataset_name}: a masked autoencoder that also "
@@ -142,10 +144,8 @@ def training_card(
         "data set": f"{dataset_name}, {len(train_dataset)} training images",
         "epochs, steps": f"{epochs:g}, {steps}",
         "images a step": args.total_batch_size,
-        "optimiser": f"{args.optim}, peak learning rate {args.learning_rate:.3g}, weight decay {args.weight_decay:g}",
-        "schedule": f"{args.lr_scheduler_type}, {args.warmup_epochs:g} epochs of warm-up".replace(
-            "SchedulerType.", ""
-        ).lower(),
+        "optimiser": f"{_name(args.optim)}, peak learning rate {args.learning_rate:.3g}, weight decay {args.weight_decay:g}",
+        "schedule": f"{_name(args.lr_scheduler_type)}, {args.warmup_epochs:g} epochs of warm-up",
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "seed": args.seed,
     }
@@ -166,15 +166,13 @@ def training_card(
             f"## Results\n\nOn {held_out} of {dataset_name}, at the end of the run; the command below repeats it.\n\n"
             "| | |\n|---|---|\n" + "\n".join(lines) + "\n\n"
         )
-    seconds = sum(entry.get("train_runtime", 0) for entry in log_history)
+    num_seen = steps * args.total_batch_size
     rates = [entry["images_per_second"] for entry in log_history if "images_per_second" in entry]
-    cost = f"{len(train_dataset) * epochs:.0f} images seen"
+    cost = f"{num_seen} images"
     if rates:
-        seconds = seconds or len(train_dataset) * epochs * len(rates) / sum(rates)
-        cost += (
-            f" at {sum(rates) / len(rates):.0f} images a second on average: "
-            f"{seconds * args.world_size / 3600:.2g} device hours"
-        )
+        rate = statistics.median(rates)
+        hours = num_seen / rate * args.world_size / 3600
+        cost += f" at {rate:.0f} a second (median of the log, evaluation excluded): {hours:.2g} device hours"
     pictures = [
         f"![{what}]({file})\n"
         for file, what in (("reconstructions.png", "reconstructions of held-out images"), ("curves.png", "curves"))
@@ -216,6 +214,10 @@ def training_card(
         cost=f"{cost}.",
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _name(value) -> str:
+    return getattr(value, "value", value)
 
 
 def _device() -> str:
@@ -281,7 +283,7 @@ def staged(
         folder = Path(name) / "model"
         if stock:
             export_stock(model.float(), folder, image_processor=image_processor)
-            _describe_stock(card, ModelCard.load(folder / "README.md"), repo_id)
+            _describe_stock(card, ModelCard.load(folder / "README.md"))
         else:
             model.save_pretrained(folder)
             image_processor.save_pretrained(folder)
@@ -290,16 +292,18 @@ def staged(
                 target = folder / file.relative_to(source)
                 target.parent.mkdir(exist_ok=True)
                 shutil.copyfile(file, target)
+        card.data.model_name = repo_id.split("/")[-1]
+        card.text = re.sub(r'(?<=from_pretrained\(")[^"]+', repo_id, card.text)
+        card.text = re.sub(r'(?<=model=")[^"]+', repo_id, card.text)
         card.save(folder / "README.md")
         yield folder
 
 
-def _describe_stock(card: ModelCard, stock_card: ModelCard, repo_id: str):
+def _describe_stock(card: ModelCard, stock_card: ModelCard):
     """Let the card of a SupMAE checkpoint describe its export: other usage, other library."""
     card.data.library_name = stock_card.data.library_name
     card.data.pipeline_tag = stock_card.data.pipeline_tag
-    note = stock_card.text.strip().replace('"model"', f'"{repo_id}"')
-    card.text = f"\n{note}\n\n---\n\nThe card of the SupMAE checkpoint:\n\n{card.text.strip()}\n"
+    card.text = f"\n{stock_card.text.strip()}\n\n---\n\nThe card of the SupMAE checkpoint:\n\n{card.text.strip()}\n"
 
 
 def publish(

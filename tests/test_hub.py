@@ -1,0 +1,150 @@
+"""Model cards, and publishing to a server that speaks the Hub's protocol, through the unmodified client."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, run_example
+from hub_server import HubServer
+from huggingface_hub import ModelCard, ModelCardData
+from PIL import Image
+from transformers import AutoModelForImageClassification
+
+from supmae_hf import SupMAEForImageClassification
+
+
+TOKEN = "hf_do_not_tell_anyone"
+RUN = ["--max_train_samples", 64, "--max_eval_samples", 40, "--num_train_epochs", 2, "--warmup_epochs", 0]
+RUN += ["--per_device_train_batch_size", 32, "--logging_steps", 1, "--save_strategy", "no"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with what the scripts leave in `pretrained`, `looped` and `finetuned`."""
+    folder = tmp_path_factory.mktemp("runs")
+    state = os.environ.pop("HF_TOKEN", None)
+    flags = ["--model_config", json.dumps(TINY), "--license", "apache-2.0", "--hub_token", TOKEN]
+    run_example("run_pretrain.py", *RUN, *flags, "--output_dir", folder / "pretrained", cwd=folder)
+    run_example("run_pretrain_no_trainer.py", *RUN, *flags, "--output_dir", folder / "looped", cwd=folder)
+    more = ["--model_name_or_path", folder / "pretrained", "--mixup", 0, "--cutmix", 0]
+    run_example("run_finetune.py", *RUN, *more, "--output_dir", folder / "finetuned", cwd=folder)
+    os.environ.pop("HF_TOKEN", None)
+    if state is not None:
+        os.environ["HF_TOKEN"] = state
+    return folder
+
+
+@pytest.mark.parametrize("name", ["pretrained", "looped", "finetuned"])
+def test_card_says_what_happened(runs, name):
+    card = ModelCard.load(runs / name / "README.md")
+    metrics = json.loads((runs / name / "trainer_state.json").read_text())["log_history"]
+    metrics = [entry for entry in metrics if "eval_top1" in entry or "eval_accuracy" in entry][-1]
+    key = "eval_top1" if name == "finetuned" else "eval_accuracy"
+    accuracies = [result for result in card.data.eval_results if result.metric_type == "accuracy"]
+    assert accuracies[0].metric_value == pytest.approx(metrics[key], abs=1e-6)
+    assert accuracies[0].dataset_name == "scikit-learn's digits"
+    assert card.data.library_name == "transformers" and "supmae" in card.data.tags
+    expected = "image-classification" if name == "finetuned" else "image-feature-extraction"
+    assert card.data.pipeline_tag == expected
+    assert card.data.license == (None if name == "finetuned" else "apache-2.0")
+    for example in card.data.widget:
+        assert Image.open(runs / name / example["src"]).size == (8, 8)
+    assert len({example["example_title"] for example in card.data.widget}) == 3
+    text = card.text
+    assert "64 training images" in text and "| epochs, steps | 2, 4 |" in text and "--num_train_epochs 2" in text
+    assert "128 images at" in text and "device hours" in text
+    assert ("![reconstructions" in text) == (name != "finetuned")
+    assert ModelCardData(**card.data.to_dict()).to_dict() == card.data.to_dict()
+
+
+def test_no_token_in_any_file(runs):
+    files = [path for path in runs.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
+
+
+def test_dry_run_lists_what_would_go(runs):
+    script = ["publish.py", runs / "finetuned", "org/digits", "--dry_run", "--license", "mit"]
+    names = {line.split()[-1] for line in run_example(*script, cwd=runs).splitlines()[1:]}
+    assert names == {
+        *("README.md", "config.json", "preprocessor_config.json", "model.safetensors", "curves.png"),
+        *("configuration_supmae.py", "modeling_supmae.py", "eval_results.json", "all_results.json"),
+        *("widget/0.png", "widget/1.png", "widget/2.png"),
+    }
+    stock = {line.split()[-1] for line in run_example(*script, "--stock", cwd=runs).splitlines()[1:]}
+    assert names - stock == {"configuration_supmae.py", "modeling_supmae.py"}
+
+
+@pytest.mark.parametrize(
+    ("source", "flags", "message"),
+    [
+        ("finetuned", [], "names no licence"),
+        ("nowhere", [], "nowhere has no config.json"),
+        ("pretrained", ["--card", "nothing.md"], "no model card nothing.md"),
+    ],
+)
+def test_nothing_goes_without_card_and_licence(runs, source, flags, message):
+    error = run_example("publish.py", runs / source, "org/name", *flags, cwd=runs, fails=True)
+    assert message in error
+
+
+def hub_process(command: list, server: HubServer, home: Path, token: str | None = TOKEN):
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    environment.update(HF_HUB_OFFLINE="0", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_XET="1", NO_PROXY="127.0.0.1")
+    environment.pop("HF_TOKEN", None)
+    if token:
+        environment["HF_TOKEN"] = token
+    command = [sys.executable, *map(str, command)]
+    return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=300)
+
+
+LOAD = """
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+{imports}
+model = AutoModelForImageClassification.from_pretrained("org/digits", revision={revision!r})
+assert type(model).__name__ == {name!r}
+AutoImageProcessor.from_pretrained("org/digits", revision={revision!r})
+torch.save(model.eval()(torch.load("images.pt")).logits, "logits.pt")
+"""
+
+
+@pytest.mark.parametrize(("stock", "revision"), [(False, None), (True, "stock")])
+def test_publish_and_load_back(runs, tmp_path, stock, revision):
+    flags = ["--license", "apache-2.0", "--private"]
+    flags += ["--stock"] if stock else []
+    flags += ["--revision", revision] if revision else []
+    publish = [ROOT / "examples" / "publish.py", runs / "finetuned", "org/digits", *flags]
+    images = torch.randn(4, 3, 16, 16)
+    torch.save(images, tmp_path / "images.pt")
+    name = "BeitForImageClassification" if stock else "SupMAEForImageClassification"
+    load = LOAD.format(revision=revision or "main", name=name, imports="" if stock else "import supmae_hf")
+    with HubServer() as server:
+        anonymous = hub_process(publish, server, tmp_path, token=None)
+        assert anonymous.returncode == 1 and server.repositories == {}
+        server.fail = 100  # the first upload breaks off
+        broken = hub_process(publish, server, tmp_path)
+        assert broken.returncode == 1 and "repeat the command" in broken.stderr
+        assert server.repositories["org/digits"]["branches"]["main"] == {}
+        server.fail = 0
+        results = [broken, hub_process(publish, server, tmp_path)]
+        assert results[1].returncode == 0, results[1].stderr
+        assert server.repositories["org/digits"]["private"] is True
+        assert server.tokens == {TOKEN}
+        files = server.repositories["org/digits"]["branches"][revision or "main"]
+        card = ModelCard(files["README.md"].decode())
+        assert card.data.license == "apache-2.0" and 'from_pretrained("org/digits"' in card.text
+        assert ("modeling_supmae.py" in files) == (not stock)
+        results.append(hub_process(["-c", load], server, tmp_path / "."))
+        assert results[2].returncode == 0, results[2].stderr
+    for result in results:
+        assert TOKEN not in result.stdout + result.stderr
+    assert not any(TOKEN.encode() in content for content in files.values())
+    model = SupMAEForImageClassification.from_pretrained(runs / "finetuned").eval()
+    difference = (torch.load(tmp_path / "logits.pt") - model(images).logits).abs().max()
+    assert difference == 0 if not stock else difference < 1e-5
+    assert isinstance(AutoModelForImageClassification.from_pretrained(runs / "finetuned"), type(model))
