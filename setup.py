@@ -23,7 +23,7 @@ TRAIN = [
     "torchvision>=0.21",
 ]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.7"]  # and torch>=2.9
-DEV = ["psutil>=5.9.8", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.14"]
+DEV = ["gradio>=6.0", "playwright>=1.49", "psutil>=5.9.8", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.14"]
 
 setup(
     name="supmae-hf",

@@ -1,0 +1,92 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+A Gradio app: hide patches of an image, look at the reconstruction and at the classes seen in the visible patches.
+
+The checkpoint, a folder or a repository of the Hub, is in the environment variable CHECKPOINT; by default the one that
+`make demo` leaves.
+"""
+
+import os
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForPreTraining
+
+
+CHECKPOINT = os.environ.get("CHECKPOINT", "outputs/digits-pretrain")
+SIDE = 224  # pixels of the pictures on the page
+
+model = AutoModelForPreTraining.from_pretrained(CHECKPOINT, trust_remote_code=True).eval()
+image_processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
+channels = model.config.num_channels
+
+
+def to_picture(pixel_values: torch.Tensor) -> Image.Image:
+    mean, std = (
+        torch.tensor(values).view(-1, 1, 1) for values in (image_processor.image_mean, image_processor.image_std)
+    )
+    pixels = (pixel_values * std + mean).clamp(0, 1).mul(255).round().byte().numpy()
+    picture = Image.fromarray(pixels[0] if channels < 3 else np.moveaxis(pixels[:3], 0, 2))
+    return picture.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+
+
+@torch.no_grad()
+def reconstruct(image: Image.Image | None, mask_ratio: float, seed: float):
+    if image is None:
+        raise gr.Error("Upload an image, or choose an example.")
+    image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+    pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
+    num_patches = model.config.num_patches
+    model.config.mask_ratio = min(mask_ratio, 1 - 1 / num_patches)  # one patch stays visible
+    noise = torch.rand(1, num_patches, generator=torch.Generator().manual_seed(int(seed)))
+    outputs = model(pixel_values, noise=noise)
+    patches = model.patchify(pixel_values)
+    hidden = model.unpatchify(outputs.mask.unsqueeze(-1).expand_as(patches))
+    reconstruction = model.predicted_pixel_values(outputs.logits, pixel_values)
+    pasted = torch.where(hidden.bool(), reconstruction, pixel_values)
+    probabilities = outputs.class_logits.softmax(-1)[0]
+    names = model.config.id2label
+    return (
+        to_picture((pixel_values * (1 - hidden))[0]),
+        to_picture(reconstruction[0]),
+        to_picture(pasted[0]),
+        {str(names[index]): probability for index, probability in enumerate(probabilities.tolist())},
+    )
+
+
+def examples() -> list[list]:
+    """The pictures that a published or trained checkpoint has for the widget, if it is a folder."""
+    files = sorted(Path(CHECKPOINT).glob("widget/*.png")) or sorted(Path(__file__).parent.glob("examples/*"))
+    return [[str(path), model.config.mask_ratio, 0] for path in files]
+
+
+with gr.Blocks(title="SupMAE") as demo:
+    gr.Markdown(
+        "# SupMAE\nA share of the patches is hidden; the model reconstructs them, and says what it sees in the others. "
+        "[Paper](https://arxiv.org/abs/2205.14540)"
+    )
+    with gr.Row():
+        image = gr.Image(type="pil", label="image")
+        with gr.Column():
+            mask_ratio = gr.Slider(0, 0.95, model.config.mask_ratio, step=0.05, label="mask ratio")
+            seed = gr.Number(0, precision=0, label="seed")
+            button = gr.Button("Reconstruct", variant="primary")
+    with gr.Row():
+        pictures = []
+        for name in ("masked", "reconstruction", "reconstruction, visible pasted"):
+            with gr.Column():
+                gr.Markdown(f"**{name}**")
+                pictures.append(gr.Image(type="pil", format="png", show_label=False))
+        with gr.Column():
+            gr.Markdown("**classes, from the visible patches**")
+            classes = gr.Label(num_top_classes=5, show_label=False)
+    inputs, outputs = [image, mask_ratio, seed], [*pictures, classes]
+    button.click(reconstruct, inputs, outputs, api_name="reconstruct")
+    if cases := examples():
+        gr.Examples(cases, inputs)
+
+if __name__ == "__main__":
+    demo.launch(allowed_paths=[CHECKPOINT] if Path(CHECKPOINT).is_dir() else None)
