@@ -69,7 +69,7 @@ with gr.Blocks(title="SupMAE") as demo:
         "[Paper](https://arxiv.org/abs/2205.14540)"
     )
     with gr.Row():
-        image = gr.Image(type="pil", label="image")
+        image = gr.Image(type="pil", label="image", height=260)
         with gr.Column():
             mask_ratio = gr.Slider(0, 0.95, model.config.mask_ratio, step=0.05, label="mask ratio")
             seed = gr.Number(0, precision=0, label="seed")
@@ -77,10 +77,10 @@ with gr.Blocks(title="SupMAE") as demo:
     with gr.Row():
         pictures = []
         for name in ("masked", "reconstruction", "reconstruction, visible pasted"):
-            with gr.Column():
+            with gr.Column(min_width=200):
                 gr.Markdown(f"**{name}**")
                 pictures.append(gr.Image(type="pil", format="png", show_label=False))
-        with gr.Column():
+        with gr.Column(min_width=200):
             gr.Markdown("**classes, from the visible patches**")
             classes = gr.Label(num_top_classes=5, show_label=False)
     inputs, outputs = [image, mask_ratio, seed], [*pictures, classes]

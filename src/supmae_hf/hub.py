@@ -155,6 +155,9 @@ def training_card(
             f"{config.reconstruction_loss_weight:g} x reconstruction + {config.classification_loss_weight:g} x "
             f"classification at temperature {config.classification_temperature:g}"
         )
+    source = getattr(config, "_name_or_path", "")
+    if source:
+        rows["started from"] = source
     rows["hardware"] = f"{args.world_size} x {_device()}"
     packages = ("transformers", "torch", "datasets", "accelerate")
     rows["versions"] = f"supmae-hf {supmae_hf.__version__}, " + ", ".join(f"{p} {version(p)}" for p in packages)
@@ -180,7 +183,6 @@ def training_card(
     ]
     widget = save_widget_images(eval_dataset, folder)
 
-    source = getattr(config, "_name_or_path", "")
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction" if is_pretraining else "image-classification",
