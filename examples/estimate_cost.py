@@ -1,0 +1,86 @@
+#!/usr/bin/env python
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+What the training schedules that the paper compares cost, in operations, device hours and energy.
+
+    python examples/estimate_cost.py [--tflops 150 --watts 400] [--model_config '{"hidden_size": 1024, ...}']
+
+Operations are counted from shapes (see supmae_hf/cost.py). Hours follow from the rate at which a device really computes,
+--tflops: measure it, for example by benchmarks/bench_step.py; energy from --watts. Writes cost.json, cost.csv and
+cost.png into --output_dir.
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from transformers import ViTMAEConfig
+
+from supmae_hf import SupMAEConfig
+from supmae_hf.cost import published_schedules
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_config", type=json.loads, default={}, help="fields of SupMAEConfig, as JSON")
+    parser.add_argument("--num_images", type=int, default=1_281_167, help="images of an epoch; default: ImageNet-1K's")
+    parser.add_argument("--tflops", type=float, help="10^12 operations a second of a device, as measured")
+    parser.add_argument("--watts", type=float, help="power of a device")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/cost"))
+    args = parser.parse_args()
+    if args.watts is not None and args.tflops is None:
+        parser.error("--watts needs --tflops, from which the hours follow.")
+    for name in ("tflops", "watts", "num_images"):
+        if (value := getattr(args, name)) is not None and value <= 0:
+            parser.error(f"--{name} must be above 0, got {value}.")
+
+    config = SupMAEConfig(**{"num_labels": 1000, **args.model_config})
+    config.check()
+    shared = ("hidden_size", "num_hidden_layers", "intermediate_size", "image_size", "patch_size", "num_channels")
+    mae_config = ViTMAEConfig(**{name: getattr(config, name) for name in shared})  # the decoder is MAE's own
+    schedules = published_schedules(config, mae_config)
+    mae = next(schedule for schedule in schedules if schedule.name == "MAE")
+    rows = []
+    for schedule in schedules:
+        row = {
+            "method": schedule.name,
+            "GFLOPs an image": schedule.pretraining_flops / 1e9,
+            "epochs": schedule.pretraining_epochs,
+            "pre-training EFLOPs": schedule.pretraining(args.num_images) / 1e18,
+            "fine-tuning EFLOPs": schedule.finetuning(args.num_images) / 1e18,
+            "pre-training / MAE's": schedule.pretraining(1) / mae.pretraining(1),
+            "total / MAE's": schedule.total(1) / mae.total(1),
+        }
+        if args.tflops:
+            row["device hours"] = schedule.total(args.num_images) / (args.tflops * 1e12) / 3600
+        if args.watts:
+            row["kWh"] = row["device hours"] * args.watts / 1000
+        rows.append(row)
+
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
+
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / "cost.json").write_text(json.dumps(rows, indent=2) + "\n")
+    with open(args.output_dir / "cost.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axis = figure.subplots()
+    names = [row["method"] for row in rows]
+    pretraining = [row["pre-training EFLOPs"] for row in rows]
+    axis.barh(names, pretraining, label="pre-training, or training from scratch")
+    axis.barh(names, [row["fine-tuning EFLOPs"] for row in rows], left=pretraining, label="fine-tuning")
+    axis.invert_yaxis()
+    axis.set(xlabel="EFLOPs (10^18 operations)")
+    axis.legend()
+    figure.savefig(args.output_dir / "cost.png", dpi=150)
+    print(f"\nWritten: {', '.join(str(args.output_dir / name) for name in ('cost.json', 'cost.csv', 'cost.png'))}")
+
+
+if __name__ == "__main__":
+    main()
