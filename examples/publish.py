@@ -39,8 +39,8 @@ def main():
         commit = publish(args.checkpoint, args.repo_id, private=args.private, revision=args.revision, **what)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
-    except (OSError, RuntimeError) as error:  # the Hub client's
-        parser.exit(1, f"Not published: {error}\nWhat has been sent is not sent again when you repeat the command.\n")
+    except Exception as error:  # the Hub client's, of whichever HTTP library it uses
+        parser.exit(1, f"Not published: {type(error).__name__}: {error}\nWhat has been sent is not sent again when you repeat the command.\n")
     print(f"Published: {commit.commit_url}")
 
 

@@ -331,7 +331,6 @@ def publish(
     """
     api = HfApi()
     with staged(source, repo_id, card, license, stock) as folder:
-        ModelCard.load(folder / "README.md").validate()  # asks the Hub
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
