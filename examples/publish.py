@@ -40,7 +40,10 @@ def main():
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     except Exception as error:  # the Hub client's, of whichever HTTP library it uses
-        parser.exit(1, f"Not published: {type(error).__name__}: {error}\nWhat has been sent is not sent again when you repeat the command.\n")
+        parser.exit(
+            1,
+            f"Not published: {type(error).__name__}: {error}\nWhat has been sent is not sent again when you repeat the command.\n",
+        )
     print(f"Published: {commit.commit_url}")
 
 
