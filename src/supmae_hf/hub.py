@@ -25,20 +25,17 @@ import supmae_hf
 from .checkpoints.stock import export_stock, source_image_processor
 from .configuration_supmae import to_pair
 from .data.images import ImageDataset, ImageStream
-from .modeling_supmae import SupMAEForImageClassification, SupMAEForPreTraining, SupMAEPreTrainedModel
+from .modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
 
 
 logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 NUM_WIDGET_IMAGES = 3
+WIDGET_IMAGE_SIDE = 512  # pixels at most
 # what is published beside the model, its code and its card
 _COMPANIONS = ("*.png", "widget/*", "eval_results.json", "all_results.json")
 
-_AUTO_CLASSES = {
-    SupMAEForPreTraining: "AutoModelForPreTraining",
-    SupMAEForImageClassification: "AutoModelForImageClassification",
-}
 _METRICS = {
     "eval_top1": ("accuracy", "top-1 accuracy"),
     "eval_top5": ("top5_accuracy", "top-5 accuracy"),
@@ -74,7 +71,9 @@ def save_widget_images(dataset: ImageDataset, folder: str | Path) -> list[dict[s
         titles.add(title)
         path = Path("widget") / f"{len(widget)}.png"
         (Path(folder) / path.parent).mkdir(exist_ok=True)
-        image.convert("RGB").save(Path(folder) / path)
+        image = image.convert("RGB")
+        image.thumbnail((WIDGET_IMAGE_SIDE, WIDGET_IMAGE_SIDE))
+        image.save(Path(folder) / path)
         widget.append({"src": path.as_posix(), "example_title": title})
         if len(widget) == NUM_WIDGET_IMAGES:
             break
@@ -84,7 +83,7 @@ def save_widget_images(dataset: ImageDataset, folder: str | Path) -> list[dict[s
 def usage(model: SupMAEPreTrainedModel, name: str) -> str:
     """Code that loads the published model, with supmae-hf or without."""
     model_class = type(model).__name__
-    auto_class = _AUTO_CLASSES.get(type(model), "AutoModel")
+    auto_class = model._auto_class
     return f"""from transformers import AutoImageProcessor
 from supmae_hf import {model_class}
 
@@ -149,6 +148,8 @@ def training_card(
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "seed": args.seed,
     }
+    if data_args.label_fraction < 1:
+        rows["labels used"] = f"{data_args.label_fraction:.0%} of each class (`--label_seed {data_args.label_seed}`)"
     if is_pretraining:
         rows["hidden patches"] = f"{config.mask_ratio:.0%}"
         rows["loss"] = (
