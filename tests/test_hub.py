@@ -148,3 +148,23 @@ def test_publish_and_load_back(runs, tmp_path, stock, revision):
     difference = (torch.load(tmp_path / "logits.pt") - model(images).logits).abs().max()
     assert difference == 0 if not stock else difference < 1e-5
     assert isinstance(AutoModelForImageClassification.from_pretrained(runs / "finetuned"), type(model))
+
+
+def test_push_to_hub_from_training_and_from_a_model(runs, tmp_path):
+    flags = ["--model_config", json.dumps(TINY), "--output_dir", tmp_path / "pushed", "--push_to_hub"]
+    flags += ["--hub_model_id", "org/pushed", "--hub_token", TOKEN]
+    push = 'import sys, supmae_hf; supmae_hf.SupMAEModel.from_pretrained(sys.argv[1]).push_to_hub("org/encoder")'
+    with HubServer() as server:
+        trained = hub_process([ROOT / "examples" / "run_pretrain.py", *RUN, *flags], server, tmp_path, token=None)
+        assert trained.returncode == 0, trained.stderr
+        pushed = hub_process(["-c", push, runs / "pretrained"], server, tmp_path)
+        assert pushed.returncode == 0, pushed.stderr
+        files = server.repositories["org/pushed"]["branches"]["main"]
+        encoder = server.repositories["org/encoder"]["branches"]["main"]
+        assert server.tokens == {TOKEN}
+    model_files = {"config.json", "model.safetensors", "modeling_supmae.py", "configuration_supmae.py"}
+    assert model_files <= encoder.keys()
+    assert model_files | {"preprocessor_config.json", "reconstructions.png", "widget/0.png"} <= files.keys()
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.eval_results and 'from_pretrained("org/pushed")' in card.text
+    assert not any(TOKEN.encode() in content for content in files.values())
