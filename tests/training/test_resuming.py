@@ -1,12 +1,13 @@
 """Checkpoints that are complete or absent, and runs that stop in order."""
 
+import json
 import os
 import signal
 
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import digit_pixel_values, reference_config
+from conftest import TINY, digit_pixel_values, reference_config, run_example
 from sklearn.datasets import load_digits
 from transformers import TrainerCallback
 from transformers.utils import logging
@@ -228,3 +229,12 @@ def test_sigterm_saves_and_stops(tmp_path):
     assert names(run.args) == [f"checkpoint-{run.state.global_step}"]
     assert find_checkpoint(run.args.output_dir) is not None
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_what_a_killed_run_was_deleting_is_cleared_away(tmp_path):
+    flags = ["--model_config", json.dumps(TINY), "--max_train_samples", 32, "--per_device_train_batch_size", 16]
+    flags += ["--num_train_epochs", 1, "--warmup_epochs", 0, "--max_eval_samples", 8, "--output_dir", tmp_path / "run"]
+    run_example("run_pretrain.py", *flags, cwd=tmp_path)
+    (tmp_path / "run" / ".unfinished" / "old-checkpoint-1").mkdir(parents=True)
+    run_example("run_pretrain.py", *flags, cwd=tmp_path)  # there is nothing left to train
+    assert not (tmp_path / "run" / ".unfinished").exists()

@@ -143,8 +143,7 @@ def new_checkpoint(args: RecipeArguments, accelerator: Accelerator, step: int, k
             for old in list_checkpoints(output_dir, step)[: -args.save_total_limit]:
                 if keep is None or old != Path(keep):
                     _remove(old)
-        with contextlib.suppress(OSError):
-            unfinished.parent.rmdir()
+        shutil.rmtree(unfinished.parent, ignore_errors=True)
     accelerator.wait_for_everyone()
 
 
@@ -163,6 +162,7 @@ def prepare_output_dir(args: RecipeArguments) -> str | None:
     if args.process_index == 0:
         try:
             answer[0] = _checkpoint_to_go_on_from(args)
+            shutil.rmtree(Path(args.output_dir) / _UNFINISHED, ignore_errors=True)  # of a run that was killed
         except OSError as error:
             answer[1] = error
     checkpoint, error = broadcast_object_list(answer)
