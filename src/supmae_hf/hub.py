@@ -22,7 +22,6 @@ from transformers.utils import logging
 
 import supmae_hf
 
-from .checkpoints.stock import export_stock, source_image_processor
 from .configuration_supmae import to_pair
 from .data.images import ImageDataset, ImageStream
 from .modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
@@ -262,6 +261,8 @@ def staged(
         FileNotFoundError: if there is no checkpoint or no card.
         ValueError: if there is no licence, or the card's metadata are wrong.
     """
+    from .checkpoints.stock import export_stock, source_image_processor  # which training, too, would wait for
+
     source = Path(source)
     if not (source / "config.json").is_file():
         raise FileNotFoundError(f"{source} has no config.json: name the folder of a checkpoint.")

@@ -97,6 +97,13 @@ def test_fast_pipeline_takes_the_crops_of_the_reference(photographs, file_format
     assert difference.flatten(1).mean(dim=1).max() < 2 * tolerance
 
 
+def test_fast_pipeline_takes_jpeg_files_with_bytes_behind_their_end(photographs):
+    file = encode(Image.fromarray(photographs[0]).resize((200, 150)), format="JPEG") + b"\0"
+    transform = build_train_transform(reference_config(image_size=224, patch_size=16), DataArguments())
+    for _ in range(4):  # of crops smaller than the model's images
+        assert transform(Image.open(io.BytesIO(file)), file).shape == (3, 224, 224)
+
+
 def test_fast_pipeline_samples_the_distribution_of_torchvisions_crops():
     """Share and aspect ratio of the crops and where they lie, against torchvision's own, by a two-sample test."""
     from scipy.stats import ks_2samp

@@ -142,8 +142,8 @@ class FastTrainTransform:
     The paper's augmentation for pre-training, random resized crop (bicubic) and horizontal flip, with the crops and
     flips of [`ReferenceTrainTransform`] and nearly its pixels, in a fraction of the time: JPEG files are decoded no
     further than the crop's last row, and at half, a quarter or an eighth of their size if the crop is that much larger
-    than the model's images (libjpeg scales while it decodes); images are resized by PyTorch's vectorised kernels and stay `uint8`, to be normalised in batches
-    by [`normalize_pixels`] where the model runs.
+    than the model's images (libjpeg scales while it decodes); images are resized by PyTorch's vectorised kernels and
+    stay `uint8`, to be normalised in batches by [`normalize_pixels`] where the model runs.
 
     Call it with an image as `PIL.Image.open` gives it, and with its file if there is one; the result is of shape
     `(num_channels, height, width)`.
@@ -158,7 +158,7 @@ class FastTrainTransform:
     def __call__(self, image: Image.Image, file: bytes | None = None) -> torch.Tensor:
         crop = self.crop.make_params([image])
         is_flipped = torch.rand(1) < self.flip_probability
-        scale = min(crop["height"] // self.size[0], crop["width"] // self.size[1])
+        scale = max(1, min(crop["height"] // self.size[0], crop["width"] // self.size[1]))
         pixels = self._decode(image, file, scale, **crop)
         if pixels.shape[-2:] != self.size:
             pixels = torch.nn.functional.interpolate(pixels[None], size=self.size, mode="bicubic", antialias=True)[0]

@@ -134,9 +134,8 @@ class RecipeArguments(TrainingArguments):
     def __post_init__(self):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or else each of several processes would train on its own
-        if (
-            self.hub_token
-        ):  # the Hub client finds it there; training_args.bin, which may be published, must not hold it
+        if self.hub_token:
+            # the Hub client finds it there; training_args.bin, which may be published, must not hold it
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         super().__post_init__()
         if self.label_names is None:
