@@ -5,8 +5,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -92,6 +93,31 @@ def compute_features(model: SupMAEForImageClassification, dataset, args) -> tupl
         labels.append(batch_labels.cpu())
     hook.remove()
     return torch.cat(features).numpy(), torch.cat(labels).numpy()
+
+
+def select_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> tuple[Pipeline, float]:
+    """
+    Logistic regression on standardised features, whose strength of regularisation is chosen by cross-validation on
+    these images alone.
+
+    Args:
+        features: Of shape `(num_images, hidden_size)`.
+        labels: Classes of shape `(num_images,)`, each with 2 images or more.
+        seed: Decides the folds.
+
+    Returns:
+        The classifier, fitted to all images, and its accuracy in cross-validation.
+    """
+    smallest_class = np.unique(labels, return_counts=True)[1].min()
+    if smallest_class < 2:
+        raise ValueError("Cross-validation needs 2 images or more of every class, but there is a class with only 1.")
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
+        {"logisticregression__C": [1e-3, 1e-2, 1e-1, 1.0, 10.0]},
+        cv=StratifiedKFold(min(5, smallest_class), shuffle=True, random_state=seed),
+    )
+    search.fit(features, labels)
+    return search.best_estimator_, float(search.best_score_)
 
 
 def fit_logistic(model: SupMAEForImageClassification, features: np.ndarray, labels: np.ndarray, c: float):

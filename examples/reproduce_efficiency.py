@@ -1,0 +1,370 @@
+#!/usr/bin/env python
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+The paper's claim at a scale where anyone can check it: does SupMAE get by with fewer epochs and less compute than MAE?
+
+    python examples/reproduce_efficiency.py [--quick]
+
+Pre-trains SupMAE and MAE on scikit-learn's handwritten digits and trains the same ViT from scratch, each for 1/8, 1/4,
+1/2 and all of --epochs with several seeds, and measures on held-out digits: a linear probe, fine-tuning, and the
+fine-tuned model on corrupted digits. Each method's settings are chosen beforehand among as many trials, on a part of the
+training images. Prints a table, writes results.json, results.csv and efficiency.png into --output_dir. Runs are kept as
+they finish: after an interruption the same command goes on.
+"""
+
+import argparse
+import copy
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.model_selection import train_test_split
+from torchvision.transforms import v2
+from transformers import get_cosine_schedule_with_warmup
+
+from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
+from supmae_hf.cost import Schedule, classification_flops, pretraining_flops
+from supmae_hf.data.sources import load_digits
+from supmae_hf.evaluation.corruptions import CORRUPTIONS, corrupt
+from supmae_hf.evaluation.probes import select_probe
+from supmae_hf.evaluation.tables import say_written, write_table
+from supmae_hf.training.optimization import parameter_groups
+
+
+METHODS = ("SupMAE", "MAE", "ViT from scratch")
+MEASURES = {"probe": "linear probe", "finetuned": "fine-tuned", "corrupted": "fine-tuned, on corrupted digits"}
+IMAGE_SIZE, BATCH_SIZE, WEIGHT_DECAY = 32, 64, 0.05
+MODEL = {
+    "image_size": IMAGE_SIZE,
+    "patch_size": 8,
+    "num_channels": 1,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "decoder_hidden_size": 64,
+    "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 256,
+    "classifier_hidden_size": 256,
+    "classification_temperature": 1.0,
+    "num_labels": 10,
+}
+FINETUNING = {"epochs": 10, "layer_decay": 0.75}
+# as many trials for each method: learning rates, and one more setting that matters to it
+TRIALS = {
+    "SupMAE": [
+        {"learning_rate": rate, "finetuning_rate": finetuning_rate, "classification_loss_weight": weight}
+        for rate, finetuning_rate, weight in itertools.product((2e-3, 4e-3), (2e-3, 4e-3), (0.1, 1.0))
+    ],
+    "MAE": [
+        {"learning_rate": rate, "finetuning_rate": finetuning_rate, "decoder_num_hidden_layers": num_blocks}
+        for rate, finetuning_rate, num_blocks in itertools.product((2e-3, 4e-3), (2e-3, 4e-3), (1, 4))
+    ],
+    "ViT from scratch": [
+        {"learning_rate": rate, "drop_path_rate": drop_path_rate}
+        for rate, drop_path_rate in itertools.product((1e-3, 2e-3, 4e-3, 8e-3), (0.0, 0.1))
+    ],
+}
+
+
+def config_of(method: str, settings: dict) -> SupMAEConfig:
+    own = {"classification_loss_weight": 0.0} if method == "MAE" else {}
+    return SupMAEConfig(
+        **MODEL,
+        **own,
+        **{key: value for key, value in settings.items() if key not in ("learning_rate", "finetuning_rate")},
+    )
+
+
+def schedule_of(method: str, settings: dict, epochs: int) -> Schedule:
+    """What a run costs, as operations."""
+    config = config_of(method, settings)
+    classify = 3 * classification_flops(config)
+    if method == "ViT from scratch":
+        return Schedule(method, classify, epochs)
+    return Schedule(method, 3 * pretraining_flops(config), epochs, classify, FINETUNING["epochs"])
+
+
+def to_inputs(images: torch.Tensor) -> torch.Tensor:
+    """Scans `(num_images, 1, 8, 8)` in [0, 1] as the model takes them."""
+    size = [IMAGE_SIZE, IMAGE_SIZE]
+    return v2.functional.normalize(v2.functional.resize(images, size, v2.InterpolationMode.BICUBIC), [0.5], [0.5])
+
+
+def load_data():
+    """Training and held-out scans `(num_images, 1, 8, 8)` in [0, 1], and their labels."""
+    data = load_digits()
+    return [
+        (
+            torch.from_numpy(np.stack(data[split]["image"])).unsqueeze(1).float() / 255,
+            torch.tensor(data[split]["label"]),
+        )
+        for split in ("train", "validation")
+    ]
+
+
+def corrupted_inputs(images: torch.Tensor, severities: list[int]) -> torch.Tensor:
+    """Every corruption of every scan: `(corruptions * severities, num_images, 1, height, width)`."""
+    pixels = ((to_inputs(images)[:, 0] + 1) * 127.5).round().clamp(0, 255).byte()  # bicubic resizing overshoots
+    sharp = [Image.fromarray(image) for image in pixels.numpy()]
+    copies = [
+        np.stack([np.asarray(corrupt(image, name, severity, index)) for index, image in enumerate(sharp)])
+        for name in CORRUPTIONS
+        for severity in severities
+    ]
+    return torch.from_numpy(np.stack(copies)).unsqueeze(2).float() / 127.5 - 1
+
+
+def train(model, images, labels, epochs: int, learning_rate: float, layer_decay: float | None = None):
+    """AdamW, linear warm-up in the first tenth, then a cosine; random resized crops, as in the demo."""
+    crop = v2.RandomResizedCrop(IMAGE_SIZE, scale=(0.6, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+    groups = parameter_groups(model, learning_rate, WEIGHT_DECAY, layer_decay)
+    for group in groups:
+        del group["names"]
+    is_pretraining = isinstance(model, SupMAEForPreTraining)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95 if is_pretraining else 0.999), fused=True)
+    num_batches = len(images) // BATCH_SIZE
+    scheduler = get_cosine_schedule_with_warmup(optimizer, epochs * num_batches // 10, epochs * num_batches)
+    with_labels = not is_pretraining or model.config.classification_loss_weight > 0
+    model.train()
+    for _ in range(epochs):
+        for ids in torch.randperm(len(images)).split(BATCH_SIZE)[:num_batches]:
+            pixel_values = torch.stack([crop(images[i]) for i in ids]).sub(0.5).div(0.5)
+            model(pixel_values, labels=labels[ids] if with_labels else None).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: SupMAEForImageClassification, pixel_values: torch.Tensor, labels: torch.Tensor) -> float:
+    return (model(pixel_values).logits.argmax(-1) == labels).float().mean().item()
+
+
+@torch.no_grad()
+def probe(encoder, images, labels, test_images, test_labels) -> float:
+    """A linear probe on the class token or the mean of the patch tokens, whichever cross-validation prefers."""
+    tokens = [encoder(to_inputs(x)).last_hidden_state for x in (images, test_images)]
+    best_score, result = -1.0, 0.0
+    for pool in (lambda t: t[:, 0], lambda t: t[:, 1:].mean(1)):
+        features, test_features = (pool(t).numpy() for t in tokens)
+        classifier, score = select_probe(features, labels.numpy())
+        if score > best_score:
+            best_score, result = score, float(classifier.score(test_features, test_labels.numpy()))
+    return result
+
+
+def run(method: str, settings: dict, epochs: int, seed: int, data, corrupted: torch.Tensor | None = None) -> dict:
+    """Train once, and measure on the second part of the data."""
+    (images, labels), (test_images, test_labels) = data
+    torch.manual_seed(seed)
+    config = config_of(method, settings)
+    measured = {}
+    if method == "ViT from scratch":
+        model = SupMAEForImageClassification(config)
+        train(model, images, labels, epochs, settings["learning_rate"])
+    else:
+        pretrained = SupMAEForPreTraining(config)
+        train(pretrained, images, labels, epochs, settings["learning_rate"])
+        measured["probe"] = probe(pretrained.vit, images, labels, test_images, test_labels)
+        model = SupMAEForImageClassification(copy.deepcopy(config))
+        model.vit.load_state_dict(pretrained.vit.state_dict(), strict=False)  # all but the LayerNorm
+        train(model, images, labels, learning_rate=settings["finetuning_rate"], **FINETUNING)
+    measured["finetuned"] = accuracy(model, to_inputs(test_images), test_labels)
+    if corrupted is not None:
+        measured["corrupted"] = statistics.mean(accuracy(model, copies, test_labels) for copies in corrupted)
+    return measured
+
+
+def work(job: dict) -> dict:
+    """A job in a process of its own, with the data that `prepare` left there."""
+    data = _DATA["tuning"] if job["is_trial"] else _DATA["final"]
+    start = time.perf_counter()
+    measured = run(
+        job["method"],
+        job["settings"],
+        job["epochs"],
+        job["seed"],
+        data,
+        None if job["is_trial"] else _DATA["corrupted"],
+    )
+    return {**job, **measured, "seconds": time.perf_counter() - start}
+
+
+_DATA = {}
+
+
+def prepare(severities: list[int]):
+    torch.set_num_threads(1)
+    train_data, test_data = load_data()
+    kept, held_out = train_test_split(
+        np.arange(len(train_data[1])), test_size=0.2, random_state=0, stratify=train_data[1].numpy()
+    )
+    _DATA["final"] = train_data, test_data
+    _DATA["tuning"] = tuple((train_data[0][ids], train_data[1][ids]) for ids in (kept, held_out))
+    _DATA["corrupted"] = corrupted_inputs(test_data[0], severities)
+
+
+def finish(jobs: list[dict], pool, path: Path, known: list[dict]) -> list[dict]:
+    """The results of all jobs: those in the file, and the others, which are added to it."""
+    results = [row for row in known if any(job.items() <= row.items() for job in jobs)]
+    missing = [job for job in jobs if not any(job.items() <= row.items() for row in results)]
+    missing.sort(key=lambda job: -job["epochs"])  # long ones first, so that no process is left idle at the end
+    with open(path, "a") as file:
+        for row in pool.imap_unordered(work, missing):
+            results.append(row)
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(
+                f"{len(results)}/{len(jobs)} {row['method']}, {row['epochs']} epochs: {row['finetuned']:.2%}",
+                flush=True,
+            )
+    return results
+
+
+def tune(pool, path: Path, known: list[dict], epochs: int) -> dict[str, dict]:
+    """Each method's best settings: the mean of probe (where there is one) and fine-tuned accuracy decides."""
+    jobs = [
+        {"is_trial": True, "method": method, "settings": settings, "epochs": epochs, "seed": 100}
+        for method in METHODS
+        for settings in TRIALS[method]
+    ]
+    results = finish(jobs, pool, path, known)
+
+    def score(row: dict) -> float:
+        return statistics.mean(row[name] for name in MEASURES if name in row)
+
+    chosen = {m: max((row for row in results if row["method"] == m), key=score)["settings"] for m in METHODS}
+    print("Chosen: " + "; ".join(f"{method} {settings}" for method, settings in chosen.items()), flush=True)
+    return chosen
+
+
+def summarize(results: list[dict], num_images: int) -> list[dict]:
+    """A row per method and number of epochs: means and standard deviations over the seeds."""
+    rows = []
+    for method in METHODS:
+        for epochs in sorted({row["epochs"] for row in results}):
+            runs = [row for row in results if (row["method"], row["epochs"]) == (method, epochs)]
+            cost = schedule_of(method, runs[0]["settings"], epochs)
+            row = {"method": method, "epochs": epochs, "TFLOPs": cost.total(num_images) / 1e12, "seeds": len(runs)}
+            for name, title in MEASURES.items():
+                values = [run[name] for run in runs if name in run]
+                if values:
+                    row[title] = statistics.mean(values)
+                    row[f"{title} (std)"] = statistics.stdev(values) if len(values) > 1 else 0.0
+            rows.append(row)
+    return rows
+
+
+def reaches(rows: list[dict], title: str, column: str) -> float | None:
+    """
+    Where on `column` (epochs, TFLOPs) SupMAE's mean accuracy crosses that of MAE's longest run, as a share of that run:
+    between two measured points on a straight line, over the logarithm of the column. If its shortest run is above
+    already, the share of that run.
+    """
+    supmae, mae = ([row for row in rows if row["method"] == name] for name in ("SupMAE", "MAE"))
+    target = mae[-1][title]
+    for before, after in zip([None, *supmae], supmae):
+        if after[title] >= target:
+            if before is None:
+                return after[column] / mae[-1][column]
+            share = (target - before[title]) / (after[title] - before[title])
+            return before[column] * (after[column] / before[column]) ** share / mae[-1][column]
+    return None
+
+
+def say_where(rows: list[dict], title: str) -> str:
+    shares = {column: reaches(rows, title, column) for column in ("epochs", "TFLOPs")}
+    if shares["epochs"] is None:
+        return f"{title}: SupMAE reaches MAE's final accuracy in none of its runs."
+    shortest = min(row["epochs"] for row in rows) / max(row["epochs"] for row in rows)
+    bound = "at most " if shares["epochs"] == shortest else ""
+    return f"{title}: SupMAE reaches MAE's final accuracy at {bound}" + " and ".join(
+        f"{share:.1%} of its {column}" for column, share in shares.items()
+    )
+
+
+def draw(rows: list[dict], path: Path):
+    titles = list(MEASURES.values())
+    figure = Figure(figsize=(4 * len(titles), 6.4), layout="constrained")
+    for line, column in zip(figure.subplots(2, len(titles)), ("epochs", "TFLOPs")):
+        for axis, title in zip(line, titles):
+            for index, method in enumerate(METHODS):
+                points = [row for row in rows if row["method"] == method and title in row]
+                if points:
+                    axis.errorbar(
+                        [row[column] for row in points],
+                        [100 * row[title] for row in points],
+                        [100 * row[f"{title} (std)"] for row in points],
+                        label=method,
+                        color=f"C{index}",
+                        marker="o",
+                        capsize=3,
+                    )
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+            if column == "epochs":
+                axis.set_title(title)
+            axis.set(
+                xlabel="epochs of pre-training, or from scratch" if column == "epochs" else "TFLOPs, all training"
+            )
+            axis.grid(alpha=0.3)
+        line[0].set_ylabel("accuracy on held-out digits (%)")
+    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer epochs and seeds, and one severity: minutes")
+    parser.add_argument("--epochs", type=int, help="of the longest runs, a multiple of 8 (default: 128; quick: 24)")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 5; quick: 2)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
+    parser.add_argument("--output_dir", type=Path, help="default: outputs/efficiency, or outputs/efficiency-quick")
+    args = parser.parse_args()
+    epochs = args.epochs or (24 if args.quick else 128)
+    seeds = args.seeds or (2 if args.quick else 5)
+    severities = [3] if args.quick else [1, 2, 3, 4, 5]
+    output_dir = args.output_dir or Path("outputs/efficiency-quick" if args.quick else "outputs/efficiency")
+    if epochs < 8 or epochs % 8 or seeds < 1 or args.processes < 1:
+        parser.error(f"--epochs must be a multiple of 8, got {epochs}; --seeds and --processes at least 1.")
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path = output_dir / "runs.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    known = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may have been cut off
+    path.write_text("".join(json.dumps(row) + "\n" for row in known))
+    start = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(args.processes, prepare, (severities,)) as pool:
+        chosen = tune(pool, path, known, epochs // 4)
+        jobs = [
+            {"is_trial": False, "method": m, "settings": chosen[m], "epochs": epochs // part, "seed": seed}
+            for seed in range(seeds)
+            for m in METHODS
+            for part in (1, 2, 4, 8)
+        ]
+        results = finish(jobs, pool, path, known)
+
+    rows = summarize(results, num_images=len(load_data()[0][1]))
+    print()
+    write_table(rows, output_dir, "results")
+    print()
+    for title in MEASURES.values():
+        print(say_where(rows, title))
+    draw(rows, output_dir / "efficiency.png")
+    print(f"{(time.perf_counter() - start) / 60:.1f} minutes with {args.processes} processes.")
+    say_written(output_dir, "results.json", "results.csv", "efficiency.png", "runs.jsonl")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Results as tables: Markdown on the screen, JSON and CSV for programs, bars for the eye."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+def columns_of(rows: Sequence[dict]) -> list[str]:
+    """The keys of all rows, in the order in which they first occur."""
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def markdown_table(rows: Sequence[dict], float_format: str = ".4g") -> str:
+    """Rows as a Markdown table; what a row does not have is left empty."""
+
+    def text(value) -> str:
+        return "" if value is None else f"{value:{float_format}}" if isinstance(value, float) else str(value)
+
+    columns = columns_of(rows)
+    lines = [columns, ["---"] * len(columns), *([text(row.get(column)) for column in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_table(rows: Sequence[dict], folder: str | Path, name: str, float_format: str = ".4g"):
+    """Print rows as a Markdown table, and write them to `NAME.json` and `NAME.csv` in `folder`."""
+    print(markdown_table(rows, float_format))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
+    with open(folder / f"{name}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, columns_of(rows))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def save_bars(
+    rows: Sequence[dict], label: str, columns: Sequence[str], path: str | Path, xlabel: str, errors: str | None = None
+):
+    """
+    Draw one group of horizontal bars per row.
+
+    Args:
+        rows: The table.
+        label: The column that names the rows.
+        columns: What to draw; those that no row has are left out.
+        path: File to write; the ending decides the format.
+        xlabel: Title of the axis, with the unit.
+        errors: What follows a column's name in that of the column with its standard deviation, drawn as a whisker.
+    """
+    columns = [column for column in columns if any(row.get(column) is not None for row in rows)]
+    height = 0.8 / max(len(columns), 1)
+    figure = Figure(figsize=(7, 1.2 + max(0.3, 0.16 * len(columns)) * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    for index, column in enumerate(columns):
+        places = [place + (index - (len(columns) - 1) / 2) * height for place in range(len(rows))]
+        values = [float("nan") if row.get(column) is None else row[column] for row in rows]
+        whiskers = [row.get(f"{column}{errors}") or 0 for row in rows] if errors else None
+        axis.barh(places, values, height * 0.9, xerr=whiskers, label=column)
+    axis.set_yticks(range(len(rows)), [str(row[label]) for row in rows])
+    axis.invert_yaxis()
+    axis.set(xlabel=xlabel)
+    axis.grid(axis="x", alpha=0.3)
+    if len(columns) > 1:
+        figure.legend(loc="outside upper center", ncols=min(len(columns), 4), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def say_written(folder: str | Path, *names: str):
+    """Print where files are."""
+    print("\nWritten: " + ", ".join(str(Path(folder) / name) for name in names))
