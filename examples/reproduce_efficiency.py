@@ -62,11 +62,11 @@ FINETUNING = {"epochs": 10, "layer_decay": 0.75}
 TRIALS = {
     "SupMAE": [
         {"learning_rate": rate, "finetuning_rate": finetuning_rate, "classification_loss_weight": weight}
-        for rate, finetuning_rate, weight in itertools.product((2e-3, 4e-3), (2e-3, 4e-3), (0.1, 1.0))
+        for rate, finetuning_rate, weight in itertools.product((1e-3, 2e-3), (2e-3, 4e-3), (0.1, 1.0))
     ],
     "MAE": [
         {"learning_rate": rate, "finetuning_rate": finetuning_rate, "decoder_num_hidden_layers": num_blocks}
-        for rate, finetuning_rate, num_blocks in itertools.product((2e-3, 4e-3), (2e-3, 4e-3), (1, 4))
+        for rate, finetuning_rate, num_blocks in itertools.product((1e-3, 2e-3), (2e-3, 4e-3), (1, 4))
     ],
     "ViT from scratch": [
         {"learning_rate": rate, "drop_path_rate": drop_path_rate}
