@@ -10,11 +10,11 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
+from supmae_hf import SupMAEBackbone, SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
 
 
-ALL = [SupMAEModel, SupMAEForPreTraining, SupMAEForImageClassification]
-TRAINABLE = ALL[1:]
+TRAINABLE = [SupMAEForPreTraining, SupMAEForImageClassification]
+ALL = [SupMAEModel, SupMAEBackbone, *TRAINABLE]
 
 
 @pytest.fixture(params=ALL, ids=lambda model_class: model_class.__name__)
@@ -38,10 +38,12 @@ def inputs(model_class, digits):
 
 @pytest.fixture
 def training_inputs(model_class, inputs, digit_labels):
-    return inputs if model_class is SupMAEModel else {**inputs, "labels": digit_labels}
+    return inputs if model_class not in TRAINABLE else {**inputs, "labels": digit_labels}
 
 
 def main_output(outputs) -> torch.Tensor:
+    if "feature_maps" in outputs:
+        return outputs["feature_maps"][-1]
     return outputs["last_hidden_state"] if "last_hidden_state" in outputs else outputs["logits"]
 
 
@@ -74,7 +76,7 @@ def test_load_with_another_number_of_classes(tmp_path):
 
 
 def test_a_heads_encoder_loads_alone(model, model_class, tmp_path):
-    if model_class is SupMAEModel:
+    if model_class not in TRAINABLE:
         pytest.skip("has no head")
     model.base_model.save_pretrained(tmp_path)
     loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
@@ -146,7 +148,8 @@ def test_retain_grad(model, inputs):
     hidden_states, attentions = outputs.hidden_states[0], outputs.attentions[0]
     hidden_states.retain_grad()
     attentions.retain_grad()
-    outputs[0].flatten()[0].backward()
+    output = main_output(outputs) if "feature_maps" in outputs else outputs[0]
+    output.flatten()[0].backward()
     assert hidden_states.grad is not None and attentions.grad is not None
 
 

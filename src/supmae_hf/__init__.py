@@ -10,6 +10,7 @@ from importlib.abc import MetaPathFinder
 __version__ = "0.1.0.dev0"
 
 _MODULE_OF = {
+    "SupMAEBackbone": "modeling_supmae",
     "SupMAEConfig": "configuration_supmae",
     "SupMAEForImageClassification": "modeling_supmae",
     "SupMAEForPreTraining": "modeling_supmae",
@@ -39,15 +40,22 @@ def __dir__():
 
 @functools.cache
 def _register_auto_classes():
-    from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, ViTConfig
+    from transformers import (
+        AutoBackbone,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForPreTraining,
+        ViTConfig,
+    )
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
     from .configuration_supmae import SupMAEConfig
-    from .modeling_supmae import SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
+    from .modeling_supmae import SupMAEBackbone, SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
 
     AutoModel.register(SupMAEConfig, SupMAEModel)
     AutoModelForPreTraining.register(SupMAEConfig, SupMAEForPreTraining)
     AutoModelForImageClassification.register(SupMAEConfig, SupMAEForImageClassification)
+    AutoBackbone.register(SupMAEConfig, SupMAEBackbone)
     # the image processors of ViT and ViTMAE, whatever this version of Transformers calls them
     IMAGE_PROCESSOR_MAPPING.register(SupMAEConfig, IMAGE_PROCESSOR_MAPPING[ViTConfig])
 

@@ -4,6 +4,7 @@
 import math
 
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils.backbone_utils import BackboneConfigMixin
 
 
 def to_pair(value) -> tuple[int, int]:
@@ -12,7 +13,7 @@ def to_pair(value) -> tuple[int, int]:
     return int(height), int(width)
 
 
-class SupMAEConfig(PreTrainedConfig):
+class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of SupMAE, the supervised masked autoencoder of [arXiv 2205.14540](https://arxiv.org/abs/2205.14540).
 
@@ -56,6 +57,13 @@ class SupMAEConfig(PreTrainedConfig):
             Whether the classifiers see the average over patch tokens; `False` takes the class token.
         drop_path_rate (`float`, *optional*, defaults to 0.0):
             Stochastic depth rate of the last encoder block, rising linearly from 0 in the first; for fine-tuning.
+        out_features (`list[str]`, *optional*):
+            Feature maps of [`SupMAEBackbone`], in order: `"stem"` (the patch embeddings), `"stage1"` (output of the first
+            block), `"stage2"`, ... By default the last block's.
+        out_indices (`list[int]`, *optional*): The same by number: 0 for the patch embeddings, 1 for the first block, ...
+        add_fpn (`bool`, *optional*, defaults to `False`):
+            Whether [`SupMAEBackbone`], as in BEiT, brings its four feature maps to 4, 2, 1 and 1/2 times the resolution
+            of the patches.
 
     Raises:
         ValueError: if the fields contradict each other; the message names the field, its value and what to change.
@@ -100,6 +108,9 @@ class SupMAEConfig(PreTrainedConfig):
         classification_temperature=10.0,
         use_mean_pooling=True,
         drop_path_rate=0.0,
+        out_features=None,
+        out_indices=None,
+        add_fpn=False,
         **kwargs,
     ):
         self.hidden_size = hidden_size
@@ -127,6 +138,16 @@ class SupMAEConfig(PreTrainedConfig):
         self.classification_temperature = classification_temperature
         self.use_mean_pooling = use_mean_pooling
         self.drop_path_rate = drop_path_rate
+        self.add_fpn = add_fpn
+        if out_features is None:
+            self.out_indices = out_indices
+        else:
+            self.out_features = out_features
+            if out_indices is not None and [i % len(self.stage_names) for i in out_indices] != self.out_indices:
+                raise ValueError(
+                    f"`out_indices` {out_indices} are not the places of `out_features` {out_features} in "
+                    f"{self.stage_names}: give one of them."
+                )
         super().__init__(**kwargs)
         if self.hidden_size:  # Transformers' common tests make configurations of width 0, of which there is no model
             self.check()
@@ -195,6 +216,17 @@ class SupMAEConfig(PreTrainedConfig):
         for field in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"`{field}` must be in [0, 1), got {getattr(self, field)}.")
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the feature maps that [`SupMAEBackbone`] can give."""
+        return ["stem"] + [f"stage{index}" for index in range(1, self.num_hidden_layers + 1)]
+
+    def to_dict(self) -> dict:
+        fields = super().to_dict()
+        if fields["out_indices"] == [self.num_hidden_layers]:  # the default, which follows the number of blocks
+            del fields["out_features"], fields["out_indices"]
+        return fields
 
     @property
     def grid_size(self) -> tuple[int, int]:

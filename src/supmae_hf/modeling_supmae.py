@@ -11,9 +11,10 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput, logging
+from transformers.utils.backbone_utils import BackboneMixin
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_supmae import SupMAEConfig, to_pair
@@ -651,6 +652,7 @@ _AUTO_MAP = {
     "AutoModel": "modeling_supmae.SupMAEModel",
     "AutoModelForPreTraining": "modeling_supmae.SupMAEForPreTraining",
     "AutoModelForImageClassification": "modeling_supmae.SupMAEForImageClassification",
+    "AutoBackbone": "modeling_supmae.SupMAEBackbone",
 }
 
 
@@ -689,10 +691,13 @@ class SupMAEPreTrainedModel(PreTrainedModel):
             bound = math.sqrt(6 / (fan_in + fan_out))
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
-        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d)):
+        elif isinstance(module, nn.ConvTranspose2d):
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-            if isinstance(module, nn.BatchNorm1d):
+            if not isinstance(module, nn.LayerNorm):
                 init.zeros_(module.running_mean)
                 init.ones_(module.running_var)
                 init.zeros_(module.num_batches_tracked)
@@ -1117,7 +1122,134 @@ class SupMAEForImageClassification(SupMAEPreTrainedModel):
         )
 
 
+class SupMAEFeaturePyramid(nn.Module):
+    """
+    Four feature maps `(batch_size, hidden_size, rows, columns)` at 4, 2, 1 and 1/2 times their resolution (BEiT, arXiv
+    2106.08254, for semantic segmentation).
+    """
+
+    def __init__(self, config: SupMAEConfig):
+        super().__init__()
+        width = config.hidden_size
+
+        def double() -> nn.Module:
+            return nn.ConvTranspose2d(width, width, kernel_size=2, stride=2)
+
+        self.rescale = nn.ModuleList(
+            [
+                nn.Sequential(double(), nn.BatchNorm2d(width), nn.GELU(), double()),
+                double(),
+                nn.Identity(),
+                nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True),
+            ]
+        )
+
+    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return tuple(rescale(feature_map) for rescale, feature_map in zip(self.rescale, feature_maps))
+
+
+class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
+    """
+    The SupMAE encoder as a backbone: feature maps of the blocks that `config.out_indices` or `config.out_features`
+    name, for UperNet, Mask2Former and other frameworks of Transformers.
+
+    Loaded from any SupMAE or ViTMAE checkpoint it takes the encoder without its last LayerNorm. As in
+    [`SupMAEForImageClassification`], position embeddings are trained.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import UperNetConfig, UperNetForSemanticSegmentation
+    >>> from supmae_hf import SupMAEBackbone, SupMAEConfig
+
+    >>> config = UperNetConfig(backbone_config=SupMAEConfig(out_indices=[4, 6, 8, 12], add_fpn=True), num_labels=150)
+    >>> model = UperNetForSemanticSegmentation(config)
+    >>> # model.backbone = SupMAEBackbone.from_pretrained("pretrained", out_indices=[4, 6, 8, 12], add_fpn=True)
+    >>> list(model.eval()(torch.randn(1, 3, 224, 224)).logits.shape)
+    [1, 150, 224, 224]
+
+    ```"""
+
+    _auto_class = "AutoBackbone"
+
+    # the other parts of pre-training and classification checkpoints; the last LayerNorm is not used
+    _keys_to_ignore_on_load_unexpected = [
+        r"^decoder\.",
+        r"^classification_head\.",
+        r"^classifier\.",
+        r"^fc_norm\.",
+        r"layernorm\.(weight|bias)$",
+    ]
+
+    def __init__(self, config: SupMAEConfig):
+        super().__init__(config)
+        if hasattr(self, "_init_backbone"):  # Transformers 5.0; later releases do that themselves
+            self._init_backbone(config)
+        if config.add_fpn and len(self.out_features) != 4:
+            raise ValueError(
+                f"`add_fpn` rescales four feature maps, but `out_features` are {self.out_features}: choose four blocks, "
+                "such as `out_indices=[4, 6, 8, 12]` of 12, or leave out `add_fpn`."
+            )
+        self.num_features = [config.hidden_size] * len(self.stage_names)
+        self.vit = SupMAEModel(config, use_layernorm=False)
+        self.fpn = SupMAEFeaturePyramid(config) if config.add_fpn else nn.Identity()
+        self.post_init()
+        self._set_position_embeddings_trainable()
+
+    def _set_position_embeddings_trainable(self):
+        self.vit.embeddings.position_embeddings.requires_grad_(True)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> BackboneOutput:
+        """
+        Feature maps of images of any size: position embeddings are resampled bicubically, and images whose sides are
+        not multiples of the patch size are padded with zeros at the bottom and on the right.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
+                Normalised images.
+            output_hidden_states (`bool`, *optional*): Whether to return the hidden states of all blocks.
+            output_attentions (`bool`, *optional*): Whether to return attention weights.
+
+        Returns:
+            [`~transformers.modeling_outputs.BackboneOutput`] with `feature_maps` of shape
+            `(batch_size, hidden_size, ceil(height / patch_height), ceil(width / patch_width))`, or rescaled from that
+            under `config.add_fpn`.
+        """
+        patch_height, patch_width = to_pair(self.config.patch_size)
+        height, width = pixel_values.shape[-2:]
+        pixel_values = nn.functional.pad(pixel_values, (0, -width % patch_width, 0, -height % patch_height))
+        outputs = self.vit(
+            pixel_values,
+            interpolate_pos_encoding=True,
+            output_attentions=output_attentions,
+            output_hidden_states=True,
+            return_dict=True,
+        )
+        rows = pixel_values.shape[-2] // patch_height
+        feature_maps = tuple(
+            hidden_state[:, 1:].transpose(1, 2).unflatten(2, (rows, -1))
+            for name, hidden_state in zip(self.stage_names, outputs.hidden_states)
+            if name in self.out_features
+        )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return BackboneOutput(
+            feature_maps=self.fpn(feature_maps),
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+
+
 __all__ = [
+    "SupMAEBackbone",
     "SupMAEForImageClassification",
     "SupMAEForPreTraining",
     "SupMAEForPreTrainingOutput",
