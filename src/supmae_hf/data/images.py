@@ -254,9 +254,10 @@ class _Images:
         seed: int | None = None,
         masks: bool = False,
     ):
-        if config.num_channels not in _MODES:
+        num_channels = getattr(config, "num_channels", 3)  # timm models are not asked
+        if num_channels not in _MODES:
             raise ValueError(
-                f"Images have {list(_MODES)} channels, but `num_channels` is {config.num_channels}: train on a "
+                f"Images have {list(_MODES)} channels, but `num_channels` is {num_channels}: train on a "
                 "data set of your own that yields `pixel_values`."
             )
         self.args = args = DataArguments() if args is None else args
@@ -264,8 +265,8 @@ class _Images:
         # decoded in _item, where the image can be named if that fails
         self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
         self.image_feature = datasets.Image()
-        self._mode = _MODES[config.num_channels]
-        self.num_patches = config.num_patches
+        self._mode = _MODES[num_channels]
+        self.num_patches = config.num_patches if masks else None
         self.labels = labels
         self.transform = transform
         self.seed = seed

@@ -17,6 +17,28 @@ logger = logging.get_logger(__name__)
 
 # the same images are held out by every run, whatever its seed, so that fine-tuning never tests what pre-training saw
 _SPLIT_SEED = 0
+_HELD_OUT_SPLITS = ("validation", "val", "test")
+
+# arguments of training and of evaluation
+_image_column_field = field(
+    default=None, metadata={"help": "Image column, if the data set has several columns of the type Image."}
+)
+_label_column_field = field(
+    default=None,
+    metadata={"help": "Label column, if there isn't exactly one of the type ClassLabel. Text and integers will do."},
+)
+_bad_image_field = field(
+    default="error",
+    metadata={
+        "help": "What to do with an image that cannot be decoded: stop, or put the next one in its place.",
+        "choices": ["error", "skip"],
+    },
+)
+
+
+def _check_on_bad_image(value: str):
+    if value not in ("error", "skip"):
+        raise ValueError(f"`--on_bad_image` must be error or skip, got {value}.")
 
 
 @dataclass
@@ -33,15 +55,8 @@ class DataArguments:
     validation_dir: str | None = field(
         default=None, metadata={"help": "Folder of held-out images, in the same layout."}
     )
-    image_column_name: str | None = field(
-        default=None, metadata={"help": "Image column, if the data set has several columns of the type Image."}
-    )
-    label_column_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Label column, if there isn't exactly one of the type ClassLabel. Text and integers will do."
-        },
-    )
+    image_column_name: str | None = _image_column_field
+    label_column_name: str | None = _label_column_field
     train_val_split: float = field(
         default=0.1, metadata={"help": "Share of the training images to hold out if there is no held-out split."}
     )
@@ -67,13 +82,7 @@ class DataArguments:
     shuffle_buffer_size: int = field(
         default=10_000, metadata={"help": "Images among which a stream's next one is drawn; each is held in memory."}
     )
-    on_bad_image: str = field(
-        default="error",
-        metadata={
-            "help": "What to do with an image that cannot be decoded: stop, or put the next one in its place.",
-            "choices": ["error", "skip"],
-        },
-    )
+    on_bad_image: str = _bad_image_field
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
     crop_scale: list[float] = field(
@@ -111,14 +120,79 @@ class DataArguments:
             )
         if self.input_pipeline not in ("fast", "reference"):
             raise ValueError(f"`--input_pipeline` must be fast or reference, got {self.input_pipeline}.")
-        if self.on_bad_image not in ("error", "skip"):
-            raise ValueError(f"`--on_bad_image` must be error or skip, got {self.on_bad_image}.")
+        _check_on_bad_image(self.on_bad_image)
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(
                 f"`--crop_scale` needs two shares with 0 < smallest <= largest <= 1, got {self.crop_scale}."
             )
         if not 0 < self.eval_crop_ratio <= 1:
             raise ValueError(f"`--eval_crop_ratio` must be above 0 and at most 1, got {self.eval_crop_ratio}.")
+
+
+@dataclass
+class EvaluationDataArguments:
+    """Labelled images to evaluate on; by default the held-out digits."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set on the Hub, or a local folder that `datasets.load_dataset` reads."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    split: str | None = field(
+        default=None, metadata={"help": "Split of that data set; default: validation, or else val or test."}
+    )
+    image_dir: str | None = field(
+        default=None, metadata={"help": "Folder of images, one sub-folder per class (`imagefolder` layout)."}
+    )
+    image_column_name: str | None = _image_column_field
+    label_column_name: str | None = _label_column_field
+    max_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
+    on_bad_image: str = _bad_image_field
+
+    def __post_init__(self):
+        if self.dataset_name and self.image_dir:
+            raise ValueError("`--dataset_name` and `--image_dir` both name images: give one of them.")
+        _check_on_bad_image(self.on_bad_image)
+
+
+def load_evaluation_data(args: EvaluationDataArguments) -> "tuple[datasets.Dataset, Labels]":
+    """
+    The images that the arguments name, and the meaning of their labels.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        ValueError: if there is no such split, or not one class per image.
+    """
+    if args.image_dir:
+        data = load_image_folder(args.image_dir)
+    else:
+        if args.dataset_name:
+            data = datasets.load_dataset(args.dataset_name, args.dataset_config_name)
+        else:
+            data = load_digits()
+        split = args.split or next((name for name in _HELD_OUT_SPLITS if name in data), None)
+        if split not in data:
+            raise ValueError(f"The data set has no split '{split}', only {sorted(data)}: name one with `--split`.")
+        data = data[split]
+    labels = Labels.of(data, args.label_column_name)
+    if labels.problem_type != "single_label_classification":
+        raise ValueError(
+            f"Evaluation needs one class per image, but the label column is {labels.column}: name a column of classes "
+            f"with `--label_column_name`. The columns are {list(data.features)}."
+        )
+    return _head(data, args.max_samples), labels
+
+
+def load_image_folder(folder: str | Path) -> datasets.Dataset:
+    """
+    A folder with one sub-folder of images per class.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"'{folder}' is not a folder of images.")
+    data = datasets.load_dataset("imagefolder", data_files={"train": f"{folder}/**"}, drop_labels=False)
+    return data["train"]
 
 
 def load_digits() -> datasets.DatasetDict:
@@ -175,7 +249,7 @@ def load_image_data(args: DataArguments) -> datasets.DatasetDict | datasets.Iter
             "The stream does not say which columns it has and of which types: leave out `--streaming`, or store the "
             "data set's features with it."
         )
-    held_out = next((split for split in ("validation", "val", "test") if split in data), None)
+    held_out = next((split for split in _HELD_OUT_SPLITS if split in data), None)
     if held_out is not None:
         validation = data[held_out]
     elif args.streaming:

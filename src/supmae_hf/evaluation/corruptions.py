@@ -3,7 +3,10 @@
 The corruptions of ImageNet-C (Hendrycks and Dietterich, arXiv 1903.12261), generated for any image by imagecorruptions.
 """
 
+import zlib
+
 import numpy as np
+import torch
 from PIL import Image
 
 from ..data.images import seed_of, seeded
@@ -69,3 +72,17 @@ def corrupt(image: Image.Image, name: str, severity: int, *key: int) -> Image.Im
     with seeded(*key):
         pixels = imagecorruptions.corrupt(np.array(image.convert("RGB")), severity, name, **options)
     return Image.fromarray(pixels).convert(image.mode)
+
+
+class Corrupt:
+    """
+    An [`ImageTransform`] that corrupts each image after it was cropped and before it is normalised, as ImageNet-C was
+    made. What is random about it follows from the image.
+    """
+
+    def __init__(self, transform, name: str, severity: int):
+        self.transform, self.name, self.severity = transform, name, severity
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        image = self.transform.crop(image)
+        return self.transform.normalize(corrupt(image, self.name, self.severity, zlib.crc32(image.tobytes())))

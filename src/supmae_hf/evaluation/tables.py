@@ -72,3 +72,30 @@ def save_bars(
 def say_written(folder: str | Path, *names: str):
     """Print where files are."""
     print("\nWritten: " + ", ".join(str(Path(folder) / name) for name in names))
+
+
+class Journal:
+    """
+    Results in a file of JSON lines, one each as it is known, so that an interrupted evaluation goes on where it was.
+
+    Args:
+        path: Of the file. A last line that was cut off is dropped.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        self.entries = [json.loads(line) for line in lines if line.endswith("\n")]
+        if lines and not lines[-1].endswith("\n"):
+            self.path.write_text("".join(lines[:-1]))
+
+    def get(self, key: dict):
+        """The result that was filed under `key`, or `None`."""
+        return next((entry["result"] for entry in self.entries if entry["key"] == key), None)
+
+    def add(self, key: dict, result):
+        """File a result (numbers, texts, lists and dicts of them)."""
+        self.entries.append({"key": key, "result": result})
+        with open(self.path, "a") as file:
+            file.write(json.dumps(self.entries[-1]) + "\n")

@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Top-1 and top-5 accuracy of image classifiers: SupMAE, their stock exports, or any other that Transformers loads, timm's
+among them.
+
+    accelerate launch examples/run_eval.py --models a b c [--dataset_name NAME | --image_dir FOLDER]
+
+Without a data set the held-out digits are classified. Prints a table, writes results.json, results.csv and results.png
+into --output_dir.
+"""
+
+from accelerate import PartialState
+
+from supmae_hf.data.images import ImageDataset
+from supmae_hf.data.sources import EvaluationDataArguments, load_evaluation_data
+from supmae_hf.evaluation.arguments import EvaluationArguments, parse_evaluation_arguments
+from supmae_hf.evaluation.metrics import TopKAccuracy
+from supmae_hf.evaluation.models import check_models, load_classifier, load_transform, map_classes, predict
+from supmae_hf.evaluation.tables import save_bars, say_written, write_table
+
+
+def main():
+    args, data_args = parse_evaluation_arguments(EvaluationArguments, EvaluationDataArguments, description=__doc__)
+    check_models(args.models)
+    output_dir = args.prepare_output_dir()
+    data, labels = load_evaluation_data(data_args)
+    rows = []
+    for name in args.models:
+        model = load_classifier(name)
+        columns = map_classes(labels.names, model)
+        dataset = ImageDataset(data, model.config, labels, load_transform(name), data_args)
+        scores, targets = predict(model, dataset, args)
+        # the data set's classes in the model's numbers
+        targets = [columns[target] if target >= 0 else target for target in targets]
+        accuracies = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=targets)
+        rows.append({"model": name, "images": sum(target >= 0 for target in targets), **accuracies})
+    if PartialState().is_main_process:
+        write_table(rows, output_dir, "results")
+        save_bars(rows, "model", ["top1", "top5"], output_dir / "results.png", "accuracy")
+        say_written(output_dir, "results.json", "results.csv", "results.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+#!/usr/bin/env python
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Robustness of image classifiers, as in the paper: error under the corruptions of ImageNet-C and mCE, accuracy on
+ImageNet-A, -R and -Sketch, and the mean of 100 - mCE and the three.
+
+    accelerate launch examples/run_robustness.py --models a b --imagenet_c DIR --imagenet_a DIR --imagenet_r DIR \
+        --imagenet_sketch DIR
+
+Each DIR is a folder with one sub-folder per class (ImageNet-C: CORRUPTION/SEVERITY/CLASS) or a data set of the Hub with
+these folders. Without --imagenet_c the images that --dataset_name or --image_dir name, by default the held-out digits,
+are corrupted on the fly. Prints a table, writes results.json, results.csv and results.png into --output_dir; after an
+interruption the same command goes on.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+from accelerate import PartialState
+
+from supmae_hf.data.images import ImageDataset
+from supmae_hf.data.sources import EvaluationDataArguments, Labels, load_evaluation_data, load_image_folder
+from supmae_hf.evaluation.arguments import EvaluationArguments, parse_evaluation_arguments
+from supmae_hf.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, Corrupt
+from supmae_hf.evaluation.models import (
+    check_models,
+    fingerprint,
+    imagenet_indices,
+    load_classifier,
+    load_transform,
+    map_classes,
+    predict,
+)
+from supmae_hf.evaluation.robustness import (
+    corruption_errors,
+    mean_corruption_error,
+    robustness_score,
+    subset_accuracy,
+    subset_classes,
+)
+from supmae_hf.evaluation.tables import Journal, save_bars, say_written, write_table
+
+
+@dataclass
+class RobustnessArguments:
+    """Which benchmarks."""
+
+    imagenet_c: str | None = field(
+        default=None, metadata={"help": "ImageNet-C; default: corrupt the images of the data set on the fly."}
+    )
+    imagenet_a: str | None = field(default=None, metadata={"help": "ImageNet-A."})
+    imagenet_r: str | None = field(default=None, metadata={"help": "ImageNet-R."})
+    imagenet_sketch: str | None = field(default=None, metadata={"help": "ImageNet-Sketch."})
+    corruptions: list[str] = field(
+        default_factory=lambda: list(CORRUPTIONS), metadata={"help": "Which corruptions; default: the 15 of mCE."}
+    )
+    extra_corruptions: bool = field(
+        default=False, metadata={"help": f"Add the 4 that mCE leaves out: {', '.join(EXTRA_CORRUPTIONS)}."}
+    )
+    severities: list[int] = field(
+        default_factory=lambda: list(SEVERITIES), metadata={"help": "Which severities, of 1 to 5."}
+    )
+
+    def __post_init__(self):
+        if self.extra_corruptions:
+            self.corruptions += [name for name in EXTRA_CORRUPTIONS if name not in self.corruptions]
+        for values, known in ((self.corruptions, CORRUPTIONS + EXTRA_CORRUPTIONS), (self.severities, SEVERITIES)):
+            for value in values:
+                if value not in known:
+                    raise ValueError(f"'{value}' is not one of {', '.join(map(str, known))}.")
+
+
+def open_folder(source: str, *parts: str) -> datasets.Dataset:
+    """Images of a local folder, or of a folder in a repository of the Hub."""
+    if Path(source).exists():
+        return load_image_folder(Path(source, *parts))
+    data = datasets.load_dataset(source, data_dir="/".join(parts) or None)
+    return data[next(iter(data))]
+
+
+class Evaluator:
+    """Top-1 accuracies of one model, looked up in the journal or measured."""
+
+    def __init__(self, name: str, args: EvaluationArguments, data_args: EvaluationDataArguments, journal: Journal):
+        self.name, self.args, self.data_args, self.journal = name, args, data_args, journal
+        self.model, self.transform = load_classifier(name), load_transform(name)
+        self.key = {"model": fingerprint(name), "max_samples": data_args.max_samples}
+
+    def is_imagenet(self, names: list[str]) -> bool:
+        return self.model.config.num_labels == 1000 and (imagenet_indices(names) is not None or len(names) == 1000)
+
+    def accuracy(self, key: dict, data: datasets.Dataset, labels: Labels, transform=None, subset=None) -> float:
+        key = {**self.key, **key}
+        known = self.journal.get(key)
+        if known is not None:
+            return known
+        columns = map_classes(labels.names, self.model)
+        dataset = ImageDataset(data, self.model.config, labels, transform or self.transform, self.data_args)
+        logits, targets = predict(self.model, dataset, self.args)
+        targets[targets >= 0] = [columns[target] for target in targets[targets >= 0]]
+        if subset is None:
+            subset = range(logits.shape[1])
+        elif (places := imagenet_indices(labels.names)) is not None and self.model.config.num_labels == 1000:
+            subset = imagenet_indices(subset)
+            if not set(places) <= set(subset):
+                raise ValueError(
+                    f"{key['benchmark']} has classes that are not among its published 200: check its folder."
+                )
+        else:  # not ImageNet: the classes that the data set has
+            subset = sorted(columns)
+        result = subset_accuracy(logits, targets, list(subset))
+        if PartialState().is_main_process:
+            self.journal.add(key, result)
+        return result
+
+
+def corrupted_accuracies(evaluator: Evaluator, args: RobustnessArguments) -> tuple[dict[tuple[str, int], float], bool]:
+    """Error rates by (corruption, severity), and whether they are ImageNet's."""
+    errors = {}
+    if args.imagenet_c is None:
+        data, labels = load_evaluation_data(evaluator.data_args)
+        source = evaluator.data_args.dataset_name or evaluator.data_args.image_dir or "digits"
+    for name in args.corruptions:
+        for severity in args.severities:
+            key = {"benchmark": "corrupted", "source": args.imagenet_c, "corruption": name, "severity": severity}
+            if args.imagenet_c is None:
+                key["source"] = source
+                transform = Corrupt(evaluator.transform, name, severity)
+            else:
+                data = open_folder(args.imagenet_c, name, str(severity))
+                labels = Labels.of(data, evaluator.data_args.label_column_name)
+                transform = evaluator.transform.without_crop
+            errors[name, severity] = 1 - evaluator.accuracy(key, data, labels, transform)
+    return errors, evaluator.is_imagenet(labels.names)
+
+
+def evaluate(evaluator: Evaluator, args: RobustnessArguments) -> dict:
+    """A row of the table."""
+    row = {"model": evaluator.name}
+    errors, is_imagenet = corrupted_accuracies(evaluator, args)
+    row.update({f"{name} error": 100 * error for name, error in corruption_errors(errors).items()})
+    row["mean error"] = sum(100 * error for error in errors.values()) / len(errors)
+    has_all = set(CORRUPTIONS) <= set(args.corruptions) and set(SEVERITIES) <= set(args.severities)
+    if is_imagenet and has_all:
+        row["mCE"] = 100 * mean_corruption_error(errors)
+    for title, source, subset in (
+        ("A", args.imagenet_a, subset_classes("a")),
+        ("R", args.imagenet_r, subset_classes("r")),
+        ("Sketch", args.imagenet_sketch, None),
+    ):
+        if source is not None:
+            data = open_folder(source)
+            labels = Labels.of(data, evaluator.data_args.label_column_name)
+            key = {"benchmark": title, "source": source}
+            row[title] = 100 * evaluator.accuracy(key, data, labels, subset=subset)
+    if all(title in row for title in ("mCE", "A", "R", "Sketch")):
+        row["score"] = robustness_score(row["mCE"], row["A"], row["R"], row["Sketch"])
+    return row
+
+
+def main():
+    args, data_args, robustness_args = parse_evaluation_arguments(
+        EvaluationArguments, EvaluationDataArguments, RobustnessArguments, description=__doc__
+    )
+    check_models(args.models)
+    output_dir = args.prepare_output_dir()
+    journal = Journal(output_dir / "results.jsonl")
+    rows = [evaluate(Evaluator(name, args, data_args, journal), robustness_args) for name in args.models]
+    if PartialState().is_main_process:
+        print("Percent; errors are averaged over the severities.\n")
+        write_table(rows, output_dir, "results")
+        shown = [column for column in rows[0] if column not in ("model", "score")]
+        save_bars(rows, "model", shown, output_dir / "results.png", "percent (errors and mCE: less is better)")
+        say_written(output_dir, "results.json", "results.csv", "results.png")
+
+
+if __name__ == "__main__":
+    main()

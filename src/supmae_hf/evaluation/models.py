@@ -1,0 +1,275 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Any image model of Transformers as a classifier, or as an encoder with pooled features."""
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from timm.data import ImageNetInfo
+from torch import nn
+from torchvision.transforms.v2.functional import to_pil_image
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import logging
+
+from ..data.images import ImageDataset, collate
+from ..modeling_supmae import SupMAEForImageClassification
+
+
+logger = logging.get_logger(__name__)
+
+
+class ImageTransform:
+    """
+    What an image processor does with a PIL image, also in two steps, between which the image may be corrupted.
+
+    Args:
+        image_processor: Of any image model of Transformers, timm's among them.
+
+    Calling it returns `pixel_values` of shape `(num_channels, height, width)`.
+    """
+
+    def __init__(self, image_processor):
+        self.image_processor = image_processor
+        # timm's is a torchvision pipeline: crops, conversion to a tensor, normalisation
+        self._steps = getattr(getattr(image_processor, "val_transforms", None), "transforms", None)
+
+    def _process(self, image: Image.Image, **options) -> torch.Tensor:
+        return self.image_processor(image, return_tensors="pt", **options)["pixel_values"][0]
+
+    def crop(self, image: Image.Image) -> Image.Image:
+        """Resized and cropped as the model wants it, but not normalised."""
+        if self._steps is None:
+            return to_pil_image(self._process(image, do_rescale=False, do_normalize=False))
+        for step in self._steps[: self._first_tensor_step]:
+            image = step(image)
+        return image
+
+    def normalize(self, image: Image.Image) -> torch.Tensor:
+        """An image of the model's size as its input."""
+        if self._steps is None:
+            return self._process(image, do_resize=False, do_center_crop=False)
+        for step in self._steps[self._first_tensor_step :]:
+            image = step(image)
+        return image
+
+    def without_crop(self, image: Image.Image) -> torch.Tensor:
+        """[`~ImageTransform.normalize`] of an image that has the model's size already, else the whole transform."""
+        return self.normalize(image) if image.size == self.crop(image).size else self(image)
+
+    @property
+    def _first_tensor_step(self) -> int:
+        return next(index for index, step in enumerate(self._steps) if "ToTensor" in type(step).__name__)
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self._process(image)
+
+
+def load_transform(name: str) -> ImageTransform:
+    """
+    The preprocessing of a checkpoint.
+
+    Raises:
+        OSError: if the checkpoint has no image processor.
+    """
+    try:
+        return ImageTransform(AutoImageProcessor.from_pretrained(name))
+    except OSError as error:
+        raise OSError(
+            f"'{name}' has no image processor, so it is unknown how to prepare its images: save one into its folder "
+            f"(`preprocessor_config.json`). ({error})"
+        ) from error
+
+
+def check_models(names: Sequence[str]):
+    """Raise an `OSError` or `ValueError` for the first checkpoint that does not exist or is of an unknown type."""
+    for name in names:
+        _load_config(name)
+
+
+def _load_config(name: str):
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise type(error)(
+            f"There is no model '{name}' that Transformers can load, neither a folder here nor a repository that the Hub "
+            f"gave us: check `--models`. ({error})"
+        ) from error
+
+
+def load_classifier(name: str) -> PreTrainedModel:
+    """
+    An image classifier of any architecture, from a folder or the Hub.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+        ValueError: if the checkpoint has no trained classifier.
+    """
+    _load_config(name)
+    model, info = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(
+            f"'{name}' is not a trained classifier: {', '.join(sorted(info['missing_keys']))} would be random. Fine-tune "
+            "it first (examples/run_finetune.py), or probe it (examples/run_few_shot.py)."
+        )
+    return model.eval()
+
+
+def fingerprint(name: str) -> str:
+    """A checkpoint's name and, for a folder, when its files were last written: what its results are filed under."""
+    files = [path for path in Path(name).glob("*") if path.is_file()] if Path(name).is_dir() else []
+    times = [os.stat(path).st_mtime_ns for path in files]
+    return f"{name}@{max(times)}" if times else name
+
+
+def imagenet_indices(names: Sequence[str]) -> list[int] | None:
+    """Places of WordNet identifiers (such as n01440764) among the 1,000 classes of ImageNet-1K; `None` for others."""
+    places = {name: index for index, name in enumerate(ImageNetInfo().label_names())}
+    return [places[name] for name in names] if all(name in places for name in names) else None
+
+
+def map_classes(names: Sequence[str], model: PreTrainedModel) -> list[int]:
+    """
+    The model's output for each class of a data set: by WordNet identifier for a model with ImageNet's 1,000 classes, by
+    the model's own class names, or, if there are as many classes, in order.
+
+    Raises:
+        ValueError: if the classes are not the model's.
+    """
+    config = model.config
+    places = imagenet_indices(names)
+    if places is not None and config.num_labels == 1000:
+        return places
+    own = {str(name).lower(): index for index, name in config.id2label.items()}
+    if all(name.lower() in own for name in names):
+        return [own[name.lower()] for name in names]
+    if len(names) == config.num_labels:
+        logger.warning(
+            f"The data set's class names ({', '.join(names[:3])}, ...) are not the model's "
+            f"({', '.join(list(own)[:3])}, ...): they are taken to be in the same order."
+        )
+        return list(range(len(names)))
+    raise ValueError(
+        f"The data set has {len(names)} classes ({', '.join(names[:3])}, ...), the model {config.num_labels} others "
+        f"({', '.join(list(own)[:3])}, ...): choose another model or data set, or name the classes alike."
+    )
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    dataset: ImageDataset,
+    args,
+    function: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    What a model makes of each image of a data set, in as many processes as `accelerate launch` started.
+
+    Args:
+        model: Moved to the device.
+        args: With `per_device_eval_batch_size`, `dataloader_num_workers` and `use_cpu`.
+        function: From `pixel_values` to a tensor with one row per image; by default the `logits` of the model.
+
+    Returns:
+        Rows `(num_images, ...)` and labels `(num_images,)`.
+    """
+    accelerator = Accelerator(cpu=args.use_cpu)
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=args.per_device_eval_batch_size,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+    )
+    loader = accelerator.prepare(loader)
+    model.to(accelerator.device).eval()
+    function = function or (lambda pixel_values: model(pixel_values).logits)
+    rows, labels = [], []
+    for batch in loader:
+        with accelerator.autocast():
+            output = function(batch["pixel_values"])
+        output, batch_labels = accelerator.gather_for_metrics((output, batch["labels"]))
+        rows.append(output.float().cpu())
+        labels.append(batch_labels.cpu())
+    return torch.cat(rows).numpy(), torch.cat(labels).numpy()
+
+
+class ImageEncoder(nn.Module):
+    """
+    An image model as a function from `pixel_values` to features of shape `(batch_size, hidden_size)`.
+
+    Args:
+        name (`str`):
+            Checkpoint, in a folder or on the Hub: SupMAE, ViTMAE (all of whose patches are encoded), ViT, DeiT, BEiT,
+            DINOv2, CLIP and SigLIP (their vision towers), convolutional networks, timm models, ...
+        pooling (`str`, *optional*, defaults to `"model"`):
+            `"cls"` takes the class token, `"mean"` the average of the patch tokens, `"model"` what the model's own
+            classifier is given: SupMAE, BEiT and DINOv2 as their configuration says, ViTMAE, ViT and DeiT the class token,
+            others their pooled output.
+
+    Raises:
+        OSError: if there is no such checkpoint.
+        ValueError: if the model is not one of images, or has no tokens to pool in that way.
+    """
+
+    def __init__(self, name: str, pooling: str = "model"):
+        super().__init__()
+        if pooling not in ("model", "cls", "mean"):
+            raise ValueError(f"`pooling` must be model, cls or mean, got '{pooling}'.")
+        self.name, self.pooling = name, pooling
+        config = _load_config(name)
+        options = {}
+        if config.model_type in ("supmae", "vit_mae"):
+            # as its classifier has it: mean of the tokens and LayerNorm, or LayerNorm and class token
+            is_mean = pooling == "mean" or pooling == "model" and getattr(config, "use_mean_pooling", False)
+            self.model = SupMAEForImageClassification.from_pretrained(name, use_mean_pooling=is_mean)
+            self.model.classifier = nn.Identity()
+            self.hidden_size = self.model.config.hidden_size
+            self.config = self.model.config
+            return
+        mapping = getattr(AutoModel, "_model_mapping", {})
+        model_class = mapping[type(config)] if type(config) in mapping else None
+        has_optional_pooler = model_class and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+        if has_optional_pooler and not getattr(config, "use_mean_pooling", False):
+            options["add_pooling_layer"] = False  # BERT's tanh, which no classifier uses
+        model = AutoModel.from_pretrained(name, **options)
+        self.model = getattr(model, "vision_model", model)
+        if self.model is not model and not hasattr(self.model, "config"):
+            self.model.config = model.config.vision_config
+        self.config = self.model.config
+        if self.model.main_input_name != "pixel_values":
+            raise ValueError(f"'{name}' is not a model of images but of `{self.model.main_input_name}`.")
+        sizes = getattr(self.config, "image_size", None) or getattr(self.config, "pretrained_cfg", {}).get(
+            "input_size"
+        )
+        sizes = sizes[-2:] if isinstance(sizes, (list, tuple)) else (sizes or 224,) * 2
+        with torch.no_grad():
+            self.hidden_size = self(torch.zeros(1, getattr(self.config, "num_channels", 3), *sizes)).shape[-1]
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.model, SupMAEForImageClassification):
+            return self.model(pixel_values).logits
+        outputs = self.model(pixel_values)
+        pooled = outputs.get("pooler_output")
+        tokens = outputs.get("last_hidden_state")
+        if self.pooling == "model" and pooled is not None:
+            return pooled.flatten(1)
+        if tokens is not None and tokens.ndim == 4:
+            if self.pooling == "cls":
+                raise ValueError(f"'{self.name}' has no class token: choose another `--pooling`.")
+            return tokens.mean(dim=(2, 3))
+        if self.pooling != "mean":
+            return tokens[:, 0]
+        return tokens[:, self._num_prefix_tokens(pixel_values, tokens) :].mean(dim=1)
+
+    def _num_prefix_tokens(self, pixel_values: torch.Tensor, tokens: torch.Tensor) -> int:
+        """Class, distillation and register tokens: those that are not of a patch."""
+        patch_size = getattr(self.config, "patch_size", None)
+        if patch_size is None:
+            return getattr(getattr(self.model, "timm_model", None), "num_prefix_tokens", 1)
+        patch_height, patch_width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+        height, width = pixel_values.shape[-2:]
+        return tokens.shape[1] - (height // patch_height) * (width // patch_width)
