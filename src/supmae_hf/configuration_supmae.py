@@ -4,7 +4,12 @@
 import math
 
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils.backbone_utils import BackboneConfigMixin
+
+
+try:
+    from transformers.backbone_utils import BackboneConfigMixin
+except ImportError:  # in older releases of Transformers
+    from transformers.utils.backbone_utils import BackboneConfigMixin
 
 
 def to_pair(value) -> tuple[int, int]:

@@ -14,10 +14,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput, logging
-from transformers.utils.backbone_utils import BackboneMixin
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_supmae import SupMAEConfig, to_pair
+
+
+try:
+    from transformers.backbone_utils import BackboneMixin
+except ImportError:  # in older releases of Transformers
+    from transformers.utils.backbone_utils import BackboneMixin
 
 
 logger = logging.get_logger(__name__)

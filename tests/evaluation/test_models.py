@@ -68,7 +68,6 @@ def tokens_of(family, name, images):
     if family == "vit_mae":
         model.config.mask_ratio = 0.0
         states = model(images, noise=torch.arange(16.0).repeat(len(images), 1)).last_hidden_state
-        last = torch.nn.functional.layer_norm
         return states[:, 0], None, "cls"
     outputs = model(images)
     states = outputs.last_hidden_state

@@ -123,3 +123,25 @@ def test_folder_in_use_is_left_alone(tmp_path):
         "run_eval.py", "--models", make_model("vit", tmp_path), "--output_dir", "out", cwd=tmp_path, fails=True
     )
     assert "out holds other files (thesis.txt)" in error
+
+
+def test_few_shot(tmp_path):
+    models = [make_model(family, tmp_path) for family in ("supmae", "vit")]
+    arguments = ["--models", *models, "--shots", 2, 4, "--seeds", 0, 1, "--epochs", 1, "--learning_rates", 1e-3]
+    arguments += ["--datasets", "digits", "--output_dir", "out"]
+    printed = run("run_few_shot.py", *arguments, cwd=tmp_path)
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["model"] for row in rows] == models and "probe, 4 shots std" in rows[0]
+    journal = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert len(journal) == 2 * 2 * 2 * 2 and (tmp_path / "out" / "results.png").is_file()
+    accuracies = [
+        entry["result"]["accuracy"] * 100
+        for entry in journal
+        if entry["key"]["method"] == "probe"
+        and entry["key"]["shots"] == 4
+        and entry["key"]["model"].startswith(models[1])
+    ]
+    assert rows[1]["probe, 4 shots"] == pytest.approx(np.mean(accuracies))
+    assert rows[1]["probe, 4 shots std"] == pytest.approx(np.std(accuracies, ddof=1))
+    again = run("run_few_shot.py", *arguments, cwd=tmp_path)
+    assert "seed 0:" in printed and "seed 0:" not in again  # nothing is measured twice

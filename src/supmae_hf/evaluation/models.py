@@ -49,6 +49,12 @@ class ImageTransform:
             image = step(image)
         return image
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the model's images."""
+        width, height = self.crop(Image.new("RGB", (64, 64))).size
+        return height, width
+
     def normalize(self, image: Image.Image) -> torch.Tensor:
         """An image of the model's size as its input."""
         if self._steps is None:
@@ -231,7 +237,7 @@ class ImageEncoder(nn.Module):
             self.config = self.model.config
             return
         mapping = getattr(AutoModel, "_model_mapping", {})
-        model_class = mapping[type(config)] if type(config) in mapping else None
+        model_class = mapping.get(type(config), None)
         has_optional_pooler = model_class and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
         if has_optional_pooler and not getattr(config, "use_mean_pooling", False):
             options["add_pooling_layer"] = False  # BERT's tanh, which no classifier uses

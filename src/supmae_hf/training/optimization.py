@@ -11,10 +11,13 @@ from .arguments import RecipeArguments
 
 
 def layer_of(name: str, num_layers: int) -> int:
-    """Depth of a parameter for layer-wise decay: 0 for the embeddings, then the blocks, then all that follows."""
-    if match := re.match(r"(?:vit\.)?layers\.(\d+)\.", name):
+    """
+    Depth of a parameter for layer-wise decay: 0 for the embeddings, then the blocks, then all that follows; by the names
+    that Transformers' image encoders have.
+    """
+    if match := re.search(r"(?:^|\.)layers?\.(\d+)\.", name):
         return int(match[1]) + 1
-    return 0 if re.match(r"(?:vit\.)?embeddings\.", name) else num_layers + 1
+    return 0 if re.search(r"(?:^|\.)embeddings\.", name) else num_layers + 1
 
 
 def parameter_groups(
@@ -35,7 +38,6 @@ def parameter_groups(
         One group per learning rate and weight decay, with the names of its parameters under `"names"`.
     """
     groups = {}
-    top = model.config.num_hidden_layers + 1
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -43,7 +45,8 @@ def parameter_groups(
         scale = 1.0
         if layer_decay is not None:
             decays = decays and not name.endswith(("cls_token", "position_embeddings"))
-            scale = layer_decay ** (top - layer_of(name, top - 1))
+            num_layers = model.config.num_hidden_layers
+            scale = layer_decay ** (num_layers + 1 - layer_of(name, num_layers))
         group = groups.setdefault(
             (scale, decays),
             {
