@@ -17,7 +17,7 @@ SIZES = {
     "image_size": 32,
     "patch_size": 8,
     "hidden_size": 32,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 3,
     "num_attention_heads": 2,
     "intermediate_size": 64,
 }

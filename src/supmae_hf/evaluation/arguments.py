@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser
 
+from ..training.arguments import as_flags, read_recipe
+
 
 @dataclass
 class EvaluationArguments:
@@ -55,10 +57,13 @@ class EvaluationArguments:
 
 
 def parse_evaluation_arguments(*argument_classes, description: str, argv: list[str] | None = None):
-    """Parse `--flag value ...` into one dataclass each; contradictions end the program with one line."""
+    """Parse `[RECIPE.yaml] [--flag value ...]` into one dataclass each; contradictions end the program with one line."""
     parser = HfArgumentParser(argument_classes, description=description)
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return parser.parse_args_into_dataclasses(args=list(sys.argv[1:] if argv is None else argv))
+        if argv and argv[0].endswith((".yaml", ".yml")):
+            argv = as_flags(read_recipe(argv[0])) + argv[1:]
+        return parser.parse_args_into_dataclasses(args=argv)
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) and "not used by the HfArgumentParser" in str(error):
             parser.error("unknown arguments: " + str(error).split(":", 1)[1].strip())

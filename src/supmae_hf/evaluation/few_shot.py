@@ -209,8 +209,7 @@ class FewShotTask:
             collate_fn=collate,
             num_workers=self.args.dataloader_num_workers,
         )
-        layer_decay = settings.layer_decay if hasattr(model.config, "num_hidden_layers") else None
-        groups = parameter_groups(model, learning_rate, settings.weight_decay, layer_decay)
+        groups = parameter_groups(model, learning_rate, settings.weight_decay, settings.layer_decay)
         for group in groups:
             del group["names"]
         optimizer = torch.optim.AdamW(groups)

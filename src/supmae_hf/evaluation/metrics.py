@@ -40,6 +40,54 @@ class TopKAccuracy(evaluate.Metric):
         return {f"top{k}": float((place < k).mean()) for k in self.ks if k < scores.shape[1] or k == 1}
 
 
+class SegmentationAccuracy(evaluate.Metric):
+    """
+    Mean intersection over union (mIoU), accuracy over all pixels (aAcc) and accuracy averaged over the classes (mAcc), from
+    the pixels of all images together.
+
+    `compute(predictions=maps, references=maps)`, or `add_batch` and then `compute()`, takes one map of class indices
+    `(height, width)` per image; pixels whose reference is `ignore_index` are left out. Returns `{"mIoU": ..., "aAcc": ...,
+    "mAcc": ..., "IoU": [...]}` in `[0, 1]`. Classes that occur neither in predictions nor in references have no IoU (NaN) and do
+    not count in mIoU; those that are not in the references do not count in mAcc.
+
+    Args:
+        num_labels: Number of classes.
+        ignore_index: Marks pixels without a class.
+    """
+
+    def __init__(self, num_labels: int, ignore_index: int = 255, **kwargs):
+        super().__init__(**kwargs)
+        self.num_labels, self.ignore_index = num_labels, ignore_index
+
+    def _info(self):
+        maps = datasets.Sequence(datasets.Sequence(datasets.Value("uint16")))
+        return evaluate.MetricInfo(
+            description="Semantic segmentation: mIoU, aAcc, mAcc.",
+            citation="",
+            inputs_description="Maps of class indices (height, width), one per image.",
+            features=datasets.Features({"predictions": maps, "references": maps}),
+        )
+
+    def _compute(self, predictions, references):
+        pairs = np.zeros(self.num_labels**2, dtype=np.int64)  # reference, prediction
+        for predicted, reference in zip(predictions, references):
+            predicted, reference = np.asarray(predicted).ravel(), np.asarray(reference).ravel()
+            counted = reference != self.ignore_index
+            codes = reference[counted].astype(np.int64) * self.num_labels + predicted[counted]
+            pairs += np.bincount(codes, minlength=self.num_labels**2)
+        pairs = pairs.reshape(self.num_labels, self.num_labels)
+        correct, in_references, in_predictions = pairs.diagonal(), pairs.sum(axis=1), pairs.sum(axis=0)
+        with np.errstate(invalid="ignore"):  # 0 / 0 for classes that do not occur
+            iou = correct / (in_references + in_predictions - correct)
+            accuracies = correct / in_references
+        return {
+            "mIoU": float(np.nanmean(iou)),
+            "aAcc": float(correct.sum() / pairs.sum()),
+            "mAcc": float(np.nanmean(accuracies)),
+            "IoU": iou.tolist(),
+        }
+
+
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """[`TopKAccuracy`] as the `compute_metrics` of a [`~transformers.Trainer`]."""
     metric = TopKAccuracy(keep_in_memory=True)

@@ -223,6 +223,29 @@ class FineTuningArguments(RecipeArguments):
 
 
 @dataclass
+class SegmentationArguments(RecipeArguments):
+    """
+    The paper's recipe for semantic segmentation, MAE's: 160,000 steps of 16 images, AdamW, learning rate 1e-4 with
+    layer-wise decay, 1,500 steps of warm-up, then linearly to 0.
+    """
+
+    max_steps: int = _default(TrainingArguments, "max_steps", 160_000)
+    per_device_train_batch_size: int = _default(TrainingArguments, "per_device_train_batch_size", 16)
+    learning_rate: float = _default(TrainingArguments, "learning_rate", 1e-4)
+    lr_scheduler_type: str = _default(TrainingArguments, "lr_scheduler_type", "linear")
+    warmup_steps: float = _default(TrainingArguments, "warmup_steps", 1500)
+    eval_strategy: str = _default(
+        TrainingArguments, "eval_strategy", "no"
+    )  # windows slide over whole images at the end
+    save_strategy: str = _default(TrainingArguments, "save_strategy", "steps")
+    save_steps: float = _default(TrainingArguments, "save_steps", 2000)
+    layer_decay: float | None = field(
+        default=0.65, metadata={"help": "Each layer's learning rate over that of the layer above."}
+    )
+    drop_path_rate: float = field(default=0.1, metadata={"help": "Stochastic depth of the last block."})
+
+
+@dataclass
 class LinearProbeArguments(RecipeArguments):
     """
     The paper's linear probe: 90 epochs, LARS (momentum 0.9, no weight decay), peak learning rate 0.1 for 256 images.
@@ -262,7 +285,8 @@ def read_recipe(path: str | Path) -> dict:
     return values
 
 
-def _as_flags(values: dict) -> list[str]:
+def as_flags(values: dict) -> list[str]:
+    """A recipe as command-line arguments."""
     flags = []
     for name, value in values.items():
         if value is not None:
@@ -287,7 +311,7 @@ def parse_arguments(argument_classes, default_recipe: str | Path, argv: list[str
             recipe = read_recipe(argv.pop(0))
         else:
             recipe = {} if names_data else read_recipe(default_recipe)
-        (model_args, *others) = parser.parse_args_into_dataclasses(args=_as_flags(recipe) + argv)
+        (model_args, *others) = parser.parse_args_into_dataclasses(args=as_flags(recipe) + argv)
         model_args.model_config = {**(recipe.get("model_config") or {}), **model_args.model_config}
         return (model_args, *others)
     except (OSError, ValueError) as error:

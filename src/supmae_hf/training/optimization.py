@@ -32,12 +32,15 @@ def parameter_groups(
     Args:
         layer_decay (`float`, *optional*):
             Layer-wise learning-rate decay (BEiT, arXiv 2106.08254): the classifier learns at `learning_rate`, each
-            layer below at `layer_decay` times the one above.
+            layer below at `layer_decay` times the one above. Networks without numbered layers learn at one rate.
 
     Returns:
         One group per learning rate and weight decay, with the names of its parameters under `"names"`.
     """
     groups = {}
+    num_layers = getattr(getattr(model.config, "backbone_config", model.config), "num_hidden_layers", None)
+    if num_layers is None:
+        layer_decay = None
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -45,7 +48,6 @@ def parameter_groups(
         scale = 1.0
         if layer_decay is not None:
             decays = decays and not name.endswith(("cls_token", "position_embeddings"))
-            num_layers = model.config.num_hidden_layers
             scale = layer_decay ** (num_layers + 1 - layer_of(name, num_layers))
         group = groups.setdefault(
             (scale, decays),

@@ -1,0 +1,360 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Semantic segmentation with UperNet: data, the model around a backbone, sliding-window evaluation, pictures."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, UperNetConfig, UperNetForSemanticSegmentation
+
+from ..configuration_supmae import to_pair
+from ..data.images import IMAGENET_MEAN, IMAGENET_STD, ImageDataset, seeded
+from ..data.sources import DataArguments, Labels
+from ..modeling_supmae import SupMAEBackbone, interpolate_position_embeddings
+from .metrics import SegmentationAccuracy
+
+
+IGNORED = 255  # in masks: pixels without a class
+
+
+@dataclass
+class SegmentationDataArguments:
+    """Images and masks; by default synthetic shapes on photographs."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Data set on the Hub, or a local folder, with a column of images and one of masks."},
+    )
+    image_column_name: str = field(default="image", metadata={"help": "Its images."})
+    mask_column_name: str = field(
+        default="annotation", metadata={"help": "Its masks: class indices, or RGB-free PNGs."}
+    )
+    train_images: str | None = field(default=None, metadata={"help": "Folder of training images."})
+    train_masks: str | None = field(default=None, metadata={"help": "Folder of their masks, PNGs of the same names."})
+    validation_images: str | None = field(default=None, metadata={"help": "Folder of held-out images."})
+    validation_masks: str | None = field(default=None, metadata={"help": "Folder of their masks."})
+    num_classes: int = field(default=4, metadata={"help": "Classes: 150 in ADE20K. The synthetic shapes have 4."})
+    reduce_labels: bool = field(
+        default=False, metadata={"help": "Mask value 0 is no class, and class 0 is stored as 1, as in ADE20K."}
+    )
+    crop_size: int = field(default=512, metadata={"help": "Side of training crops and evaluation windows."})
+    stride: int | None = field(
+        default=None, metadata={"help": "Steps of the sliding window; default: two thirds of the crop."}
+    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
+
+    def __post_init__(self):
+        folders = (self.train_images, self.train_masks, self.validation_images, self.validation_masks)
+        if any(folders) and not all(folders):
+            raise ValueError(
+                "`--train_images`, `--train_masks`, `--validation_images`, `--validation_masks` go together."
+            )
+        if any(folders) and self.dataset_name:
+            raise ValueError("`--dataset_name` and `--train_images` both name images: give one of them.")
+        self.stride = self.stride or self.crop_size * 2 // 3
+        if not 0 < self.stride <= self.crop_size:
+            raise ValueError(f"`--stride` {self.stride} must be above 0 and at most `--crop_size` {self.crop_size}.")
+
+
+_FEATURES = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+
+
+def make_shapes(num_images: int, size: int, seed: int) -> datasets.Dataset:
+    """
+    A synthetic data set that needs no network: reddish discs (class 1), greenish squares (2) and bluish triangles (3)
+    on crops of scikit-learn's two photographs (0), `size` x `size` pixels.
+    """
+    generator = np.random.default_rng(seed)
+    photographs = load_sample_images().images
+    rows, columns = np.mgrid[:size, :size]
+    records = {"image": [], "annotation": []}
+    for _ in range(num_images):
+        photograph = photographs[generator.integers(2)]
+        top, left = (generator.integers(side - size) for side in photograph.shape[:2])
+        image = photograph[top : top + size, left : left + size].copy()
+        mask = np.zeros((size, size), dtype=np.uint8)
+        for label in generator.permutation([1, 2, 3])[: generator.integers(1, 4)]:
+            radius = generator.uniform(0.15, 0.3) * size
+            y, x = (generator.uniform(radius, size - radius) for _ in range(2))
+            down, right = rows - y, columns - x
+            inside = {
+                1: down**2 + right**2 < radius**2,
+                2: np.maximum(abs(down), abs(right)) < 0.85 * radius,
+                3: (down < radius * 0.8) & (down > -radius + 2 * abs(right)),
+            }[int(label)]
+            mask[inside] = label
+            color = np.where(np.arange(3) == label - 1, 200, 60) + generator.uniform(-55, 55, 3)
+            image[inside] = color * 0.8 + image[inside] * 0.2
+        records["image"].append(Image.fromarray(image))
+        records["annotation"].append(Image.fromarray(mask))
+    return datasets.Dataset.from_dict(records, features=_FEATURES)
+
+
+def _pair_folders(images: str, masks: str) -> datasets.Dataset:
+    for folder in (images, masks):
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"'{folder}' is not a folder of images or masks.")
+    image_files = {path.stem: str(path) for path in sorted(Path(images).rglob("*")) if path.is_file()}
+    mask_files = {path.stem: str(path) for path in sorted(Path(masks).rglob("*")) if path.is_file()}
+    without = sorted(set(image_files) ^ set(mask_files))
+    if without or not image_files:
+        raise ValueError(
+            f"{images} has {len(image_files)} images, {masks} {len(mask_files)} masks; {len(without)} have no partner of the "
+            f"same name, such as {without[:1]}."
+        )
+    columns = {"image": list(image_files.values()), "annotation": [mask_files[stem] for stem in image_files]}
+    return datasets.Dataset.from_dict(columns, features=_FEATURES)
+
+
+def load_segmentation_data(args: SegmentationDataArguments) -> datasets.DatasetDict:
+    """
+    The splits `train` and `validation`, with columns `image` and `annotation`.
+
+    Raises:
+        FileNotFoundError: if a folder does not exist.
+        ValueError: if images and masks do not match, or a column is missing.
+    """
+    if args.train_images:
+        train = _pair_folders(args.train_images, args.train_masks)
+        data = datasets.DatasetDict(
+            train=train, validation=_pair_folders(args.validation_images, args.validation_masks)
+        )
+    elif args.dataset_name:
+        data = datasets.load_dataset(args.dataset_name)
+        for column in (args.image_column_name, args.mask_column_name):
+            if column not in data["train"].column_names:
+                raise ValueError(
+                    f"There is no column '{column}', only {data['train'].column_names}: see `--image_column_name` and "
+                    "`--mask_column_name`."
+                )
+        held_out = next((name for name in ("validation", "val", "test") if name in data), None)
+        if held_out is None:
+            raise ValueError(f"The data set has no held-out split, only {sorted(data)}.")
+        renamed = {args.image_column_name: "image", args.mask_column_name: "annotation"}
+        splits = {"train": data["train"], "validation": data[held_out]}
+        data = datasets.DatasetDict(
+            {name: split.select_columns(list(renamed)).rename_columns(renamed) for name, split in splits.items()}
+        )
+    else:
+        size = args.crop_size
+        data = datasets.DatasetDict(train=make_shapes(240, size, seed=0), validation=make_shapes(60, size, seed=1))
+    if args.max_eval_samples:
+        data["validation"] = data["validation"].select(range(min(args.max_eval_samples, len(data["validation"]))))
+    return data
+
+
+class SegmentationDataset(ImageDataset):
+    """
+    Images and masks as UperNet takes them: `pixel_values` `(3, height, width)`, normalised by ImageNet's statistics, and
+    `labels` `(height, width)` with 255 for pixels without a class.
+
+    Args:
+        dataset: With columns `image` and `annotation`.
+        args: Number of classes, crops, and what mask values mean.
+        seed: For training: random scale (1/2 to 2), crop, flip and colours, as in ADE20K's usual recipe. Without, the
+            shorter side is resized to the crop's, and masks are left in their own size.
+
+    Raises:
+        ValueError: when an image cannot be decoded, or a mask holds a value that is no class.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, args: SegmentationDataArguments, seed: int | None = None):
+        super().__init__(dataset, None, Labels(None), None, DataArguments(image_column_name="image"), seed=seed)
+        self.dataset = self.dataset.cast_column("annotation", datasets.Image(decode=False))
+        self.segmentation = args
+        size = args.crop_size
+        self.augmentation = v2.Compose(
+            [
+                v2.RandomResize(size // 2, size * 2),
+                v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}),
+                v2.RandomHorizontalFlip(),
+                v2.RandomApply([v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)]),
+            ]
+        )
+        self.normalization = v2.Compose(
+            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+        )
+
+    def _item(self, record: dict, place: str, key: tuple[int, ...]) -> dict:
+        try:
+            image = v2.functional.pil_to_tensor(self.image_feature.decode_example(record["image"]).convert("RGB"))
+            mask = np.array(self.image_feature.decode_example(record["annotation"]))
+        except (OSError, SyntaxError, ValueError, TypeError) as error:
+            where = (record["image"] or {}).get("path") or place
+            raise ValueError(f"{where} or its mask cannot be decoded ({error}): repair it or remove it.") from error
+        mask = torch.from_numpy(self._classes(mask, record["annotation"].get("path") or place, tuple(image.shape[1:])))
+        image, mask = tv_tensors.Image(image), tv_tensors.Mask(mask)
+        with seeded(*key):
+            if self.seed is not None:
+                image, mask = self.augmentation(image, mask)
+            else:
+                image = v2.functional.resize(image, [self.segmentation.crop_size])
+        return {"pixel_values": self.normalization(image).as_subclass(torch.Tensor), "labels": mask.long()}
+
+    def _classes(self, mask: np.ndarray, where: str, size: tuple[int, int]) -> np.ndarray:
+        if mask.shape != size:
+            raise ValueError(
+                f"The mask of {where} has the shape {mask.shape}, but its image is {size[0]}x{size[1]} pixels."
+            )
+        mask = mask.astype(np.int32)
+        if self.segmentation.reduce_labels:
+            mask = np.where(mask == 0, IGNORED, mask - 1)
+        wrong = mask[(mask != IGNORED) & ((mask < 0) | (mask >= self.segmentation.num_classes))]
+        if wrong.size:
+            raise ValueError(
+                f"The mask of {where} holds class {wrong[0]}, outside [0, {self.segmentation.num_classes}): set "
+                "`--num_classes`, or `--reduce_labels` if 0 means no class."
+            )
+        return mask.astype(np.uint8)
+
+
+def load_backbone(name: str, image_size: int, out_indices: list[int] | None = None, drop_path_rate: float = 0.0):
+    """
+    A checkpoint's encoder as a backbone with four feature maps: SupMAE and ViTMAE as [`SupMAEBackbone`] with a feature
+    pyramid and position embeddings resampled to `image_size`; others as the backbone class that Transformers has for them.
+
+    Args:
+        out_indices: Blocks (stages); default: at a third, a half, two thirds and all of the depth, as in MAE.
+
+    Raises:
+        ValueError: if Transformers has no backbone class for the model.
+    """
+    config = AutoConfig.from_pretrained(name)
+    depth = getattr(config, "num_hidden_layers", None)
+    if out_indices is None and depth is not None:
+        out_indices = [max(1, round(depth * share)) for share in (1 / 3, 1 / 2, 2 / 3, 1)]
+        if len(set(out_indices)) < 4:
+            out_indices = [round(depth * place / 3) for place in range(4)]
+    if out_indices is None and hasattr(config, "stage_names"):  # a network of stages
+        out_indices = list(range(len(config.stage_names)))[-4:]
+    if out_indices is not None and len(set(out_indices)) != 4:
+        raise ValueError(
+            f"UperNet takes four feature maps, but '{name}' would give {out_indices}: see `--out_indices`."
+        )
+    if config.model_type in ("supmae", "vit_mae"):
+        backbone = SupMAEBackbone.from_pretrained(
+            name, out_indices=out_indices, add_fpn=True, drop_path_rate=drop_path_rate
+        )
+        grid_size = backbone.config.grid_size
+        patch_size = to_pair(backbone.config.patch_size)
+        backbone.config.image_size = tuple(-(-image_size // side) * side for side in patch_size)
+        embeddings = backbone.vit.embeddings
+        embeddings.position_embeddings = nn.Parameter(
+            interpolate_position_embeddings(embeddings.position_embeddings.data, grid_size, backbone.config.grid_size)
+        )
+        return backbone
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        raise ValueError(
+            f"Transformers has no backbone class for '{name}' ({config.model_type}): SupMAE, ViTMAE, BEiT, DINOv2, Swin, "
+            "ConvNeXt and ResNet have one."
+        )
+    fields = {"out_indices": out_indices}
+    if config.model_type == "beit":
+        fields.update(add_fpn=True, reshape_hidden_states=True)
+    return MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(name, **fields)
+
+
+def build_upernet(backbone, num_classes: int, hidden_size: int = 512) -> UperNetForSemanticSegmentation:
+    """
+    UperNet (arXiv 1807.10221) around a backbone, with an auxiliary head on its third feature map.
+
+    Args:
+        backbone: From [`load_backbone`].
+        hidden_size: Width of the decoder.
+    """
+    config = UperNetConfig(
+        backbone_config=backbone.config,
+        hidden_size=hidden_size,
+        auxiliary_in_channels=backbone.channels[2],
+        auxiliary_channels=max(hidden_size // 2, 1),
+        id2label={index: str(index) for index in range(num_classes)},
+        label2id={str(index): index for index in range(num_classes)},
+        loss_ignore_index=IGNORED,
+    )
+    model = UperNetForSemanticSegmentation(config)
+    model.backbone = backbone
+    return model
+
+
+@torch.no_grad()
+def sliding_window_logits(model: nn.Module, pixel_values: torch.Tensor, crop_size: int, stride: int) -> torch.Tensor:
+    """
+    Class scores of images of any size, averaged over overlapping windows.
+
+    Args:
+        model: With `logits` of the size of its images.
+        pixel_values: Of shape `(batch_size, num_channels, height, width)`.
+        crop_size: Side of the windows; smaller images are one window.
+        stride: Between windows; the last ones of a row and a column end at the border.
+
+    Returns:
+        Logits of shape `(batch_size, num_labels, height, width)`.
+    """
+    height, width = pixel_values.shape[-2:]
+    starts = [
+        [min(start, size - window) for start in range(0, size - window + stride, stride)]
+        for size, window in ((height, min(crop_size, height)), (width, min(crop_size, width)))
+    ]
+    total, count = 0, pixel_values.new_zeros(height, width)
+    for top in starts[0]:
+        for left in starts[1]:
+            window = slice(top, min(top + crop_size, height)), slice(left, min(left + crop_size, width))
+            logits = model(pixel_values[:, :, window[0], window[1]]).logits.float()
+            if isinstance(total, int):
+                total = logits.new_zeros(*logits.shape[:2], height, width)
+            total[:, :, window[0], window[1]] += logits
+            count[window] += 1
+    return total / count
+
+
+@torch.no_grad()
+def evaluate_segmentation(model, dataset: SegmentationDataset) -> tuple[dict, list[tuple[torch.Tensor, ...]]]:
+    """
+    Whole images by sliding windows, compared in the size of their masks.
+
+    Returns:
+        What [`SegmentationAccuracy`] computes, and (pixel_values, mask, prediction) of the first images.
+    """
+    args = dataset.segmentation
+    metric = SegmentationAccuracy(args.num_classes, IGNORED)
+    model.eval()
+    shown = []
+    for item in dataset:
+        images = item["pixel_values"][None].to(model.device)
+        logits = sliding_window_logits(model, images, args.crop_size, args.stride)
+        logits = nn.functional.interpolate(logits, size=tuple(item["labels"].shape), mode="bilinear")
+        predicted = logits.argmax(dim=1)[0].cpu()
+        metric.add(prediction=predicted.numpy(), reference=item["labels"].numpy())
+        if len(shown) < 6:
+            shown.append((item["pixel_values"], item["labels"], predicted))
+    return metric.compute(), shown
+
+
+def save_masks(shown: list[tuple[torch.Tensor, ...]], num_classes: int, path: str | Path):
+    """A picture with a column per image: the image, its mask and the predicted one; pixels without a class are white."""
+    colors = colormaps["tab20"].resampled(max(num_classes, 2))(np.arange(num_classes))[:, :3]
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    figure = Figure(figsize=(2 * len(shown) + 0.6, 6), layout="constrained")
+    axes = figure.subplots(3, len(shown), squeeze=False)
+    for column, (image, mask, predicted) in enumerate(shown):
+        pictures = [(image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()]
+        for classes in (mask, predicted):
+            picture = np.ones((*classes.shape, 3))
+            known = (classes != IGNORED).numpy()
+            picture[known] = colors[classes.numpy()[known]]
+            pictures.append(picture)
+        for row, (name, picture) in enumerate(zip(("image", "mask", "prediction"), pictures)):
+            axes[row, column].imshow(picture)
+            axes[row, column].set(xticks=[], yticks=[])
+            if column == 0:
+                axes[row, column].set_ylabel(name)
+    figure.savefig(path, dpi=120)

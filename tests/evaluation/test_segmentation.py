@@ -1,0 +1,185 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_example as run
+from evaluation.zoo import make_model
+from PIL import Image
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
+from torch import nn
+from transformers import UperNetForSemanticSegmentation
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from supmae_hf.evaluation.metrics import SegmentationAccuracy
+from supmae_hf.evaluation.segmentation import (
+    SegmentationDataArguments,
+    SegmentationDataset,
+    build_upernet,
+    load_backbone,
+    load_segmentation_data,
+    make_shapes,
+    sliding_window_logits,
+)
+
+
+def test_metric_against_scikit_learn():
+    generator = np.random.default_rng(0)
+    references = [generator.integers(0, 5, size) for size in ((7, 9), (4, 12))]
+    predictions = [np.where(generator.random(r.shape) < 0.6, r, generator.integers(0, 5, r.shape)) for r in references]
+    references[0][:3, :3] = 255
+    counted = np.concatenate([r.ravel() for r in references]) != 255
+    truth = np.concatenate([r.ravel() for r in references])[counted]
+    guess = np.concatenate([p.ravel() for p in predictions])[counted]
+    metric = SegmentationAccuracy(5)
+    metric.add(prediction=predictions[0], reference=references[0])
+    metric.add(prediction=predictions[1], reference=references[1])
+    result = metric.compute()
+    assert result["mIoU"] == pytest.approx(jaccard_score(truth, guess, average="macro"))
+    assert result["IoU"] == pytest.approx(jaccard_score(truth, guess, average=None))
+    assert result["aAcc"] == pytest.approx(accuracy_score(truth, guess))
+    assert result["mAcc"] == pytest.approx(balanced_accuracy_score(truth, guess))
+
+
+def test_metric_by_hand():
+    #  class 0: 2 of 3 pixels right, 1 taken by class 1; class 2 does not occur, class 3 is predicted once
+    result = SegmentationAccuracy(4).compute(
+        predictions=[np.array([[0, 0, 1], [1, 3, 0]])], references=[np.array([[0, 0, 0], [1, 1, 255]])]
+    )
+    assert result["IoU"][:2] == pytest.approx([2 / 3, 1 / 3]) and np.isnan(result["IoU"][2]) and result["IoU"][3] == 0
+    assert result["mIoU"] == pytest.approx((2 / 3 + 1 / 3 + 0) / 3)
+    assert result["aAcc"] == pytest.approx(3 / 5) and result["mAcc"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+class Coordinates(nn.Module):
+    """Scores that say which window a pixel was seen in."""
+
+    def __init__(self):
+        super().__init__()
+        self.windows = []
+
+    def forward(self, pixel_values):
+        self.windows.append(tuple(pixel_values.shape[-2:]))
+        return SemanticSegmenterOutput(logits=pixel_values * 2)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 75), (50, 41), (20, 64)])
+def test_sliding_windows_cover_every_pixel(size):
+    images, model = torch.randn(2, 3, *size), Coordinates()
+    torch.testing.assert_close(sliding_window_logits(model, images, 32, 20), images * 2)
+    expected = {(min(32, size[0]), min(32, size[1]))}
+    assert set(model.windows) == expected  # windows at the border are whole, too
+    assert len(model.windows) == np.prod([1 + max(0, -(-(side - 32) // 20)) for side in size])
+
+
+def test_overlaps_are_averaged():
+    class Counter(nn.Module):
+        calls = 0
+
+        def forward(self, pixel_values):
+            self.calls += 1
+            return SemanticSegmenterOutput(logits=torch.full_like(pixel_values[:, :1], float(self.calls)))
+
+    result = sliding_window_logits(Counter(), torch.zeros(1, 3, 4, 6), 4, 2)[0, 0]
+    assert result.tolist() == [[1, 1, 1.5, 1.5, 2, 2]] * 4
+
+
+def test_shapes_are_reproducible():
+    first, again = make_shapes(3, 48, 0), make_shapes(3, 48, 0)
+    assert first["image"][0] == again["image"][0] and np.unique(first["annotation"][0]).max() > 0
+
+
+def folders(tmp_path, mask_values, names=("a", "b")):
+    generator = np.random.default_rng(0)
+    for split in ("train", "held_out"):
+        for kind in ("images", "masks"):
+            (tmp_path / split / kind).mkdir(parents=True)
+        for name in names:
+            pixels = generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / split / "images" / f"{name}.jpg")
+            mask = generator.choice(mask_values, (40, 50)).astype(np.uint8)
+            Image.fromarray(mask).save(tmp_path / split / "masks" / f"{name}.png")
+    paths = {
+        f"{part}_{kind}": str(tmp_path / folder / kind)
+        for part, folder in (("train", "train"), ("validation", "held_out"))
+        for kind in ("images", "masks")
+    }
+    return SegmentationDataArguments(**paths, num_classes=3, crop_size=32, reduce_labels=True)
+
+
+def test_folders_with_reduced_labels(tmp_path):
+    args = folders(tmp_path, [0, 1, 2, 3])
+    data = load_segmentation_data(args)
+    item = SegmentationDataset(data["validation"], args)[0]
+    assert item["pixel_values"].shape == (3, 32, 40) and item["labels"].shape == (40, 50)
+    stored = np.asarray(data["validation"][0]["annotation"])
+    expected = np.where(stored == 0, 255, stored.astype(int) - 1)
+    assert np.array_equal(item["labels"], expected)
+    training = SegmentationDataset(data["train"], args, seed=0)
+    crop, again, next_epoch = training[1], training[1], training[1 + len(training)]
+    assert crop["pixel_values"].shape == (3, 32, 32) and crop["labels"].shape == (32, 32)
+    assert torch.equal(crop["pixel_values"], again["pixel_values"]) and torch.equal(crop["labels"], again["labels"])
+    assert not torch.equal(crop["pixel_values"], next_epoch["pixel_values"])
+    assert set(crop["labels"].unique().tolist()) <= {0, 1, 2, 255}
+
+
+def test_images_and_masks_are_augmented_together():
+    args = SegmentationDataArguments(crop_size=64)
+    dataset = SegmentationDataset(make_shapes(8, 64, 0), args, seed=0)
+    for index in range(8):
+        item = dataset[index]
+        red, green = item["pixel_values"][0], item["pixel_values"][1]
+        for label, sign in ((1, 1), (2, -1)):  # reddish discs and greenish squares still are
+            if (item["labels"] == label).sum() > 100:
+                assert sign * (red - green)[item["labels"] == label].mean() > 0.3
+
+
+def test_bad_data(tmp_path):
+    args = folders(tmp_path, [0, 4])
+    with pytest.raises(ValueError, match=r"a.png holds class 3, outside \[0, 3\): set"):
+        SegmentationDataset(load_segmentation_data(args)["train"], args)[0]
+    (tmp_path / "train" / "masks" / "a.png").unlink()
+    with pytest.raises(ValueError, match="1 have no partner of the same name, such as .'a'."):
+        load_segmentation_data(args)
+    with pytest.raises(ValueError, match="go together"):
+        SegmentationDataArguments(train_images="a")
+    with pytest.raises(ValueError, match="at most `--crop_size` 32"):
+        SegmentationDataArguments(crop_size=32, stride=40)
+
+
+@pytest.mark.parametrize("family", ["supmae", "vit_mae", "beit", "dinov2"])
+def test_backbones(family, tmp_path):
+    torch.manual_seed(0)
+    name = make_model(family, tmp_path)
+    model = build_upernet(load_backbone(name, image_size=64), num_classes=3, hidden_size=16)
+    outputs = model(torch.randn(2, 3, 64, 64), labels=torch.randint(0, 3, (2, 64, 64)))
+    assert outputs.logits.shape == (2, 3, 64, 64)
+    outputs.loss.backward()
+    if family in ("supmae", "vit_mae"):
+        assert model.backbone.vit.embeddings.position_embeddings.shape[1] == 1 + 8 * 8
+        model.save_pretrained(tmp_path / "saved")
+        again = UperNetForSemanticSegmentation.from_pretrained(tmp_path / "saved").eval()
+        images = torch.randn(1, 3, 64, 64)
+        torch.testing.assert_close(again(images).logits, model.eval()(images).logits)
+
+
+def test_no_backbone_class(tmp_path):
+    with pytest.raises(ValueError, match="no backbone class for .*vit.*SupMAE, ViTMAE, BEiT"):
+        load_backbone(make_model("vit", tmp_path), 32)
+
+
+def test_script_learns_the_shapes(tmp_path):
+    """120 steps from random weights, without pre-training, to an mIoU above 0.5; a background alone would have 0.2."""
+    models = [make_model(family, tmp_path) for family in ("supmae", "beit")]
+    common = ["--crop_size", 48, "--decoder_hidden_size", 32, "--layer_decay", 1.0, "--drop_path_rate", 0, "--use_cpu"]
+    common += ["--learning_rate", 3e-3, "--logging_steps", 10]
+    arguments = ["--models", models[0], "--max_steps", 120, "--warmup_steps", 10, "--save_steps", 60, *common]
+    printed = run("run_semantic_segmentation.py", *arguments, "--output_dir", "out", cwd=tmp_path)
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert row["mIoU"] > 50 and row["aAcc"] > 80 and "mIoU" in printed
+    (pictures,) = (tmp_path / "out").glob("*/masks.png")
+    assert pictures.stat().st_size > 20_000 and (tmp_path / "out" / "results.png").is_file()
+    # a finished run is not trained again, and the table has a row for each model
+    arguments = ["--models", *models, "--max_steps", 2, "--warmup_steps", 0, "--max_eval_samples", 4, *common]
+    run("run_semantic_segmentation.py", *arguments, "--output_dir", "two", cwd=tmp_path)
+    assert len(json.loads((tmp_path / "two" / "results.json").read_text())) == 2
