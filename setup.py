@@ -13,6 +13,7 @@ TRAIN = [
     "accelerate>=1.10",
     "datasets>=4.0",
     "evaluate>=0.4.3",
+    "imagecorruptions-imaug>=1.1.5",
     "matplotlib>=3.9",
     "Pillow>=10.0,<13",  # 13 refuses the 0 bits that timm's RandAugment posterizes to at its strongest
     "PyYAML>=6.0.1",
