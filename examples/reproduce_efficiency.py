@@ -57,7 +57,8 @@ MODEL = {
     "classification_temperature": 1.0,
     "num_labels": 10,
 }
-FINETUNING = {"epochs": 10, "layer_decay": 0.75}
+LAYER_DECAY = 0.75  # of fine-tuning
+OPTIMIZATION = ("learning_rate", "finetuning_rate", "finetuning_epochs")  # the settings that are no model's
 # as many trials for each method: learning rates, and one more setting that matters to it
 TRIALS = {
     "SupMAE": [
@@ -80,7 +81,7 @@ def config_of(method: str, settings: dict) -> SupMAEConfig:
     return SupMAEConfig(
         **MODEL,
         **own,
-        **{key: value for key, value in settings.items() if key not in ("learning_rate", "finetuning_rate")},
+        **{key: value for key, value in settings.items() if key not in OPTIMIZATION},
     )
 
 
@@ -90,7 +91,7 @@ def schedule_of(method: str, settings: dict, epochs: int) -> Schedule:
     classify = 3 * classification_flops(config)
     if method == "ViT from scratch":
         return Schedule(method, classify, epochs)
-    return Schedule(method, 3 * pretraining_flops(config), epochs, classify, FINETUNING["epochs"])
+    return Schedule(method, 3 * pretraining_flops(config), epochs, classify, settings["finetuning_epochs"])
 
 
 def to_inputs(images: torch.Tensor) -> torch.Tensor:
@@ -178,7 +179,7 @@ def run(method: str, settings: dict, epochs: int, seed: int, data, corrupted: to
         measured["probe"] = probe(pretrained.vit, images, labels, test_images, test_labels)
         model = SupMAEForImageClassification(copy.deepcopy(config))
         model.vit.load_state_dict(pretrained.vit.state_dict(), strict=False)  # all but the LayerNorm
-        train(model, images, labels, learning_rate=settings["finetuning_rate"], **FINETUNING)
+        train(model, images, labels, settings["finetuning_epochs"], settings["finetuning_rate"], LAYER_DECAY)
     measured["finetuned"] = accuracy(model, to_inputs(test_images), test_labels)
     if corrupted is not None:
         measured["corrupted"] = statistics.mean(accuracy(model, copies, test_labels) for copies in corrupted)
@@ -231,10 +232,16 @@ def finish(jobs: list[dict], pool, path: Path, known: list[dict]) -> list[dict]:
     return results
 
 
-def tune(pool, path: Path, known: list[dict], epochs: int) -> dict[str, dict]:
+def tune(pool, path: Path, known: list[dict], epochs: int, finetuning_epochs: int) -> dict[str, dict]:
     """Each method's best settings: the mean of probe (where there is one) and fine-tuned accuracy decides."""
     jobs = [
-        {"is_trial": True, "method": method, "settings": settings, "epochs": epochs, "seed": 100}
+        {
+            "is_trial": True,
+            "method": method,
+            "settings": {**settings, "finetuning_epochs": finetuning_epochs},
+            "epochs": epochs,
+            "seed": 100,
+        }
         for method in METHODS
         for settings in TRIALS[method]
     ]
@@ -327,12 +334,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer epochs and seeds, and one severity: minutes")
     parser.add_argument("--epochs", type=int, help="of the longest runs, a multiple of 8 (default: 128; quick: 24)")
+    parser.add_argument("--finetuning_epochs", type=int, help="epochs of fine-tuning (default: 10; quick: 5)")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: 5; quick: 2)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/efficiency, or outputs/efficiency-quick")
     args = parser.parse_args()
     epochs = args.epochs or (24 if args.quick else 128)
     seeds = args.seeds or (2 if args.quick else 5)
+    finetuning_epochs = args.finetuning_epochs or (5 if args.quick else 10)
     severities = [3] if args.quick else [1, 2, 3, 4, 5]
     output_dir = args.output_dir or Path("outputs/efficiency-quick" if args.quick else "outputs/efficiency")
     if epochs < 8 or epochs % 8 or seeds < 1 or args.processes < 1:
@@ -346,7 +355,7 @@ def main():
     start = time.perf_counter()
     context = multiprocessing.get_context("spawn")
     with context.Pool(args.processes, prepare, (severities,)) as pool:
-        chosen = tune(pool, path, known, epochs // 4)
+        chosen = tune(pool, path, known, epochs // 4, finetuning_epochs)
         jobs = [
             {"is_trial": False, "method": m, "settings": chosen[m], "epochs": epochs // part, "seed": seed}
             for seed in range(seeds)
