@@ -11,7 +11,6 @@ cost.png into --output_dir.
 """
 
 import argparse
-import csv
 import json
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from transformers import ViTMAEConfig
 
 from supmae_hf import SupMAEConfig
 from supmae_hf.cost import published_schedules
+from supmae_hf.evaluation.tables import say_written, write_table
 
 
 def main():
@@ -59,16 +59,7 @@ def main():
             row["kWh"] = row["device hours"] * args.watts / 1000
         rows.append(row)
 
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
-
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "cost.json").write_text(json.dumps(rows, indent=2) + "\n")
-    with open(args.output_dir / "cost.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(rows, args.output_dir, "cost", ".3g")
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axis = figure.subplots()
     names = [row["method"] for row in rows]
@@ -79,7 +70,7 @@ def main():
     axis.set(xlabel="EFLOPs (10^18 operations)")
     axis.legend()
     figure.savefig(args.output_dir / "cost.png", dpi=150)
-    print(f"\nWritten: {', '.join(str(args.output_dir / name) for name in ('cost.json', 'cost.csv', 'cost.png'))}")
+    say_written(args.output_dir, "cost.json", "cost.csv", "cost.png")
 
 
 if __name__ == "__main__":

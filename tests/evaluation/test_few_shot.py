@@ -5,6 +5,7 @@ import pytest
 from conftest import reference_config
 from evaluation.zoo import make_model
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -46,8 +47,6 @@ def test_probe_is_chosen_on_its_own_images(digits_data, tmp_path):
     probe, score = select_probe(features, targets, seed=0)
     # no strength of regularisation is better by an independent cross-validation with the same folds
     folds = np.empty(len(targets), dtype=int)
-    from sklearn.model_selection import StratifiedKFold
-
     for fold, (_, held_out) in enumerate(StratifiedKFold(5, shuffle=True, random_state=0).split(features, targets)):
         folds[held_out] = fold
     scores = {}

@@ -16,7 +16,10 @@ class EvaluationArguments:
     """Which models to evaluate, how, and where to."""
 
     models: list[str] = field(metadata={"help": "Checkpoints, in folders or on the Hub: one row of the table each."})
-    output_dir: str = field(default="outputs/evaluation", metadata={"help": "Folder for the table and the picture."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder for the table and the picture; default: outputs/ and the script's name."},
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Measure again what `--output_dir` has results for."}
     )
@@ -42,7 +45,7 @@ class EvaluationArguments:
         Raises:
             ValueError: if it holds files that an evaluation has not written.
         """
-        folder = Path(self.output_dir)
+        folder = Path(self.output_dir or Path("outputs", Path(sys.argv[0]).stem))
         foreign = [path.name for path in folder.glob("*") if not path.name.startswith((".", "results"))]
         if foreign:
             raise ValueError(

@@ -3,7 +3,6 @@
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
@@ -12,8 +11,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..data.images import collate
 from ..modeling_supmae import SupMAEForImageClassification, classification_loss
+from .models import predict
 
 
 class LinearProbe(nn.Module):
@@ -66,7 +65,6 @@ def set_classifier(model: SupMAEForImageClassification, weight: torch.Tensor, bi
         model.classifier.bias.copy_(bias)
 
 
-@torch.no_grad()
 def compute_features(model: SupMAEForImageClassification, dataset, args) -> tuple[np.ndarray, np.ndarray]:
     """
     What the classifier of `model` sees of each image of an [`ImageDataset`] or [`ImageStream`].
@@ -74,25 +72,17 @@ def compute_features(model: SupMAEForImageClassification, dataset, args) -> tupl
     Returns:
         Features `(num_images, hidden_size)` and labels `(num_images,)`.
     """
-    accelerator = Accelerator(cpu=args.use_cpu)
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_size=args.per_device_eval_batch_size,
-        collate_fn=collate,
-        num_workers=args.dataloader_num_workers,
-    )
-    loader = accelerator.prepare(loader)
-    model = model.to(accelerator.device).eval()
     seen = []
     hook = model.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    features, labels = [], []
-    for batch in loader:
-        model(batch["pixel_values"])
-        batch_features, batch_labels = accelerator.gather_for_metrics((seen.pop(), batch["labels"]))
-        features.append(batch_features.float().cpu())
-        labels.append(batch_labels.cpu())
-    hook.remove()
-    return torch.cat(features).numpy(), torch.cat(labels).numpy()
+
+    def features(pixel_values: torch.Tensor) -> torch.Tensor:
+        model(pixel_values)
+        return seen.pop()
+
+    try:
+        return predict(model, dataset, args, features)
+    finally:
+        hook.remove()
 
 
 def select_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> tuple[Pipeline, float]:
