@@ -12,7 +12,6 @@ steps of 16 crops of 512 x 512. A run that was interrupted goes on when the same
 
 import copy
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import set_seed
@@ -23,6 +22,7 @@ from supmae_hf.evaluation.models import check_models
 from supmae_hf.evaluation.segmentation import (
     SegmentationDataArguments,
     SegmentationDataset,
+    UperNetArguments,
     build_upernet,
     evaluate_segmentation,
     load_backbone,
@@ -34,17 +34,6 @@ from supmae_hf.training.arguments import SegmentationArguments
 from supmae_hf.training.resuming import prepare_output_dir
 from supmae_hf.training.setup import leave
 from supmae_hf.training.trainer import RecipeTrainer
-
-
-@dataclass
-class UperNetArguments:
-    """Which encoders, and the decoder."""
-
-    models: list[str] = field(metadata={"help": "Checkpoints, in folders or on the Hub: one row of the table each."})
-    decoder_hidden_size: int = field(default=512, metadata={"help": "Width of UperNet's decoder."})
-    out_indices: list[int] | None = field(
-        default=None, metadata={"help": "Four blocks; default: at 1/3, 1/2, 2/3 and all of the depth."}
-    )
 
 
 def run(name: str, args: SegmentationArguments, data, data_args: SegmentationDataArguments, upernet: UperNetArguments):

@@ -4,11 +4,14 @@ import pytest
 from conftest import ROOT
 
 from supmae_hf.data.sources import DataArguments
+from supmae_hf.evaluation.arguments import parse_evaluation_arguments
+from supmae_hf.evaluation.segmentation import SegmentationDataArguments, UperNetArguments
 from supmae_hf.training.arguments import (
     FineTuningArguments,
     LinearProbeArguments,
     ModelArguments,
     PreTrainingArguments,
+    SegmentationArguments,
     parse_arguments,
     read_recipe,
 )
@@ -104,10 +107,16 @@ def test_a_recipe_must_be_a_mapping(tmp_path):
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "examples" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_parse(recipe: Path):
-    classes = {"pretrain": PreTrainingArguments, "finetune": FineTuningArguments, "linear": LinearProbeArguments}
-    training = classes[recipe.stem.split("_")[0]]
     # bf16 arithmetic needs an accelerator, or not every CPU
-    parse_arguments((ModelArguments, DataArguments, training), DIGITS, [str(recipe), "--bf16", "False", *CPU])
+    argv = [str(recipe), "--bf16", "False", *CPU]
+    task = recipe.stem.split("_")[0]
+    if task == "segmentation":
+        parse_evaluation_arguments(
+            UperNetArguments, SegmentationDataArguments, SegmentationArguments, description="", argv=argv
+        )
+    else:
+        classes = {"pretrain": PreTrainingArguments, "finetune": FineTuningArguments, "linear": LinearProbeArguments}
+        parse_arguments((ModelArguments, DataArguments, classes[task]), DIGITS, argv)
 
 
 FINETUNE = ["--train_dir", "x", "--output_dir", "y", *CPU]

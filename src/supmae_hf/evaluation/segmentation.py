@@ -35,9 +35,7 @@ class SegmentationDataArguments:
         metadata={"help": "Data set on the Hub, or a local folder, with a column of images and one of masks."},
     )
     image_column_name: str = field(default="image", metadata={"help": "Its images."})
-    mask_column_name: str = field(
-        default="annotation", metadata={"help": "Its masks: class indices, or RGB-free PNGs."}
-    )
+    mask_column_name: str = field(default="annotation", metadata={"help": "Its masks: images of class indices."})
     train_images: str | None = field(default=None, metadata={"help": "Folder of training images."})
     train_masks: str | None = field(default=None, metadata={"help": "Folder of their masks, PNGs of the same names."})
     validation_images: str | None = field(default=None, metadata={"help": "Folder of held-out images."})
@@ -63,6 +61,17 @@ class SegmentationDataArguments:
         self.stride = self.stride or self.crop_size * 2 // 3
         if not 0 < self.stride <= self.crop_size:
             raise ValueError(f"`--stride` {self.stride} must be above 0 and at most `--crop_size` {self.crop_size}.")
+
+
+@dataclass
+class UperNetArguments:
+    """Which encoders, and the decoder."""
+
+    models: list[str] = field(metadata={"help": "Checkpoints, in folders or on the Hub: one row of the table each."})
+    decoder_hidden_size: int = field(default=512, metadata={"help": "Width of UperNet's decoder."})
+    out_indices: list[int] | None = field(
+        default=None, metadata={"help": "Four blocks; default: at 1/3, 1/2, 2/3 and all of the depth."}
+    )
 
 
 _FEATURES = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
