@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 	@echo "Pre-trained model, its log and pictures of reconstructions: outputs/digits-pretrain"
 
 # SupMAE against MAE and a ViT from scratch on the digits, over epochs and compute: 35 minutes on 2 cores;
-# `make reproduce ARGS=--quick` takes minutes
+# `make reproduce ARGS=--quick` takes 4
 reproduce: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) examples/reproduce_efficiency.py $(ARGS)
 

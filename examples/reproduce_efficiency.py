@@ -294,9 +294,9 @@ def say_where(rows: list[dict], title: str) -> str:
     if shares["epochs"] is None:
         return f"{title}: SupMAE reaches MAE's final accuracy in none of its runs."
     shortest = min(row["epochs"] for row in rows) / max(row["epochs"] for row in rows)
-    bound = "at most " if shares["epochs"] == shortest else ""
-    return f"{title}: SupMAE reaches MAE's final accuracy at {bound}" + " and ".join(
-        f"{share:.1%} of its {column}" for column, share in shares.items()
+    bound = " or less" if shares["epochs"] == shortest else ""
+    return f"{title}: SupMAE reaches MAE's final accuracy at " + " and ".join(
+        f"{share:.1%} of its {column}{bound}" for column, share in shares.items()
     )
 
 
@@ -363,6 +363,8 @@ def main():
             for part in (1, 2, 4, 8)
         ]
         results = finish(jobs, pool, path, known)
+        pool.close()
+        pool.join()
 
     rows = summarize(results, num_images=len(load_data()[0][1]))
     print()

@@ -25,7 +25,7 @@ def test_share_of_epochs_and_compute(script):
     table[-1]["probe"] = 0.85  # half-way between 4 and 8 epochs, on a logarithmic axis
     assert script.reaches(table, "probe", "epochs") == pytest.approx(np.sqrt(4 * 8) / 16)
     table[-1]["probe"] = 0.5
-    assert "at most 12.5% of its epochs and 6.2% of its TFLOPs" in script.say_where(table, "probe")
+    assert "12.5% of its epochs or less and 6.2% of its TFLOPs or less" in script.say_where(table, "probe")
     table[-1]["probe"] = 0.99
     assert "in none of its runs" in script.say_where(table, "probe")
 
