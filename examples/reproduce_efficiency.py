@@ -232,7 +232,7 @@ def finish(jobs: list[dict], pool, path: Path, known: list[dict]) -> list[dict]:
     return results
 
 
-def tune(pool, path: Path, known: list[dict], epochs: int, finetuning_epochs: int) -> dict[str, dict]:
+def tune(pool, path: Path, known: list[dict], epochs: int, finetuning_epochs: int, num_trials: int) -> dict[str, dict]:
     """Each method's best settings: the mean of probe (where there is one) and fine-tuned accuracy decides."""
     jobs = [
         {
@@ -243,7 +243,7 @@ def tune(pool, path: Path, known: list[dict], epochs: int, finetuning_epochs: in
             "seed": 100,
         }
         for method in METHODS
-        for settings in TRIALS[method]
+        for settings in TRIALS[method][:num_trials]
     ]
     results = finish(jobs, pool, path, known)
 
@@ -336,6 +336,7 @@ def main():
     parser.add_argument("--epochs", type=int, help="of the longest runs, a multiple of 8 (default: 128; quick: 24)")
     parser.add_argument("--finetuning_epochs", type=int, help="epochs of fine-tuning (default: 10; quick: 5)")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: 5; quick: 2)")
+    parser.add_argument("--trials", type=int, default=8, help="settings to try for each method, 1 to 8 (default: 8)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/efficiency, or outputs/efficiency-quick")
     args = parser.parse_args()
@@ -344,8 +345,8 @@ def main():
     finetuning_epochs = args.finetuning_epochs or (5 if args.quick else 10)
     severities = [3] if args.quick else [1, 2, 3, 4, 5]
     output_dir = args.output_dir or Path("outputs/efficiency-quick" if args.quick else "outputs/efficiency")
-    if epochs < 8 or epochs % 8 or seeds < 1 or args.processes < 1:
-        parser.error(f"--epochs must be a multiple of 8, got {epochs}; --seeds and --processes at least 1.")
+    if epochs < 8 or epochs % 8 or min(seeds, args.trials, args.processes) < 1:
+        parser.error(f"--epochs must be a multiple of 8, got {epochs}; --seeds, --trials and --processes at least 1.")
 
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "runs.jsonl"
@@ -355,7 +356,7 @@ def main():
     start = time.perf_counter()
     context = multiprocessing.get_context("spawn")
     with context.Pool(args.processes, prepare, (severities,)) as pool:
-        chosen = tune(pool, path, known, epochs // 4, finetuning_epochs)
+        chosen = tune(pool, path, known, epochs // 4, finetuning_epochs, args.trials)
         jobs = [
             {"is_trial": False, "method": m, "settings": chosen[m], "epochs": epochs // part, "seed": seed}
             for seed in range(seeds)

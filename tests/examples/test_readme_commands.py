@@ -25,7 +25,7 @@ SHORTER = {
     "run_robustness": "--max_samples 10",
     "run_few_shot": "--epochs 1 --learning_rates 1e-3 --seeds 0",
     "run_semantic_segmentation": f"{STEPS} --warmup_steps 0 --max_eval_samples 4",
-    "reproduce_efficiency": "--epochs 8 --seeds 1 --finetuning_epochs 1",
+    "reproduce_efficiency": "--epochs 8 --seeds 1 --finetuning_epochs 1 --trials 1",
 }
 
 
