@@ -72,6 +72,18 @@ def test_killed_runs_end_bit_for_bit_the_same(tmp_path, script, arguments, kills
     assert_killed_run_equals(script, [*RUN, *arguments], tmp_path, kills=kills, most_steps=24, seed=0)
 
 
+@pytest.mark.parametrize("script", ["run_pretrain.py", "run_pretrain_no_trainer.py"])
+@pytest.mark.parametrize("length", [("--max_steps", 7), ("--num_train_epochs", 1.2), ("--num_train_epochs", 1)])
+def test_killed_after_the_last_checkpoint(tmp_path, script, length):
+    arguments = [*RUN, *length, "--warmup_epochs", 0, "--output_dir", "out"]
+    run_example(script, *arguments, cwd=tmp_path)
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    (tmp_path / "out" / "model.safetensors").unlink()
+    last = newest_step(tmp_path / "out")
+    run_example(script, *arguments, cwd=tmp_path)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights and newest_step(tmp_path / "out") == last
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["run_pretrain.py", "run_pretrain_no_trainer.py"])
 def test_thirty_kills(tmp_path, script):

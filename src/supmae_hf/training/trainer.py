@@ -141,6 +141,12 @@ class RecipeTrainer(Trainer):
         getattr(dataloader, "base_dataloader", dataloader).worker_init_fn = ignore_stop_request
         return dataloader
 
+    def get_batch_samples(self, *args, **kwargs):
+        # a run that was killed between its last step and its end; the Trainer would train one step more
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return super().get_batch_samples(*args, **kwargs)
+
     def _get_train_sampler(self, train_dataset=None):
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(train_dataset, ImageDataset):
