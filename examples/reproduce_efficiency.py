@@ -15,7 +15,6 @@ they finish: after an interruption the same command goes on.
 import argparse
 import copy
 import itertools
-import json
 import multiprocessing
 import os
 import statistics
@@ -35,7 +34,7 @@ from supmae_hf.cost import Schedule, classification_flops, pretraining_flops
 from supmae_hf.data.sources import load_digits
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, corrupt
 from supmae_hf.evaluation.probes import select_probe
-from supmae_hf.evaluation.tables import say_written, write_table
+from supmae_hf.evaluation.tables import Journal, say_written, write_table
 from supmae_hf.training.optimization import parameter_groups
 
 
@@ -186,8 +185,8 @@ def run(method: str, settings: dict, epochs: int, seed: int, data, corrupted: to
     return measured
 
 
-def work(job: dict) -> dict:
-    """A job in a process of its own, with the data that `prepare` left there."""
+def work(job: dict) -> tuple[dict, dict]:
+    """A job in a process of its own, with the data that `prepare` left there, and what it measured."""
     data = _DATA["tuning"] if job["is_trial"] else _DATA["final"]
     start = time.perf_counter()
     measured = run(
@@ -198,7 +197,7 @@ def work(job: dict) -> dict:
         data,
         None if job["is_trial"] else _DATA["corrupted"],
     )
-    return {**job, **measured, "seconds": time.perf_counter() - start}
+    return job, {**measured, "seconds": time.perf_counter() - start}
 
 
 _DATA = {}
@@ -215,24 +214,17 @@ def prepare(severities: list[int]):
     _DATA["corrupted"] = corrupted_inputs(test_data[0], severities)
 
 
-def finish(jobs: list[dict], pool, path: Path, known: list[dict]) -> list[dict]:
-    """The results of all jobs: those in the file, and the others, which are added to it."""
-    results = [row for row in known if any(job.items() <= row.items() for job in jobs)]
-    missing = [job for job in jobs if not any(job.items() <= row.items() for row in results)]
+def finish(jobs: list[dict], pool, journal: Journal) -> list[dict]:
+    """The jobs with their results: those in the journal, and the others, which are added to it."""
+    missing = [job for job in jobs if journal.get(job) is None]
     missing.sort(key=lambda job: -job["epochs"])  # long ones first, so that no process is left idle at the end
-    with open(path, "a") as file:
-        for row in pool.imap_unordered(work, missing):
-            results.append(row)
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            print(
-                f"{len(results)}/{len(jobs)} {row['method']}, {row['epochs']} epochs: {row['finetuned']:.2%}",
-                flush=True,
-            )
-    return results
+    for number, (job, measured) in enumerate(pool.imap_unordered(work, missing), len(jobs) - len(missing) + 1):
+        journal.add(job, measured)
+        print(f"{number}/{len(jobs)} {job['method']}, {job['epochs']} epochs: {measured['finetuned']:.2%}", flush=True)
+    return [{**job, **journal.get(job)} for job in jobs]
 
 
-def tune(pool, path: Path, known: list[dict], epochs: int, finetuning_epochs: int, num_trials: int) -> dict[str, dict]:
+def tune(pool, journal: Journal, epochs: int, finetuning_epochs: int, num_trials: int) -> dict[str, dict]:
     """Each method's best settings: the mean of probe (where there is one) and fine-tuned accuracy decides."""
     jobs = [
         {
@@ -245,7 +237,7 @@ def tune(pool, path: Path, known: list[dict], epochs: int, finetuning_epochs: in
         for method in METHODS
         for settings in TRIALS[method][:num_trials]
     ]
-    results = finish(jobs, pool, path, known)
+    results = finish(jobs, pool, journal)
 
     def score(row: dict) -> float:
         return statistics.mean(row[name] for name in MEASURES if name in row)
@@ -348,22 +340,18 @@ def main():
     if epochs < 8 or epochs % 8 or min(seeds, args.trials, args.processes) < 1:
         parser.error(f"--epochs must be a multiple of 8, got {epochs}; --seeds, --trials and --processes at least 1.")
 
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / "runs.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    known = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may have been cut off
-    path.write_text("".join(json.dumps(row) + "\n" for row in known))
+    journal = Journal(output_dir / "runs.jsonl")
     start = time.perf_counter()
     context = multiprocessing.get_context("spawn")
     with context.Pool(args.processes, prepare, (severities,)) as pool:
-        chosen = tune(pool, path, known, epochs // 4, finetuning_epochs, args.trials)
+        chosen = tune(pool, journal, epochs // 4, finetuning_epochs, args.trials)
         jobs = [
             {"is_trial": False, "method": m, "settings": chosen[m], "epochs": epochs // part, "seed": seed}
             for seed in range(seeds)
             for m in METHODS
             for part in (1, 2, 4, 8)
         ]
-        results = finish(jobs, pool, path, known)
+        results = finish(jobs, pool, journal)
         pool.close()
         pool.join()
 

@@ -7,35 +7,45 @@ among them.
     accelerate launch examples/run_eval.py --models a b c [--dataset_name NAME | --image_dir FOLDER]
 
 Without a data set the held-out digits are classified. Prints a table, writes results.json, results.csv and results.png
-into --output_dir.
+into --output_dir. After an interruption the same command goes on.
 """
-
-from accelerate import PartialState
 
 from supmae_hf.data.images import ImageDataset
 from supmae_hf.data.sources import EvaluationDataArguments, load_evaluation_data
 from supmae_hf.evaluation.arguments import EvaluationArguments, parse_evaluation_arguments
 from supmae_hf.evaluation.metrics import TopKAccuracy
-from supmae_hf.evaluation.models import check_models, load_classifier, load_transform, map_classes, predict
+from supmae_hf.evaluation.models import (
+    check_models,
+    fingerprint,
+    load_classifier,
+    load_transform,
+    map_classes,
+    predict,
+)
 from supmae_hf.evaluation.tables import save_bars, say_written, write_table
 
 
 def main():
     args, data_args = parse_evaluation_arguments(EvaluationArguments, EvaluationDataArguments, description=__doc__)
     check_models(args.models)
-    output_dir = args.prepare_output_dir()
+    output_dir, journal = args.prepare_output_dir()
     data, labels = load_evaluation_data(data_args)
     rows = []
     for name in args.models:
-        model = load_classifier(name)
-        columns = map_classes(labels.names, model)
-        dataset = ImageDataset(data, model.config, labels, load_transform(name), data_args)
-        scores, targets = predict(model, dataset, args)
-        # the data set's classes in the model's numbers
-        targets = [columns[target] if target >= 0 else target for target in targets]
-        accuracies = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=targets)
-        rows.append({"model": name, "images": sum(target >= 0 for target in targets), **accuracies})
-    if PartialState().is_main_process:
+        key = {"model": fingerprint(name), "data": vars(data_args)}
+        row = journal.get(key)
+        if row is None:
+            model = load_classifier(name)
+            columns = map_classes(labels.names, model)
+            dataset = ImageDataset(data, model.config, labels, load_transform(name), data_args)
+            scores, targets = predict(model, dataset, args)
+            # the data set's classes in the model's numbers
+            targets = [columns[target] if target >= 0 else target for target in targets]
+            accuracies = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=targets)
+            row = {"model": name, "images": sum(target >= 0 for target in targets), **accuracies}
+            journal.add(key, row)
+        rows.append(row)
+    if args.state.is_main_process:
         write_table(rows, output_dir, "results")
         save_bars(rows, "model", ["top1", "top5"], output_dir / "results.png", "accuracy")
         say_written(output_dir, "results.json", "results.csv", "results.png")

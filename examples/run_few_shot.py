@@ -85,9 +85,14 @@ def measure(args: EvaluationArguments, few_shot: FewShotArguments, journal: Jour
 
 def main():
     args, few_shot = parse_evaluation_arguments(EvaluationArguments, FewShotArguments, description=__doc__)
+    if args.state.num_processes > 1:
+        raise SystemExit(
+            f"run_few_shot.py runs in one process, not {args.state.num_processes}: start it by `python`, and give each "
+            "device some of the `--models` and an `--output_dir` of its own."
+        )
     check_models(args.models)
-    output_dir = args.prepare_output_dir()
-    results = list(measure(args, few_shot, Journal(output_dir / "results.jsonl")))
+    output_dir, journal = args.prepare_output_dir()
+    results = list(measure(args, few_shot, journal))
 
     detail, rows = {}, []
     for name, dataset, method, shots, accuracies in results:

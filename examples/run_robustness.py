@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-from accelerate import PartialState
 
 from supmae_hf.data.images import ImageDataset
 from supmae_hf.data.sources import EvaluationDataArguments, Labels, load_evaluation_data, load_image_folder
@@ -39,7 +38,7 @@ from supmae_hf.evaluation.robustness import (
     subset_accuracy,
     subset_classes,
 )
-from supmae_hf.evaluation.tables import Journal, save_bars, say_written, write_table
+from supmae_hf.evaluation.tables import Journal, columns_of, save_bars, say_written, write_table
 
 
 @dataclass
@@ -85,7 +84,7 @@ class Evaluator:
     def __init__(self, name: str, args: EvaluationArguments, data_args: EvaluationDataArguments, journal: Journal):
         self.name, self.args, self.data_args, self.journal = name, args, data_args, journal
         self.model, self.transform = load_classifier(name), load_transform(name)
-        self.key = {"model": fingerprint(name), "max_samples": data_args.max_samples}
+        self.key = {"model": fingerprint(name), "data": vars(data_args)}
 
     def is_imagenet(self, names: list[str]) -> bool:
         return self.model.config.num_labels == 1000 and (imagenet_indices(names) is not None or len(names) == 1000)
@@ -110,8 +109,7 @@ class Evaluator:
         else:  # not ImageNet: the classes that the data set has
             subset = sorted(columns)
         result = subset_accuracy(logits, targets, list(subset))
-        if PartialState().is_main_process:
-            self.journal.add(key, result)
+        self.journal.add(key, result)
         return result
 
 
@@ -120,12 +118,10 @@ def corrupted_accuracies(evaluator: Evaluator, args: RobustnessArguments) -> tup
     errors = {}
     if args.imagenet_c is None:
         data, labels = load_evaluation_data(evaluator.data_args)
-        source = evaluator.data_args.dataset_name or evaluator.data_args.image_dir or "digits"
     for name in args.corruptions:
         for severity in args.severities:
             key = {"benchmark": "corrupted", "source": args.imagenet_c, "corruption": name, "severity": severity}
             if args.imagenet_c is None:
-                key["source"] = source
                 transform = Corrupt(evaluator.transform, name, severity)
             else:
                 data = open_folder(args.imagenet_c, name, str(severity))
@@ -164,13 +160,12 @@ def main():
         EvaluationArguments, EvaluationDataArguments, RobustnessArguments, description=__doc__
     )
     check_models(args.models)
-    output_dir = args.prepare_output_dir()
-    journal = Journal(output_dir / "results.jsonl")
+    output_dir, journal = args.prepare_output_dir()
     rows = [evaluate(Evaluator(name, args, data_args, journal), robustness_args) for name in args.models]
-    if PartialState().is_main_process:
+    if args.state.is_main_process:
         print("Percent; errors are averaged over the severities.\n")
         write_table(rows, output_dir, "results")
-        shown = [column for column in rows[0] if column not in ("model", "score")]
+        shown = [column for column in columns_of(rows) if column not in ("model", "score")]
         save_bars(rows, "model", shown, output_dir / "results.png", "percent (errors and mCE: less is better)")
         say_written(output_dir, "results.json", "results.csv", "results.png")
 

@@ -52,13 +52,11 @@ def run(name: str, args: SegmentationArguments, data, data_args: SegmentationDat
         leave(args)
     trainer.save_model()
     trainer.save_state()
-    row = {"model": name}
+    metrics, shown = evaluate_segmentation(trainer.model, SegmentationDataset(data["validation"], data_args))
     if trainer.is_world_process_zero():
-        metrics, shown = evaluate_segmentation(trainer.model, SegmentationDataset(data["validation"], data_args))
         (Path(args.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         save_masks(shown, data_args.num_classes, Path(args.output_dir) / "masks.png")
-        row.update({metric: 100 * metrics[metric] for metric in ("mIoU", "aAcc", "mAcc")})
-    return row
+    return {"model": name, **{metric: 100 * metrics[metric] for metric in ("mIoU", "aAcc", "mAcc")}}
 
 
 def main():

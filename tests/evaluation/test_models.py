@@ -115,3 +115,5 @@ def test_class_mapping(tmp_path):
     model.config.id2label = {index: f"name {index}" for index in range(1000)}
     assert map_classes(["n15075141", "n01440764"], model) == [999, 0]
     assert np.array_equal(map_classes(["Name 7", "name 3"], model), [7, 3])
+    model.config.id2label = {0: "crane", 1: "crane", 2: "kite"}  # as in ImageNet: bird and machine
+    assert map_classes(["crane", "crane", "kite"], model) == [0, 1, 2] and map_classes(["kite"], model) == [2]

@@ -1,11 +1,13 @@
 """The same figures from both scripts, from one process and from two."""
 
 import json
+import subprocess
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT, TINY, example_command, run_command
+from conftest import ROOT, TINY, example_command, run_command, run_example
+from evaluation.zoo import make_model
 from safetensors.torch import load_file
 
 from supmae_hf import SupMAEConfig, SupMAEForPreTraining
@@ -111,3 +113,35 @@ def test_accelerate_reads_the_configurations(path):
         assert plugin["fsdp_transformer_layer_cls_to_wrap"] in {
             type(module).__name__ for module in SupMAEForPreTraining(SupMAEConfig(**TINY)).modules()
         }
+
+
+def test_evaluation(tmp_path):
+    model = make_model("supmae", tmp_path)
+    robustness = ["run_robustness.py", "--models", make_model("vit", tmp_path), "--max_samples", 25]
+    robustness += ["--corruptions", "fog", "--severities", 1, 3, "--per_device_eval_batch_size", 4]
+    segmentation = [
+        "run_semantic_segmentation.py",
+        "--models",
+        model,
+        "--max_steps",
+        2,
+        "--warmup_steps",
+        0,
+        "--use_cpu",
+    ]
+    segmentation += ["--crop_size", 32, "--decoder_hidden_size", 16, "--max_eval_samples", 7, "--output_dir", "masks"]
+    scores = []
+    for processes in (1, 2):  # the second segmentation finds the model trained and evaluates it
+        for command in ([*robustness, "--output_dir", f"robustness-{processes}"], segmentation):
+            if processes == 1:
+                run_example(*command, cwd=tmp_path)
+            else:
+                run_command(example_command(*command, processes=2), cwd=tmp_path)
+        files = (tmp_path / f"robustness-{processes}" / "results.json", tmp_path / "masks" / "results.json")
+        scores.append([json.loads(file.read_text()) for file in files])
+        assert len((files[0].parent / "results.jsonl").read_text().splitlines()) == 2
+    assert scores[0] == scores[1]
+
+    few_shot = example_command("run_few_shot.py", "--models", model, processes=2)
+    refused = subprocess.run(few_shot, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert refused.returncode != 0 and "runs in one process, not 2" in refused.stderr

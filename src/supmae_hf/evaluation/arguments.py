@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from ..training.arguments import as_flags, read_recipe
+from .tables import Journal
 
 
 @dataclass
@@ -30,6 +32,7 @@ class EvaluationArguments:
     def __post_init__(self):
         if not torch.accelerator.is_available():
             self.use_cpu = True
+        self.state = PartialState(cpu=self.use_cpu)
         if self.per_device_eval_batch_size < 1:
             raise ValueError(
                 f"`--per_device_eval_batch_size` must be 1 or more, got {self.per_device_eval_batch_size}."
@@ -38,9 +41,9 @@ class EvaluationArguments:
         if repeated:
             raise ValueError(f"`--models` names {', '.join(sorted(repeated))} more than once.")
 
-    def prepare_output_dir(self) -> Path:
+    def prepare_output_dir(self) -> tuple[Path, Journal]:
         """
-        The folder for results.
+        The folder for results, and those of its `results.jsonl`.
 
         Raises:
             ValueError: if it holds files that an evaluation has not written.
@@ -52,11 +55,11 @@ class EvaluationArguments:
                 f"{folder} holds other files ({', '.join(sorted(foreign)[:3])}): name a folder for the results with "
                 "`--output_dir`."
             )
-        if self.overwrite_output_dir:
-            for path in folder.glob("results*"):
-                path.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        with self.state.main_process_first():
+            if self.overwrite_output_dir and self.state.is_main_process:
+                for path in folder.glob("results*"):
+                    path.unlink()
+            return folder, Journal(folder / "results.jsonl", is_writer=self.state.is_main_process)
 
 
 def parse_evaluation_arguments(*argument_classes, description: str, argv: list[str] | None = None):

@@ -40,6 +40,27 @@ class TopKAccuracy(evaluate.Metric):
         return {f"top{k}": float((place < k).mean()) for k in self.ks if k < scores.shape[1] or k == 1}
 
 
+def count_pixels(predicted: np.ndarray, reference: np.ndarray, num_labels: int, ignore_index: int) -> np.ndarray:
+    """Confusion matrix `(num_labels, num_labels)`: pixels by class in `reference` (rows) and in `predicted` (columns)."""
+    counted = reference != ignore_index
+    codes = reference[counted].astype(np.int64) * num_labels + predicted[counted]
+    return np.bincount(codes, minlength=num_labels**2).reshape(num_labels, num_labels)
+
+
+def segmentation_scores(pixels: np.ndarray) -> dict:
+    """What [`SegmentationAccuracy`] returns, from the sum of the images' [`count_pixels`]."""
+    correct, in_references, in_predictions = pixels.diagonal(), pixels.sum(axis=1), pixels.sum(axis=0)
+    with np.errstate(invalid="ignore"):  # 0 / 0 for classes that do not occur
+        iou = correct / (in_references + in_predictions - correct)
+        accuracies = correct / in_references
+    return {
+        "mIoU": float(np.nanmean(iou)),
+        "aAcc": float(correct.sum() / pixels.sum()),
+        "mAcc": float(np.nanmean(accuracies)),
+        "IoU": iou.tolist(),
+    }
+
+
 class SegmentationAccuracy(evaluate.Metric):
     """
     Mean intersection over union (mIoU), accuracy over all pixels (aAcc) and accuracy averaged over the classes (mAcc), from
@@ -69,23 +90,12 @@ class SegmentationAccuracy(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
-        pairs = np.zeros(self.num_labels**2, dtype=np.int64)  # reference, prediction
-        for predicted, reference in zip(predictions, references):
-            predicted, reference = np.asarray(predicted).ravel(), np.asarray(reference).ravel()
-            counted = reference != self.ignore_index
-            codes = reference[counted].astype(np.int64) * self.num_labels + predicted[counted]
-            pairs += np.bincount(codes, minlength=self.num_labels**2)
-        pairs = pairs.reshape(self.num_labels, self.num_labels)
-        correct, in_references, in_predictions = pairs.diagonal(), pairs.sum(axis=1), pairs.sum(axis=0)
-        with np.errstate(invalid="ignore"):  # 0 / 0 for classes that do not occur
-            iou = correct / (in_references + in_predictions - correct)
-            accuracies = correct / in_references
-        return {
-            "mIoU": float(np.nanmean(iou)),
-            "aAcc": float(correct.sum() / pairs.sum()),
-            "mAcc": float(np.nanmean(accuracies)),
-            "IoU": iou.tolist(),
-        }
+        return segmentation_scores(
+            sum(
+                count_pixels(np.asarray(predicted), np.asarray(reference), self.num_labels, self.ignore_index)
+                for predicted, reference in zip(predictions, references)
+            )
+        )
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:

@@ -150,18 +150,20 @@ def map_classes(names: Sequence[str], model: PreTrainedModel) -> list[int]:
     places = imagenet_indices(names)
     if places is not None and config.num_labels == 1000:
         return places
-    own = {str(name).lower(): index for index, name in config.id2label.items()}
-    if all(name.lower() in own for name in names):
-        return [own[name.lower()] for name in names]
+    own = [str(config.id2label[index]).lower() for index in range(config.num_labels)]
+    # by name, unless two of the model's classes share it: ImageNet has two cranes
+    if all(own.count(name.lower()) == 1 for name in names):
+        return [own.index(name.lower()) for name in names]
     if len(names) == config.num_labels:
-        logger.warning(
-            f"The data set's class names ({', '.join(names[:3])}, ...) are not the model's "
-            f"({', '.join(list(own)[:3])}, ...): they are taken to be in the same order."
-        )
+        if [name.lower() for name in names] != own:
+            logger.warning(
+                f"The data set's class names ({', '.join(names[:3])}, ...) are not the model's "
+                f"({', '.join(own[:3])}, ...): they are taken to be in the same order."
+            )
         return list(range(len(names)))
     raise ValueError(
         f"The data set has {len(names)} classes ({', '.join(names[:3])}, ...), the model {config.num_labels} others "
-        f"({', '.join(list(own)[:3])}, ...): choose another model or data set, or name the classes alike."
+        f"({', '.join(own[:3])}, ...): choose another model or data set, or name the classes alike."
     )
 
 

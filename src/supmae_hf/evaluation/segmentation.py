@@ -7,6 +7,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
@@ -20,7 +22,7 @@ from ..configuration_supmae import to_pair
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD, ImageDataset, seeded
 from ..data.sources import DataArguments, Labels
 from ..modeling_supmae import SupMAEBackbone, interpolate_position_embeddings
-from .metrics import SegmentationAccuracy
+from .metrics import count_pixels, segmentation_scores
 
 
 IGNORED = 255  # in masks: pixels without a class
@@ -328,24 +330,24 @@ def sliding_window_logits(model: nn.Module, pixel_values: torch.Tensor, crop_siz
 @torch.no_grad()
 def evaluate_segmentation(model, dataset: SegmentationDataset) -> tuple[dict, list[tuple[torch.Tensor, ...]]]:
     """
-    Whole images by sliding windows, compared in the size of their masks.
+    Whole images by sliding windows, compared in the size of their masks; each process of several takes a share.
 
     Returns:
-        What [`SegmentationAccuracy`] computes, and (pixel_values, mask, prediction) of the first images.
+        What [`SegmentationAccuracy`] computes of all images, and (pixel_values, mask, prediction) of this process's first.
     """
-    args = dataset.segmentation
-    metric = SegmentationAccuracy(args.num_classes, IGNORED)
+    args, state = dataset.segmentation, PartialState()
     model.eval()
-    shown = []
-    for item in dataset:
+    pixels, shown = np.zeros((args.num_classes, args.num_classes), dtype=np.int64), []
+    for index in range(state.process_index, len(dataset), state.num_processes):
+        item = dataset[index]
         images = item["pixel_values"][None].to(model.device)
         logits = sliding_window_logits(model, images, args.crop_size, args.stride)
         logits = nn.functional.interpolate(logits, size=tuple(item["labels"].shape), mode="bilinear")
         predicted = logits.argmax(dim=1)[0].cpu()
-        metric.add(prediction=predicted.numpy(), reference=item["labels"].numpy())
+        pixels += count_pixels(predicted.numpy(), item["labels"].numpy(), args.num_classes, IGNORED)
         if len(shown) < 6:
             shown.append((item["pixel_values"], item["labels"], predicted))
-    return metric.compute(), shown
+    return segmentation_scores(sum(gather_object([pixels]))), shown
 
 
 def save_masks(shown: list[tuple[torch.Tensor, ...]], num_classes: int, path: str | Path):

@@ -41,7 +41,7 @@ def save_bars(
     rows: Sequence[dict], label: str, columns: Sequence[str], path: str | Path, xlabel: str, errors: str | None = None
 ):
     """
-    Draw one group of horizontal bars per row.
+    Draw one group of horizontal bars per column, with a bar per row in each.
 
     Args:
         rows: The table.
@@ -51,21 +51,22 @@ def save_bars(
         xlabel: Title of the axis, with the unit.
         errors: What follows a column's name in that of the column with its standard deviation, drawn as a whisker.
     """
-    columns = [column for column in columns if any(row.get(column) is not None for row in rows)]
-    height = 0.8 / max(len(columns), 1)
-    figure = Figure(figsize=(7, 1.2 + max(0.3, 0.16 * len(columns)) * len(rows)), layout="constrained")
+    columns = [column for column in columns if any(column in row for row in rows)]
+    height = 0.8 / len(rows)
+    figure = Figure(
+        figsize=(7, 1 + 0.25 * len(rows) + max(0.25, 0.16 * len(rows)) * len(columns)), layout="constrained"
+    )
     axis = figure.subplots()
-    for index, column in enumerate(columns):
-        places = [place + (index - (len(columns) - 1) / 2) * height for place in range(len(rows))]
-        values = [float("nan") if row.get(column) is None else row[column] for row in rows]
-        whiskers = [row.get(f"{column}{errors}") or 0 for row in rows] if errors else None
-        axis.barh(places, values, height * 0.9, xerr=whiskers, label=column)
-    axis.set_yticks(range(len(rows)), [str(row[label]) for row in rows])
+    for index, row in enumerate(rows):
+        places = [place + (index - (len(rows) - 1) / 2) * height for place in range(len(columns))]
+        values = [row.get(column, float("nan")) for column in columns]
+        whiskers = [row[f"{column}{errors}"] for column in columns] if errors else None
+        axis.barh(places, values, height * 0.9, xerr=whiskers, label=row[label], color=f"C{index}")
+    axis.set_yticks(range(len(columns)), columns)
     axis.invert_yaxis()
     axis.set(xlabel=xlabel)
     axis.grid(axis="x", alpha=0.3)
-    if len(columns) > 1:
-        figure.legend(loc="outside upper center", ncols=min(len(columns), 4), frameon=False)
+    figure.legend(loc="outside upper center", frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -80,14 +81,15 @@ class Journal:
 
     Args:
         path: Of the file. A last line that was cut off is dropped.
+        is_writer: Whether this is the one process of several that writes.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, is_writer: bool = True):
+        self.path, self.is_writer = Path(path), is_writer
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         self.entries = [json.loads(line) for line in lines if line.endswith("\n")]
-        if lines and not lines[-1].endswith("\n"):
+        if is_writer and lines and not lines[-1].endswith("\n"):
             self.path.write_text("".join(lines[:-1]))
 
     def get(self, key: dict):
@@ -97,5 +99,6 @@ class Journal:
     def add(self, key: dict, result):
         """File a result (numbers, texts, lists and dicts of them)."""
         self.entries.append({"key": key, "result": result})
-        with open(self.path, "a") as file:
-            file.write(json.dumps(self.entries[-1]) + "\n")
+        if self.is_writer:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(self.entries[-1]) + "\n")
