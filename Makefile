@@ -24,11 +24,11 @@ reproduce: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) examples/reproduce_efficiency.py $(ARGS)
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 # the tests that take minutes
 test-slow: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal -m slow
 
 # the tests on the oldest supported releases
 test-oldest:

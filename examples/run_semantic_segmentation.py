@@ -23,6 +23,7 @@ from supmae_hf.evaluation.segmentation import (
     SegmentationDataArguments,
     SegmentationDataset,
     UperNetArguments,
+    build_segmentation_processor,
     build_upernet,
     evaluate_segmentation,
     load_backbone,
@@ -44,6 +45,7 @@ def run(name: str, args: SegmentationArguments, data, data_args: SegmentationDat
     trainer = RecipeTrainer(
         model=build_upernet(backbone, data_args.num_classes, upernet.decoder_hidden_size),
         args=args,
+        processing_class=build_segmentation_processor(data_args),
         train_dataset=SegmentationDataset(data["train"], data_args, args.seed),
         data_collator=collate,
     )

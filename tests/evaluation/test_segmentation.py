@@ -8,7 +8,7 @@ from evaluation.zoo import make_model
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 from torch import nn
-from transformers import UperNetForSemanticSegmentation
+from transformers import UperNetForSemanticSegmentation, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from supmae_hf.evaluation.metrics import SegmentationAccuracy
@@ -179,6 +179,9 @@ def test_script_learns_the_shapes(tmp_path):
     assert row["mIoU"] > 50 and row["aAcc"] > 80 and "mIoU" in printed
     (pictures,) = (tmp_path / "out").glob("*/masks.png")
     assert pictures.stat().st_size > 20_000 and (tmp_path / "out" / "results.png").is_file()
+    predict = pipeline("image-segmentation", model=str(pictures.parent))
+    shapes = {part["label"] for part in predict(make_shapes(1, 48, seed=2)["image"][0])}
+    assert shapes <= {"0", "1", "2", "3"} and len(shapes) > 1
     # a finished run is not trained again, and the table has a row for each model
     arguments = ["--models", *models, "--max_steps", 2, "--warmup_steps", 0, "--max_eval_samples", 4, *common]
     run("run_semantic_segmentation.py", *arguments, "--output_dir", "two", cwd=tmp_path)

@@ -16,7 +16,13 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
-from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    AutoConfig,
+    SegformerImageProcessor,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
 from ..configuration_supmae import to_pair
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD, ImageDataset, seeded
@@ -161,6 +167,16 @@ def load_segmentation_data(args: SegmentationDataArguments) -> datasets.DatasetD
     if args.max_eval_samples:
         data["validation"] = data["validation"].select(range(min(args.max_eval_samples, len(data["validation"]))))
     return data
+
+
+def build_segmentation_processor(args: SegmentationDataArguments) -> SegformerImageProcessor:
+    """What the image-segmentation pipeline needs beside a model; it resizes images to one window instead of sliding it."""
+    return SegformerImageProcessor(
+        size={"height": args.crop_size, "width": args.crop_size},
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+        do_reduce_labels=args.reduce_labels,
+    )
 
 
 class SegmentationDataset(ImageDataset):
