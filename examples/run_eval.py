@@ -42,12 +42,14 @@ def main():
             # the data set's classes in the model's numbers
             targets = [columns[target] if target >= 0 else target for target in targets]
             accuracies = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=targets)
-            row = {"model": name, "images": sum(target >= 0 for target in targets), **accuracies}
+            row = {"model": name, "images": sum(target >= 0 for target in targets)}
+            row.update({metric: 100 * accuracy for metric, accuracy in accuracies.items()})
             journal.add(key, row)
         rows.append(row)
     if args.state.is_main_process:
+        print("Percent.\n")
         write_table(rows, output_dir, "results")
-        save_bars(rows, "model", ["top1", "top5"], output_dir / "results.png", "accuracy")
+        save_bars(rows, "model", ["top1", "top5"], output_dir / "results.png", "accuracy (%)")
         say_written(output_dir, "results.json", "results.csv", "results.png")
 
 

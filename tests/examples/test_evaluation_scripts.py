@@ -36,7 +36,7 @@ def test_eval(tmp_path, classifiers):
         for label in labels:
             scores[index, int(label["label"])] = label["score"]
     for k in (1, 5):
-        assert rows[1][f"top{k}"] == pytest.approx(top_k_accuracy_score(digits["label"], scores, k=k))
+        assert rows[1][f"top{k}"] == pytest.approx(100 * top_k_accuracy_score(digits["label"], scores, k=k))
 
 
 def image_folder(path, synsets, per_class=2):
