@@ -27,7 +27,7 @@ from supmae_hf.evaluation.tables import save_bars, say_written, write_table
 
 def main():
     args, data_args = parse_evaluation_arguments(EvaluationArguments, EvaluationDataArguments, description=__doc__)
-    check_models(args.models)
+    check_models(args.models, load_classifier, load_transform)
     output_dir, journal = args.prepare_output_dir()
     data, labels = load_evaluation_data(data_args)
     rows = []

@@ -48,18 +48,25 @@ class FewShotArguments:
             raise ValueError(
                 f"`--shots` must be 2 or more, got {min(self.shots)}: hyper-parameters are chosen on some of the images."
             )
+        for flag, value in (
+            ("epochs", self.epochs),
+            ("train_batch_size", self.train_batch_size),
+            ("learning_rates", min(self.learning_rates)),
+        ):
+            if value <= 0:
+                raise ValueError(f"`--{flag}` must be above 0, got {value}.")
         if "benchmark" in self.datasets:
             others = [name for name in self.datasets if name != "benchmark" and name not in BENCHMARK]
             self.datasets = [*BENCHMARK, *others]
 
 
-def measure(args: EvaluationArguments, few_shot: FewShotArguments, journal: Journal):
+def measure(args: EvaluationArguments, few_shot: FewShotArguments, data: dict, journal: Journal):
     """Yield every (model, data set, method, shots) with its accuracies, one per seed."""
     settings = FineTuning(
         few_shot.epochs, few_shot.train_batch_size, tuple(few_shot.learning_rates), flip=few_shot.horizontal_flip
     )
     for name in args.models:
-        for dataset in few_shot.datasets:
+        for dataset in data:
             task = None
             for method in few_shot.methods:
                 for shots in few_shot.shots:
@@ -72,9 +79,7 @@ def measure(args: EvaluationArguments, few_shot: FewShotArguments, journal: Jour
                         result = journal.get(key)
                         if result is None:
                             if task is None:
-                                data, labels = load_few_shot_data(dataset)
-                                transform = load_transform(name)
-                                task = FewShotTask(name, few_shot.pooling, data, labels, args, transform)
+                                task = FewShotTask(name, few_shot.pooling, *data[dataset], args, load_transform(name))
                             run = task.probe if method == "probe" else task.finetune
                             result = run(shots, seed) if method == "probe" else run(shots, seed, settings)
                             journal.add(key, result)
@@ -90,9 +95,10 @@ def main():
             f"run_few_shot.py runs in one process, not {args.state.num_processes}: start it by `python`, and give each "
             "device some of the `--models` and an `--output_dir` of its own."
         )
-    check_models(args.models)
+    check_models(args.models, load_transform)
+    data = {name: load_few_shot_data(name) for name in few_shot.datasets}
     output_dir, journal = args.prepare_output_dir()
-    results = list(measure(args, few_shot, journal))
+    results = list(measure(args, few_shot, data, journal))
 
     detail, rows = {}, []
     for name, dataset, method, shots, accuracies in results:

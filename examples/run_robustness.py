@@ -19,7 +19,13 @@ from pathlib import Path
 import datasets
 
 from supmae_hf.data.images import ImageDataset
-from supmae_hf.data.sources import EvaluationDataArguments, Labels, load_evaluation_data, load_image_folder
+from supmae_hf.data.sources import (
+    EvaluationDataArguments,
+    Labels,
+    load_dataset,
+    load_evaluation_data,
+    load_image_folder,
+)
 from supmae_hf.evaluation.arguments import EvaluationArguments, parse_evaluation_arguments
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, Corrupt
 from supmae_hf.evaluation.models import (
@@ -68,14 +74,43 @@ class RobustnessArguments:
             for value in values:
                 if value not in known:
                     raise ValueError(f"'{value}' is not one of {', '.join(map(str, known))}.")
+        if self.imagenet_c is not None and Path(self.imagenet_c).exists():
+            folders = [
+                Path(self.imagenet_c, name, str(level)) for name in self.corruptions for level in self.severities
+            ]
+            missing = [str(folder) for folder in folders if not folder.is_dir()]
+            if missing:
+                raise ValueError(
+                    f"`--imagenet_c` lacks {len(missing)} folders, such as {missing[0]}: complete it, or choose others by "
+                    "`--corruptions` and `--severities`."
+                )
 
 
 def open_folder(source: str, *parts: str) -> datasets.Dataset:
     """Images of a local folder, or of a folder in a repository of the Hub."""
     if Path(source).exists():
         return load_image_folder(Path(source, *parts))
-    data = datasets.load_dataset(source, data_dir="/".join(parts) or None)
+    data = load_dataset(source, data_dir="/".join(parts) or None)
     return data[next(iter(data))]
+
+
+def open_subsets(args: RobustnessArguments, data_args: EvaluationDataArguments) -> dict:
+    """ImageNet-A, -R and -Sketch as far as they are given: title to source, images, labels and classes to choose from."""
+    subsets = {}
+    for title, source, classes in (
+        ("A", args.imagenet_a, subset_classes("a")),
+        ("R", args.imagenet_r, subset_classes("r")),
+        ("Sketch", args.imagenet_sketch, None),
+    ):
+        if source is not None:
+            data = open_folder(source)
+            labels = Labels.of(data, data_args.label_column_name)
+            if classes and imagenet_indices(labels.names) is not None and not set(labels.names) <= set(classes):
+                raise ValueError(
+                    f"{source} has classes that are not among ImageNet-{title}'s published 200: check it."
+                )
+            subsets[title] = source, data, labels, classes
+    return subsets
 
 
 class Evaluator:
@@ -100,12 +135,8 @@ class Evaluator:
         targets[targets >= 0] = [columns[target] for target in targets[targets >= 0]]
         if subset is None:
             subset = range(logits.shape[1])
-        elif (places := imagenet_indices(labels.names)) is not None and self.model.config.num_labels == 1000:
+        elif imagenet_indices(labels.names) is not None and self.model.config.num_labels == 1000:
             subset = imagenet_indices(subset)
-            if not set(places) <= set(subset):
-                raise ValueError(
-                    f"{key['benchmark']} has classes that are not among its published 200: check its folder."
-                )
         else:  # not ImageNet: the classes that the data set has
             subset = sorted(columns)
         result = subset_accuracy(logits, targets, list(subset))
@@ -131,7 +162,7 @@ def corrupted_accuracies(evaluator: Evaluator, args: RobustnessArguments) -> tup
     return errors, evaluator.is_imagenet(labels.names)
 
 
-def evaluate(evaluator: Evaluator, args: RobustnessArguments) -> dict:
+def evaluate(evaluator: Evaluator, args: RobustnessArguments, subsets: dict) -> dict:
     """A row of the table."""
     row = {"model": evaluator.name}
     errors, is_imagenet = corrupted_accuracies(evaluator, args)
@@ -140,16 +171,9 @@ def evaluate(evaluator: Evaluator, args: RobustnessArguments) -> dict:
     has_all = set(CORRUPTIONS) <= set(args.corruptions) and set(SEVERITIES) <= set(args.severities)
     if is_imagenet and has_all:
         row["mCE"] = 100 * mean_corruption_error(errors)
-    for title, source, subset in (
-        ("A", args.imagenet_a, subset_classes("a")),
-        ("R", args.imagenet_r, subset_classes("r")),
-        ("Sketch", args.imagenet_sketch, None),
-    ):
-        if source is not None:
-            data = open_folder(source)
-            labels = Labels.of(data, evaluator.data_args.label_column_name)
-            key = {"benchmark": title, "source": source}
-            row[title] = 100 * evaluator.accuracy(key, data, labels, subset=subset)
+    for title, (source, data, labels, classes) in subsets.items():
+        key = {"benchmark": title, "source": source}
+        row[title] = 100 * evaluator.accuracy(key, data, labels, subset=classes)
     if all(title in row for title in ("mCE", "A", "R", "Sketch")):
         row["score"] = robustness_score(row["mCE"], row["A"], row["R"], row["Sketch"])
     return row
@@ -159,9 +183,10 @@ def main():
     args, data_args, robustness_args = parse_evaluation_arguments(
         EvaluationArguments, EvaluationDataArguments, RobustnessArguments, description=__doc__
     )
-    check_models(args.models)
+    check_models(args.models, load_classifier, load_transform)
+    subsets = open_subsets(robustness_args, data_args)
     output_dir, journal = args.prepare_output_dir()
-    rows = [evaluate(Evaluator(name, args, data_args, journal), robustness_args) for name in args.models]
+    rows = [evaluate(Evaluator(name, args, data_args, journal), robustness_args, subsets) for name in args.models]
     if args.state.is_main_process:
         print("Percent; errors are averaged over the severities.\n")
         write_table(rows, output_dir, "results")

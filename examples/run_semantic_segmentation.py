@@ -65,7 +65,7 @@ def main():
     upernet, data_args, args = parse_evaluation_arguments(
         UperNetArguments, SegmentationDataArguments, SegmentationArguments, description=__doc__
     )
-    check_models(upernet.models)
+    check_models(upernet.models, lambda name: load_backbone(name, data_args.crop_size, upernet.out_indices))
     output_dir = Path(args.output_dir)
     data = load_segmentation_data(data_args)
     rows = []

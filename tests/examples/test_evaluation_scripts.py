@@ -108,12 +108,18 @@ def test_robustness_on_the_digits(tmp_path, classifiers):
         ("run_eval.py", ["--models", "a", "--dataset_name", "b", "--image_dir", "c"], "give one of them"),
         ("run_robustness.py", ["--models", "a", "--corruptions", "rain"], "'rain' is not one of gaussian_noise"),
         ("run_robustness.py", ["--models", "a", "--severities", "7"], "'7' is not one of 1, 2"),
+        ("run_robustness.py", ["--models", "a", "--imagenet_c", "{vit}"], "lacks 75 folders, such as"),
+        ("run_robustness.py", ["--models", "{vit}", "--imagenet_a", "no/where"], "There is no data set 'no/where'"),
+        ("run_few_shot.py", ["--models", "a", "--epochs", "0"], "`--epochs` must be above 0, got 0"),
+        ("run_few_shot.py", ["--models", "{vit}", "--datasets", "no/where"], "There is no data set 'no/where'"),
+        ("run_semantic_segmentation.py", ["--models", "{vit}"], "no backbone class for"),
     ],
 )
 def test_bad_input_ends_in_one_error(tmp_path, script, arguments, message):
     vit = make_model("vit", tmp_path)
     arguments = [argument.format(vit=vit) for argument in arguments]
     assert message in run(script, *arguments, "--output_dir", "out", cwd=tmp_path, fails=True)
+    assert not list(tmp_path.glob("out/*/*"))  # no training was begun
 
 
 def test_folder_in_use_is_left_alone(tmp_path):

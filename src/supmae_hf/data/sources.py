@@ -166,7 +166,7 @@ def load_evaluation_data(args: EvaluationDataArguments) -> "tuple[datasets.Datas
         data = load_image_folder(args.image_dir)
     else:
         if args.dataset_name:
-            data = datasets.load_dataset(args.dataset_name, args.dataset_config_name)
+            data = load_dataset(args.dataset_name, args.dataset_config_name)
         else:
             data = load_digits()
         split = args.split or next((name for name in _HELD_OUT_SPLITS if name in data), None)
@@ -180,6 +180,22 @@ def load_evaluation_data(args: EvaluationDataArguments) -> "tuple[datasets.Datas
             f"with `--label_column_name`. The columns are {list(data.features)}."
         )
     return _head(data, args.max_samples), labels
+
+
+def load_dataset(name: str, *args, **kwargs):
+    """
+    `datasets.load_dataset`, with one error for what does not exist and what cannot be reached.
+
+    Raises:
+        FileNotFoundError: if there is no such data set.
+    """
+    try:
+        return datasets.load_dataset(name, *args, **kwargs)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            f"There is no data set '{name}' that can be read, neither a folder here nor a repository that the Hub gave us: "
+            f"check its name and your connection. ({error})"
+        ) from error
 
 
 def load_image_folder(folder: str | Path) -> datasets.Dataset:
@@ -233,7 +249,7 @@ def load_image_data(args: DataArguments) -> datasets.DatasetDict | datasets.Iter
             data_files["validation"] = f"{args.validation_dir}/**"
         data = datasets.load_dataset("imagefolder", data_files=data_files, streaming=args.streaming)
     elif args.dataset_name:
-        data = datasets.load_dataset(args.dataset_name, args.dataset_config_name, streaming=args.streaming)
+        data = load_dataset(args.dataset_name, args.dataset_config_name, streaming=args.streaming)
     else:
         data = load_digits()
         if args.streaming:

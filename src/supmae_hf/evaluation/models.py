@@ -91,10 +91,15 @@ def load_transform(name: str) -> ImageTransform:
         ) from error
 
 
-def check_models(names: Sequence[str]):
-    """Raise an `OSError` or `ValueError` for the first checkpoint that does not exist or is of an unknown type."""
+def check_models(names: Sequence[str], *loaders: Callable):
+    """
+    Raise an `OSError` or `ValueError` for the first checkpoint that does not exist, is of an unknown type, or that one of
+    `loaders` refuses: before the work on the others begins.
+    """
     for name in names:
         _load_config(name)
+        for load in loaders:
+            load(name)
 
 
 def _load_config(name: str):

@@ -26,7 +26,7 @@ from transformers import (
 
 from ..configuration_supmae import to_pair
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD, ImageDataset, seeded
-from ..data.sources import DataArguments, Labels
+from ..data.sources import DataArguments, Labels, load_dataset
 from ..modeling_supmae import SupMAEBackbone, interpolate_position_embeddings
 from .metrics import count_pixels, segmentation_scores
 
@@ -137,7 +137,7 @@ def load_segmentation_data(args: SegmentationDataArguments) -> datasets.DatasetD
     The splits `train` and `validation`, with columns `image` and `annotation`.
 
     Raises:
-        FileNotFoundError: if a folder does not exist.
+        FileNotFoundError: if a folder or data set does not exist.
         ValueError: if images and masks do not match, or a column is missing.
     """
     if args.train_images:
@@ -146,7 +146,7 @@ def load_segmentation_data(args: SegmentationDataArguments) -> datasets.DatasetD
             train=train, validation=_pair_folders(args.validation_images, args.validation_masks)
         )
     elif args.dataset_name:
-        data = datasets.load_dataset(args.dataset_name)
+        data = load_dataset(args.dataset_name)
         for column in (args.image_column_name, args.mask_column_name):
             if column not in data["train"].column_names:
                 raise ValueError(
