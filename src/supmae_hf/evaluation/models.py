@@ -253,8 +253,8 @@ class ImageEncoder(nn.Module):
         if self.model is not model and not hasattr(self.model, "config"):
             self.model.config = model.config.vision_config
         self.config = self.model.config
-        if self.model.main_input_name != "pixel_values":
-            raise ValueError(f"'{name}' is not a model of images but of `{self.model.main_input_name}`.")
+        if self.model is model and model.main_input_name != "pixel_values":
+            raise ValueError(f"'{name}' is not a model of images but of `{model.main_input_name}`.")
         sizes = getattr(self.config, "image_size", None) or getattr(self.config, "pretrained_cfg", {}).get(
             "input_size"
         )

@@ -287,7 +287,10 @@ def load_backbone(name: str, image_size: int, out_indices: list[int] | None = No
     fields = {"out_indices": out_indices}
     if config.model_type == "beit":
         fields.update(add_fpn=True, reshape_hidden_states=True)
-    return MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(name, **fields)
+    config = AutoConfig.from_pretrained(name, **fields)
+    if config.model_type == "beit":
+        config.batch_norm_eps = 1e-5  # which Transformers 5.0 forgot in BeitConfig
+    return MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(name, config=config)
 
 
 def build_upernet(backbone, num_classes: int, hidden_size: int = 512) -> UperNetForSemanticSegmentation:
