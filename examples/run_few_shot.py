@@ -117,7 +117,7 @@ def main():
         rows.append(row)
     print(f"\nTop-1 accuracy in percent, {len(few_shot.seeds)} seeds.\n")
     write_table(list(detail.values()), output_dir, "results-detail")
-    print(f"\nAveraged over the {len(few_shot.datasets)} data sets:\n")
+    print(f"\nAveraged over the {len(data)} data sets:\n")
     write_table(rows, output_dir, "results")
     shown = [column for column in rows[0] if column != "model" and not column.endswith(" std")]
     save_bars(rows, "model", shown, output_dir / "results.png", "top-1 accuracy (%)", errors=" std")

@@ -104,7 +104,7 @@ def open_subsets(args: RobustnessArguments, data_args: EvaluationDataArguments) 
     ):
         if source is not None:
             data = open_folder(source)
-            labels = Labels.of(data, data_args.label_column_name)
+            labels = Labels.of_classes(data, data_args.label_column_name, job="Evaluation")
             if classes and imagenet_indices(labels.names) is not None and not set(labels.names) <= set(classes):
                 raise ValueError(
                     f"{source} has classes that are not among ImageNet-{title}'s published 200: check it."
@@ -156,7 +156,7 @@ def corrupted_accuracies(evaluator: Evaluator, args: RobustnessArguments) -> tup
                 transform = Corrupt(evaluator.transform, name, severity)
             else:
                 data = open_folder(args.imagenet_c, name, str(severity))
-                labels = Labels.of(data, evaluator.data_args.label_column_name)
+                labels = Labels.of_classes(data, evaluator.data_args.label_column_name, job="Evaluation")
                 transform = evaluator.transform.without_crop
             errors[name, severity] = 1 - evaluator.accuracy(key, data, labels, transform)
     return errors, evaluator.is_imagenet(labels.names)

@@ -173,13 +173,7 @@ def load_evaluation_data(args: EvaluationDataArguments) -> "tuple[datasets.Datas
         if split not in data:
             raise ValueError(f"The data set has no split '{split}', only {sorted(data)}: name one with `--split`.")
         data = data[split]
-    labels = Labels.of(data, args.label_column_name)
-    if labels.problem_type != "single_label_classification":
-        raise ValueError(
-            f"Evaluation needs one class per image, but the label column is {labels.column}: name a column of classes "
-            f"with `--label_column_name`. The columns are {list(data.features)}."
-        )
-    return _head(data, args.max_samples), labels
+    return _head(data, args.max_samples), Labels.of_classes(data, args.label_column_name, job="Evaluation")
 
 
 def load_dataset(name: str, *args, **kwargs):
@@ -412,6 +406,22 @@ class Labels:
                 f"{UNLABELED} or None for images without a label."
             )
         return cls(column, names, "single_label_classification")
+
+    @classmethod
+    def of_classes(cls, dataset: datasets.Dataset, name: str | None, job: str) -> "Labels":
+        """
+        [`~Labels.of`], where `job` needs one class per image.
+
+        Raises:
+            ValueError: if the label column holds anything else.
+        """
+        labels = cls.of(dataset, name)
+        if labels.problem_type != "single_label_classification":
+            raise ValueError(
+                f"{job} needs one class per image, but the label column is {labels.column}: name a column of classes "
+                f"with `--label_column_name`. The columns are {list(dataset.features)}."
+            )
+        return labels
 
     @cached_property
     def _indices(self) -> dict[str, int]:

@@ -284,11 +284,9 @@ def load_backbone(name: str, image_size: int, out_indices: list[int] | None = No
             f"Transformers has no backbone class for '{name}' ({config.model_type}): SupMAE, ViTMAE, BEiT, DINOv2, Swin, "
             "ConvNeXt and ResNet have one."
         )
-    fields = {"out_indices": out_indices}
+    config = AutoConfig.from_pretrained(name, out_indices=out_indices)
     if config.model_type == "beit":
-        fields.update(add_fpn=True, reshape_hidden_states=True)
-    config = AutoConfig.from_pretrained(name, **fields)
-    if config.model_type == "beit":
+        config.add_fpn = config.reshape_hidden_states = True
         config.batch_norm_eps = 1e-5  # which Transformers 5.0 forgot in BeitConfig
     return MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(name, config=config)
 

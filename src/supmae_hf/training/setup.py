@@ -162,12 +162,7 @@ def load_labeled_data(data_args: DataArguments, job: str):
         ValueError: if the label column holds anything else.
     """
     data = load_image_data(data_args)
-    labels = Labels.of(data["train"], data_args.label_column_name)
-    if labels.problem_type != "single_label_classification":
-        raise ValueError(
-            f"{job} needs one class per image, but the label column is {labels.column}: name a column of classes "
-            f"with `--label_column_name`. The columns are {list(data['train'].features)}."
-        )
+    labels = Labels.of_classes(data["train"], data_args.label_column_name, job)
     train = data["train"]
     if isinstance(train, datasets.IterableDataset):
         # not decoded by the filter, which would not know what to do with a broken image
