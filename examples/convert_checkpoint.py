@@ -17,9 +17,8 @@ import argparse
 from pathlib import Path
 
 from supmae_hf import SupMAEForPreTraining, SupMAEModel
-from supmae_hf.checkpoints.folders import new_folder
-from supmae_hf.checkpoints.original import convert_original
-from supmae_hf.checkpoints.stock import source_image_processor
+from supmae_hf.checkpoints.convert import convert_original, new_folder
+from supmae_hf.checkpoints.export import source_image_processor
 
 
 def main():

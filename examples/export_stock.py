@@ -22,7 +22,7 @@ from transformers import AutoConfig
 
 import supmae_hf
 from supmae_hf import SupMAEModel
-from supmae_hf.checkpoints.stock import export_onnx, export_stock, source_image_processor
+from supmae_hf.checkpoints.export import export_onnx, export_stock, source_image_processor
 
 
 def main():

@@ -10,9 +10,8 @@ Without a data set the held-out digits are classified. Prints a table, writes re
 into --output_dir. After an interruption the same command goes on.
 """
 
-from supmae_hf.data.images import ImageDataset
-from supmae_hf.data.sources import EvaluationDataArguments, load_evaluation_data
-from supmae_hf.evaluation.arguments import EvaluationArguments, parse_evaluation_arguments
+from supmae_hf.data.dataset import ImageDataset
+from supmae_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
 from supmae_hf.evaluation.metrics import TopKAccuracy
 from supmae_hf.evaluation.models import (
     check_models,
@@ -23,13 +22,14 @@ from supmae_hf.evaluation.models import (
     predict,
 )
 from supmae_hf.evaluation.tables import save_bars, say_written, write_table
+from supmae_hf.training.recipes import parse_arguments
 
 
 def main():
-    args, data_args = parse_evaluation_arguments(EvaluationArguments, EvaluationDataArguments, description=__doc__)
+    args, data_args = parse_arguments((EvaluationArguments, EvaluationDataArguments), description=__doc__)
     check_models(args.models, load_classifier, load_transform)
     output_dir, journal = args.prepare_output_dir()
-    data, labels = load_evaluation_data(data_args)
+    data, labels = data_args.load()
     rows = []
     for name in args.models:
         key = {"model": fingerprint(name), "data": vars(data_args)}
@@ -37,8 +37,9 @@ def main():
         if row is None:
             model = load_classifier(name)
             columns = map_classes(labels.names, model)
-            dataset = ImageDataset(data, model.config, labels, load_transform(name), data_args)
-            scores, targets = predict(model, dataset, args)
+            num_channels = getattr(model.config, "num_channels", 3)  # timm models do not say
+            dataset = ImageDataset(data, labels, load_transform(name), num_channels, **data_args.options())
+            scores, targets = predict(model, dataset, **args.options())
             # the data set's classes in the model's numbers
             targets = [columns[target] if target >= 0 else target for target in targets]
             accuracies = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=targets)

@@ -14,10 +14,11 @@ results-detail.csv and results.png into --output_dir. After an interruption the 
 import statistics
 from dataclasses import dataclass, field
 
-from supmae_hf.evaluation.arguments import EvaluationArguments, parse_evaluation_arguments
+from supmae_hf.evaluation.arguments import EvaluationArguments
 from supmae_hf.evaluation.few_shot import BENCHMARK, FewShotTask, FineTuning, load_few_shot_data
 from supmae_hf.evaluation.models import check_models, fingerprint, load_transform
 from supmae_hf.evaluation.tables import Journal, save_bars, say_written, write_table
+from supmae_hf.training.recipes import parse_arguments
 
 
 @dataclass
@@ -79,7 +80,8 @@ def measure(args: EvaluationArguments, few_shot: FewShotArguments, data: dict, j
                         result = journal.get(key)
                         if result is None:
                             if task is None:
-                                task = FewShotTask(name, few_shot.pooling, *data[dataset], args, load_transform(name))
+                                transform = load_transform(name)
+                                task = FewShotTask(name, few_shot.pooling, *data[dataset], transform, **args.options())
                             run = task.probe if method == "probe" else task.finetune
                             result = run(shots, seed) if method == "probe" else run(shots, seed, settings)
                             journal.add(key, result)
@@ -89,7 +91,7 @@ def measure(args: EvaluationArguments, few_shot: FewShotArguments, data: dict, j
 
 
 def main():
-    args, few_shot = parse_evaluation_arguments(EvaluationArguments, FewShotArguments, description=__doc__)
+    args, few_shot = parse_arguments((EvaluationArguments, FewShotArguments), description=__doc__)
     if args.state.num_processes > 1:
         raise SystemExit(
             f"run_few_shot.py runs in one process, not {args.state.num_processes}: start it by `python`, and give each "

@@ -18,69 +18,63 @@ from timm.data import Mixup
 from transformers import set_seed
 
 from supmae_hf import SupMAEForImageClassification
-from supmae_hf.data.images import build_finetune_transform, build_image_processor, collate
-from supmae_hf.data.sources import DataArguments
+from supmae_hf.data.dataset import collate
+from supmae_hf.data.transforms import build_finetune_transform, build_image_processor
 from supmae_hf.evaluation.metrics import compute_accuracy
-from supmae_hf.training.arguments import FineTuningArguments, ModelArguments, parse_arguments
-from supmae_hf.training.resuming import prepare_output_dir
-from supmae_hf.training.setup import build_datasets, leave, load_labeled_data, report_classification
+from supmae_hf.training.arguments import DataArguments, FineTuningArguments, ModelArguments
+from supmae_hf.training.checkpointing import prepare_output_dir
+from supmae_hf.training.cpu import prepare_cpu
+from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.training.reports import Report
 from supmae_hf.training.trainer import FineTuner
 
 
 def main():
-    model_args, data_args, training_args = parse_arguments(
+    model_args, data_args, args = parse_arguments(
         (ModelArguments, DataArguments, FineTuningArguments),
+        base="finetune",
         default_recipe=Path(__file__).parent / "configs" / "finetune_digits.yaml",
     )
-    checkpoint = prepare_output_dir(training_args)
-    set_seed(training_args.seed)
+    checkpoint = prepare_output_dir(args)
+    set_seed(args.seed)
 
-    data, labels = load_labeled_data(data_args, job="Fine-tuning")
+    data, labels = data_args.load_labeled(job="Fine-tuning")
     model, new_parameters = model_args.build(
-        SupMAEForImageClassification, drop_path_rate=training_args.drop_path_rate, **labels.config_fields()
+        SupMAEForImageClassification, args, drop_path_rate=args.drop_path_rate, **labels.config_fields()
     )
     if "classifier.weight" in new_parameters:
-        torch.nn.init.trunc_normal_(model.classifier.weight, std=training_args.classifier_init_std)
+        torch.nn.init.trunc_normal_(model.classifier.weight, std=args.classifier_init_std)
+    if args.device.type == "cpu":
+        prepare_cpu(model)
     image_processor = build_image_processor(model.config, data_args.eval_crop_ratio)
-    train_dataset, eval_dataset = build_datasets(
-        data,
-        model.config,
-        labels,
-        data_args,
-        training_args,
-        build_finetune_transform(model.config, data_args, training_args.auto_augment, training_args.random_erasing),
-        image_processor,
+    transform = build_finetune_transform(
+        model.config, data_args.crop_scale, data_args.horizontal_flip, args.auto_augment, args.random_erasing
+    )
+    train_dataset, eval_dataset = data_args.build(
+        data, labels, args, transform, image_processor, num_channels=model.config.num_channels
     )
     mixup = None
-    if training_args.mixup or training_args.cutmix:
+    if args.mixup or args.cutmix:
         mixup = Mixup(
-            mixup_alpha=training_args.mixup,
-            cutmix_alpha=training_args.cutmix,
-            label_smoothing=training_args.label_smoothing_factor,
+            mixup_alpha=args.mixup,
+            cutmix_alpha=args.cutmix,
+            label_smoothing=args.label_smoothing_factor,
             num_classes=model.config.num_labels,
         )
 
+    report = Report(model, args, data_args, train_dataset, eval_dataset, image_processor)
     trainer = FineTuner(
         model=model,
-        args=training_args,
+        args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=collate,
         processing_class=image_processor,
         compute_metrics=compute_accuracy,
         mixup=mixup,
+        write_card=lambda: report.write_card(trainer.state.log_history),
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.was_stopped:
-        leave(training_args)
-    trainer.save_model()
-    trainer.save_state()
-    metrics = trainer.evaluate()
-    trainer.save_metrics("eval", metrics)
-    if trainer.is_world_process_zero():
-        report_classification("Fine-tuned", trainer, metrics)
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    trainer.run(checkpoint, lambda metrics: report.write(trainer.state.log_history, metrics, "Fine-tuned"))
 
 
 if __name__ == "__main__":

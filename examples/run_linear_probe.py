@@ -16,50 +16,59 @@ from pathlib import Path
 from transformers import EvalPrediction, set_seed
 
 from supmae_hf import SupMAEForImageClassification
-from supmae_hf.data.images import build_image_processor, build_train_transform, collate
-from supmae_hf.data.sources import DataArguments
+from supmae_hf.data.dataset import collate
+from supmae_hf.data.transforms import TrainTransform, build_image_processor
 from supmae_hf.evaluation.metrics import compute_accuracy
-from supmae_hf.evaluation.probes import LinearProbe, compute_features, fit_logistic, knn_scores
-from supmae_hf.training.arguments import LinearProbeArguments, ModelArguments, parse_arguments
-from supmae_hf.training.resuming import prepare_output_dir
-from supmae_hf.training.setup import build_datasets, leave, load_labeled_data, report_classification
-from supmae_hf.training.trainer import LinearProbeTrainer
+from supmae_hf.evaluation.probes import (
+    LinearProbe,
+    LinearProbeArguments,
+    LinearProbeTrainer,
+    compute_features,
+    fit_logistic,
+    knn_scores,
+)
+from supmae_hf.training.arguments import DataArguments, ModelArguments
+from supmae_hf.training.checkpointing import prepare_output_dir
+from supmae_hf.training.cpu import prepare_cpu
+from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.training.reports import Report, say_results
+from supmae_hf.training.trainer import leave
 
 
 def main():
-    model_args, data_args, training_args = parse_arguments(
+    model_args, data_args, args = parse_arguments(
         (ModelArguments, DataArguments, LinearProbeArguments),
+        base="linear_probe",
         default_recipe=Path(__file__).parent / "configs" / "linear_probe_digits.yaml",
     )
     if model_args.model_name_or_path is None:
         raise ValueError("A probe needs an encoder: name a checkpoint with `--model_name_or_path`.")
-    is_trained = training_args.probe == "lars"
+    is_trained = args.probe == "lars"
     if data_args.streaming and not is_trained:
         raise ValueError(
-            f"`--probe {training_args.probe}` computes the features of every image once, but a training stream has no "
+            f"`--probe {args.probe}` computes the features of every image once, but a training stream has no "
             "end: leave out `--streaming`, or use `--probe lars`."
         )
-    checkpoint = prepare_output_dir(training_args)
-    set_seed(training_args.seed)
+    checkpoint = prepare_output_dir(args)
+    set_seed(args.seed)
 
-    data, labels = load_labeled_data(data_args, job="A linear probe")
+    data, labels = data_args.load_labeled(job="A linear probe")
     classifier, _ = model_args.build(
-        SupMAEForImageClassification, use_mean_pooling=training_args.use_mean_pooling, **labels.config_fields()
+        SupMAEForImageClassification, args, use_mean_pooling=args.use_mean_pooling, **labels.config_fields()
     )
+    if args.device.type == "cpu":
+        prepare_cpu(classifier)
     image_processor = build_image_processor(classifier.config, data_args.eval_crop_ratio)
-    train_dataset, eval_dataset = build_datasets(
-        data,
-        classifier.config,
-        labels,
-        data_args,
-        training_args,
-        # the other probes see each image once, as evaluation does
-        build_train_transform(classifier.config, data_args) if is_trained else image_processor,
-        image_processor,
+    # the other probes see each image once, as evaluation does
+    transform = image_processor
+    if is_trained:
+        transform = TrainTransform(classifier.config, data_args.crop_scale, data_args.horizontal_flip)
+    train_dataset, eval_dataset = data_args.build(
+        data, labels, args, transform, image_processor, num_channels=classifier.config.num_channels
     )
     trainer = LinearProbeTrainer(
         model=LinearProbe(classifier) if is_trained else classifier,
-        args=training_args,
+        args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=collate,
@@ -69,28 +78,36 @@ def main():
     if is_trained:
         trainer.train(resume_from_checkpoint=checkpoint)
         if trainer.was_stopped:
-            leave(training_args)
+            leave(args)
         trainer.save_state()
         metrics = trainer.evaluate()
         classifier = trainer.model.to_classifier()
     else:
-        features, targets = compute_features(classifier, train_dataset, training_args)
-        if training_args.probe == "logistic":
-            fit_logistic(classifier, features, targets, training_args.inverse_regularization)
+        options = {
+            "batch_size": args.per_device_eval_batch_size,
+            "num_workers": args.dataloader_num_workers,
+            "use_cpu": args.use_cpu,
+        }
+        features, targets = compute_features(classifier, train_dataset, **options)
+        if args.probe == "logistic":
+            fit_logistic(classifier, features, targets, args.inverse_regularization)
             metrics = trainer.evaluate()
         else:
-            queries, answers = compute_features(classifier, eval_dataset, training_args)
-            scores = knn_scores(features, targets, queries, classifier.config.num_labels, training_args.num_neighbors)
+            queries, answers = compute_features(classifier, eval_dataset, **options)
+            scores = knn_scores(features, targets, queries, classifier.config.num_labels, args.num_neighbors)
             metrics = compute_accuracy(EvalPrediction(scores, answers))
             metrics = {f"eval_{name}": value for name, value in metrics.items()}
     trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero():
-        if training_args.probe != "knn":
-            classifier.save_pretrained(training_args.output_dir)
-            image_processor.save_pretrained(training_args.output_dir)
-        report_classification(
-            f"Probed ({training_args.probe})", trainer, metrics, has_model=training_args.probe != "knn"
-        )
+        if args.probe != "knn":
+            classifier.save_pretrained(args.output_dir)
+            image_processor.save_pretrained(args.output_dir)
+        if is_trained:
+            report = Report(classifier, args, data_args, train_dataset, eval_dataset, image_processor)
+            report.write(trainer.state.log_history, metrics, "Probed (lars)")
+        else:
+            say_results(f"Probed ({args.probe})", train_dataset, eval_dataset, metrics)
+            print(f"  figures     {Path(args.output_dir) / 'eval_results.json'}")
 
 
 if __name__ == "__main__":

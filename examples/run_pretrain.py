@@ -13,51 +13,34 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from supmae_hf.data.images import collate
-from supmae_hf.data.sources import DataArguments
-from supmae_hf.training.arguments import ModelArguments, PreTrainingArguments, parse_arguments
-from supmae_hf.training.resuming import prepare_output_dir
-from supmae_hf.training.setup import leave, prepare_pretraining, report_pretraining
+from supmae_hf.data.dataset import collate
+from supmae_hf.training.arguments import DataArguments, ModelArguments, PreTrainingArguments, prepare_pretraining
+from supmae_hf.training.checkpointing import prepare_output_dir
+from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.training.reports import Report
 from supmae_hf.training.trainer import PreTrainer
 
 
 def main():
-    model_args, data_args, training_args = parse_arguments(
+    model_args, data_args, args = parse_arguments(
         (ModelArguments, DataArguments, PreTrainingArguments),
+        base="pretrain",
         default_recipe=Path(__file__).parent / "configs" / "pretrain_digits.yaml",
     )
-    checkpoint = prepare_output_dir(training_args)
-    set_seed(training_args.seed)
-    model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, training_args)
-
+    checkpoint = prepare_output_dir(args)
+    set_seed(args.seed)
+    model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args)
+    report = Report(model, args, data_args, train_dataset, eval_dataset, image_processor)
     trainer = PreTrainer(
         model=model,
-        args=training_args,
+        args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=collate,
         processing_class=image_processor,
+        write_card=lambda: report.write_card(trainer.state.log_history),
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.was_stopped:
-        leave(training_args)
-    trainer.save_model()
-    trainer.save_state()
-    metrics = trainer.evaluate()
-    trainer.save_metrics("eval", metrics)
-    if trainer.is_world_process_zero():
-        report_pretraining(
-            model,
-            image_processor,
-            train_dataset,
-            eval_dataset,
-            training_args,
-            trainer.state.log_history,
-            metrics,
-            trainer.state.epoch,
-        )
-    if training_args.push_to_hub:
-        trainer.push_to_hub()
+    trainer.run(checkpoint, lambda metrics: report.write(trainer.state.log_history, metrics, "Pre-trained"))
 
 
 if __name__ == "__main__":

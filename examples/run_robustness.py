@@ -18,15 +18,10 @@ from pathlib import Path
 
 import datasets
 
-from supmae_hf.data.images import ImageDataset
-from supmae_hf.data.sources import (
-    EvaluationDataArguments,
-    Labels,
-    load_dataset,
-    load_evaluation_data,
-    load_image_folder,
-)
-from supmae_hf.evaluation.arguments import EvaluationArguments, parse_evaluation_arguments
+from supmae_hf.data.dataset import ImageDataset
+from supmae_hf.data.labels import Labels
+from supmae_hf.data.sources import load_dataset, load_image_folder
+from supmae_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, Corrupt
 from supmae_hf.evaluation.models import (
     check_models,
@@ -44,7 +39,8 @@ from supmae_hf.evaluation.robustness import (
     subset_accuracy,
     subset_classes,
 )
-from supmae_hf.evaluation.tables import Journal, columns_of, save_bars, say_written, write_table
+from supmae_hf.evaluation.tables import Journal, save_bars, say_written, write_table
+from supmae_hf.training.recipes import parse_arguments
 
 
 @dataclass
@@ -130,8 +126,10 @@ class Evaluator:
         if known is not None:
             return known
         columns = map_classes(labels.names, self.model)
-        dataset = ImageDataset(data, self.model.config, labels, transform or self.transform, self.data_args)
-        logits, targets = predict(self.model, dataset, self.args)
+        num_channels = getattr(self.model.config, "num_channels", 3)  # timm models do not say
+        transform = transform or self.transform
+        dataset = ImageDataset(data, labels, transform, num_channels, **self.data_args.options())
+        logits, targets = predict(self.model, dataset, **self.args.options())
         targets[targets >= 0] = [columns[target] for target in targets[targets >= 0]]
         if subset is None:
             subset = range(logits.shape[1])
@@ -148,7 +146,7 @@ def corrupted_accuracies(evaluator: Evaluator, args: RobustnessArguments) -> tup
     """Error rates by (corruption, severity), and whether they are ImageNet's."""
     errors = {}
     if args.imagenet_c is None:
-        data, labels = load_evaluation_data(evaluator.data_args)
+        data, labels = evaluator.data_args.load()
     for name in args.corruptions:
         for severity in args.severities:
             key = {"benchmark": "corrupted", "source": args.imagenet_c, "corruption": name, "severity": severity}
@@ -180,8 +178,8 @@ def evaluate(evaluator: Evaluator, args: RobustnessArguments, subsets: dict) -> 
 
 
 def main():
-    args, data_args, robustness_args = parse_evaluation_arguments(
-        EvaluationArguments, EvaluationDataArguments, RobustnessArguments, description=__doc__
+    args, data_args, robustness_args = parse_arguments(
+        (EvaluationArguments, EvaluationDataArguments, RobustnessArguments), description=__doc__
     )
     check_models(args.models, load_classifier, load_transform)
     subsets = open_subsets(robustness_args, data_args)
@@ -190,7 +188,8 @@ def main():
     if args.state.is_main_process:
         print("Percent; errors are averaged over the severities.\n")
         write_table(rows, output_dir, "results")
-        shown = [column for column in columns_of(rows) if column not in ("model", "score")]
+        columns = dict.fromkeys(column for row in rows for column in row)
+        shown = [column for column in columns if column not in ("model", "score")]
         save_bars(rows, "model", shown, output_dir / "results.png", "percent (errors and mCE: less is better)")
         say_written(output_dir, "results.json", "results.csv", "results.png")
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from supmae_hf.data.images import collate
-from supmae_hf.evaluation.arguments import parse_evaluation_arguments
+from supmae_hf.data.dataset import collate
 from supmae_hf.evaluation.models import check_models
 from supmae_hf.evaluation.segmentation import (
     SegmentationDataArguments,
@@ -32,8 +31,8 @@ from supmae_hf.evaluation.segmentation import (
 )
 from supmae_hf.evaluation.tables import save_bars, say_written, write_table
 from supmae_hf.training.arguments import SegmentationArguments
-from supmae_hf.training.resuming import prepare_output_dir
-from supmae_hf.training.setup import leave
+from supmae_hf.training.checkpointing import prepare_output_dir
+from supmae_hf.training.recipes import parse_arguments
 from supmae_hf.training.trainer import RecipeTrainer
 
 
@@ -49,11 +48,7 @@ def run(name: str, args: SegmentationArguments, data, data_args: SegmentationDat
         train_dataset=SegmentationDataset(data["train"], data_args, args.seed),
         data_collator=collate,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.was_stopped:
-        leave(args)
-    trainer.save_model()
-    trainer.save_state()
+    trainer.run(checkpoint)
     metrics, shown = evaluate_segmentation(trainer.model, SegmentationDataset(data["validation"], data_args))
     if trainer.is_world_process_zero():
         (Path(args.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
@@ -62,8 +57,8 @@ def run(name: str, args: SegmentationArguments, data, data_args: SegmentationDat
 
 
 def main():
-    upernet, data_args, args = parse_evaluation_arguments(
-        UperNetArguments, SegmentationDataArguments, SegmentationArguments, description=__doc__
+    upernet, data_args, args = parse_arguments(
+        (UperNetArguments, SegmentationDataArguments, SegmentationArguments), base="segmentation", description=__doc__
     )
     check_models(upernet.models, lambda name: load_backbone(name, data_args.crop_size, upernet.out_indices))
     output_dir = Path(args.output_dir)

@@ -3,13 +3,8 @@
 
 import math
 
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
-
-
-try:
-    from transformers.backbone_utils import BackboneConfigMixin
-except ImportError:  # in older releases of Transformers
-    from transformers.utils.backbone_utils import BackboneConfigMixin
 
 
 def to_pair(value) -> tuple[int, int]:
@@ -69,6 +64,9 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         add_fpn (`bool`, *optional*, defaults to `False`):
             Whether [`SupMAEBackbone`], as in BEiT, brings its four feature maps to 4, 2, 1 and 1/2 times the resolution
             of the patches.
+        reshape_hidden_states (`bool`, *optional*, defaults to `True`):
+            Whether [`SupMAEBackbone`] gives maps; `False` gives tokens, the class token first, as DPT and Depth Anything
+            take them.
 
     Raises:
         ValueError: if the fields contradict each other; the message names the field, its value and what to change.
@@ -116,6 +114,7 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         out_features=None,
         out_indices=None,
         add_fpn=False,
+        reshape_hidden_states=True,
         **kwargs,
     ):
         self.hidden_size = hidden_size
@@ -144,6 +143,7 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self.use_mean_pooling = use_mean_pooling
         self.drop_path_rate = drop_path_rate
         self.add_fpn = add_fpn
+        self.reshape_hidden_states = reshape_hidden_states
         if out_features is None:
             self.out_indices = out_indices
         else:
@@ -245,10 +245,10 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.grid_size[0] * self.grid_size[1]
 
     def num_visible_patches(self, num_patches: int | None = None, mask_ratio: float | None = None) -> int:
-        """Patches that masking leaves visible, rounded down as in MAE."""
+        """Patches that masking leaves visible, rounded down as in MAE; a `mask_ratio` of `k / num_patches` hides `k`."""
         num_patches = self.num_patches if num_patches is None else num_patches
         mask_ratio = self.mask_ratio if mask_ratio is None else mask_ratio
-        return int(num_patches * (1 - mask_ratio))
+        return math.floor(num_patches * (1 - mask_ratio) + 1e-6)  # which may come out a little below a whole number
 
 
 __all__ = ["SupMAEConfig"]

@@ -1,87 +1,47 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
-What training costs, in floating-point operations (FLOPs; a multiplication and an addition are two).
-
-Matrix multiplications and the patch projection are counted, from shapes, as PyTorch's `FlopCounterMode` counts them;
-the rest (normalisation, activations, softmax) is less than 1% of the arithmetic. A training step takes three times the
-forward pass.
+What training costs, in floating-point operations (FLOPs; a multiplication and an addition are two), as PyTorch counts them:
+matrix multiplications and convolutions. The rest (normalisation, activations, softmax) is less than 1% of the arithmetic. A
+training step takes three times the forward pass.
 """
 
-import math
+import copy
 from dataclasses import dataclass
 
-from transformers import PreTrainedConfig
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig, PreTrainedModel, ViTMAEForPreTraining
 
 from .configuration_supmae import SupMAEConfig, to_pair
+from .modeling_supmae import SupMAEForImageClassification, SupMAEForPreTraining
 
 
-def _linear(num_tokens: int, *widths: int) -> int:
-    """Of linear layers one after the other."""
-    return sum(2 * num_tokens * a * b for a, b in zip(widths, widths[1:]))
-
-
-def _block(num_tokens: int, width: int, intermediate: int, num_outputs: int | None = None) -> int:
-    """Of a transformer block; only `num_outputs` of the tokens are needed from it, by default all."""
-    outputs = num_tokens if num_outputs is None else num_outputs
-    keys_and_values = _linear(num_tokens, width, 2 * width)
-    attention = 4 * outputs * num_tokens * width
-    return (
-        keys_and_values
-        + attention
-        + _linear(outputs, width, width, width)
-        + _linear(outputs, width, intermediate, width)
-    )
-
-
-def _num_patches(config: PreTrainedConfig) -> int:
-    return math.prod(a // b for a, b in zip(to_pair(config.image_size), to_pair(config.patch_size)))
-
-
-def _patch_values(config: PreTrainedConfig) -> int:
-    return math.prod(to_pair(config.patch_size)) * config.num_channels
-
-
-def encoder_flops(config: PreTrainedConfig, num_visible: int | None = None, num_embedded: int | None = None) -> int:
+@torch.no_grad()
+def forward_flops(model_class: type[PreTrainedModel], config: PreTrainedConfig, **inputs) -> int:
     """
-    FLOPs of one image through the patch embedding and the blocks of a ViT with class token.
+    FLOPs of one image's forward pass, counted without computing anything.
 
     Args:
-        config: Any configuration of the ViT family.
-        num_visible: Patches that are encoded, by default all.
-        num_embedded: Patches that are embedded, by default those that are encoded. (ViTMAE embeds all of them.)
+        model_class, config: Of any image model of Transformers.
+        inputs: Arguments of `forward` beside `pixel_values`.
     """
-    num_visible = _num_patches(config) if num_visible is None else num_visible
-    num_embedded = num_visible if num_embedded is None else num_embedded
-    block = _block(1 + num_visible, config.hidden_size, config.intermediate_size)
-    return _linear(num_embedded, _patch_values(config), config.hidden_size) + config.num_hidden_layers * block
+    with torch.device("meta"):
+        model = model_class(copy.deepcopy(config)).eval()
+        model.set_attn_implementation("eager")  # whose operations can be counted
+        pixel_values = torch.empty(1, config.num_channels, *to_pair(config.image_size))
+        with FlopCounterMode(display=False) as counter:
+            model(pixel_values, **inputs)
+    return counter.get_total_flops()
 
 
-def classification_flops(config: PreTrainedConfig) -> int:
-    """FLOPs of one image through a classifier: all patches, and one linear layer."""
-    return encoder_flops(config) + _linear(1, config.hidden_size, config.num_labels)
+def classification_flops(config: SupMAEConfig) -> int:
+    """FLOPs of one image through a classifier of whole images."""
+    return forward_flops(SupMAEForImageClassification, config)
 
 
 def pretraining_flops(config: PreTrainedConfig) -> int:
-    """
-    FLOPs of one image through [`SupMAEForPreTraining`] while training, whose last decoder block and prediction cover
-    the hidden patches alone, or through `ViTMAEForPreTraining`, whose cover all.
-    """
-    num_patches = _num_patches(config)
-    num_visible = int(num_patches * (1 - config.mask_ratio))
-    width, intermediate = config.decoder_hidden_size, config.decoder_intermediate_size
-    total = _linear(1 + num_visible, config.hidden_size, width)
-    if isinstance(config, SupMAEConfig):
-        total += encoder_flops(config, num_visible)
-        num_predicted = (num_patches - num_visible) or num_patches
-        head = [config.classifier_hidden_size] if config.classifier_hidden_size else []
-        total += _linear(1, config.hidden_size, *head, config.num_labels)
-    else:
-        total += encoder_flops(config, num_visible, num_embedded=num_patches)
-        num_predicted = 1 + num_patches
-    full_blocks = config.decoder_num_hidden_layers - 1
-    total += full_blocks * _block(1 + num_patches, width, intermediate)
-    total += _block(1 + num_patches, width, intermediate, num_predicted)
-    return total + _linear(num_predicted, width, _patch_values(config))
+    """FLOPs of one image through [`SupMAEForPreTraining`] or, by the type of the configuration, `ViTMAEForPreTraining`."""
+    return forward_flops(SupMAEForPreTraining if isinstance(config, SupMAEConfig) else ViTMAEForPreTraining, config)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import statistics
-import string
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from transformers.utils import logging
 import supmae_hf
 
 from .configuration_supmae import to_pair
-from .data.images import ImageDataset, ImageStream
+from .data.dataset import ImageDataset, ImageStream
 from .modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
 
 
@@ -32,8 +31,6 @@ logger = logging.get_logger(__name__)
 TEMPLATE = Path(__file__).parent / "model_card.md"
 NUM_WIDGET_IMAGES = 3
 WIDGET_IMAGE_SIDE = 512  # pixels at most
-# what is published beside the model, its code and its card
-_COMPANIONS = ("*.png", "widget/*", "eval_results.json", "all_results.json")
 
 _METRICS = {
     "eval_top1": ("accuracy", "top-1 accuracy"),
@@ -79,57 +76,38 @@ def save_widget_images(dataset: ImageDataset, folder: str | Path) -> list[dict[s
     return widget
 
 
-def usage(model: SupMAEPreTrainedModel, name: str) -> str:
-    """Code that loads the published model, with supmae-hf or without."""
-    model_class = type(model).__name__
-    auto_class = model._auto_class
-    return f"""from transformers import AutoImageProcessor
-from supmae_hf import {model_class}
-
-model = {model_class}.from_pretrained("{name}")
-image_processor = AutoImageProcessor.from_pretrained("{name}")
-
-# without supmae-hf, with the code in the repository
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)"""
-
-
 def training_card(
     model: SupMAEPreTrainedModel,
     args,
+    data_args,
     train_dataset: ImageDataset | ImageStream,
     eval_dataset: ImageDataset | ImageStream,
     log_history: list[dict],
 ) -> ModelCard:
     """
     The model card of a training run, for `args.output_dir`, whose pictures it shows and where it puts examples for the
-    page's widget.
+    page's widget, if `args.widget_images` says so.
 
     Args:
         model: What was trained.
-        args ([`RecipeArguments`]): With what.
+        args, data_args ([`RecipeArguments`], [`DataArguments`]): With what.
         train_dataset, eval_dataset: On what.
         log_history: `trainer.state.log_history`; the last evaluation in it gives the results.
     """
     folder = Path(args.output_dir)
     name = args.hub_model_id or folder.as_posix()
-    config, data_args = model.config, train_dataset.args
+    config = model.config
     is_pretraining = isinstance(model, SupMAEForPreTraining)
     dataset_name, dataset_id = data_args.describe()
-    num_held_out = len(eval_dataset) if isinstance(eval_dataset, ImageDataset) else None
-    held_out = "held-out images" if num_held_out is None else f"{num_held_out} held-out images"
+    held_out = f"{len(eval_dataset)} held-out images" if isinstance(eval_dataset, ImageDataset) else "held-out images"
     metrics = next((entry for entry in reversed(log_history) if _METRICS.keys() & entry.keys()), {})
     figures = {key: metrics[key] for key in _METRICS if metrics.get(key) is not None}
     last = log_history[-1] if log_history else {"epoch": 0, "step": 0}
-    epochs, steps = last["epoch"], last["step"]
 
-    height, width = to_pair(config.image_size)
-    patch = "x".join(map(str, to_pair(config.patch_size)))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     size = (
-        f"{config.num_hidden_layers} blocks of width {config.hidden_size}, patches of {patch}, images of "
-        f"{height}x{width} pixels, {parameters:,} parameters"
+        f"{config.num_hidden_layers} blocks of width {config.hidden_size}, patches of "
+        f"{'x'.join(map(str, to_pair(config.patch_size)))}, images of {'x'.join(map(str, to_pair(config.image_size)))} "
+        f"pixels, {model.num_parameters():,} parameters"
     )
     summary = (
         f"[SupMAE](https://arxiv.org/abs/2205.14540), pre-trained on {dataset_name}: a masked autoencoder that also "
@@ -138,9 +116,9 @@ def training_card(
         else f"Image classifier with {config.num_labels} classes, a SupMAE encoder "
         f"([arXiv 2205.14540](https://arxiv.org/abs/2205.14540)) trained on {dataset_name}: {size}."
     )
-    rows = {
+    facts = {
         "data set": f"{dataset_name}, {len(train_dataset)} training images",
-        "epochs, steps": f"{epochs:g}, {steps}",
+        "epochs, steps": f"{last['epoch']:g}, {last['step']}",
         "images a step": args.total_batch_size,
         "optimiser": f"{_name(args.optim)}, peak learning rate {args.learning_rate:.3g}, weight decay {args.weight_decay:g}",
         "schedule": f"{_name(args.lr_scheduler_type)}, {args.warmup_epochs:g} epochs of warm-up",
@@ -148,42 +126,33 @@ def training_card(
         "seed": args.seed,
     }
     if data_args.label_fraction < 1:
-        rows["labels used"] = f"{data_args.label_fraction:.0%} of each class (`--label_seed {data_args.label_seed}`)"
+        facts["labels used"] = f"{data_args.label_fraction:.0%} of each class (`--label_seed {data_args.label_seed}`)"
     if is_pretraining:
-        rows["hidden patches"] = f"{config.mask_ratio:.0%}"
-        rows["loss"] = (
+        facts["hidden patches"] = f"{config.mask_ratio:.0%}"
+        facts["loss"] = (
             f"{config.reconstruction_loss_weight:g} x reconstruction + {config.classification_loss_weight:g} x "
             f"classification at temperature {config.classification_temperature:g}"
         )
-    source = getattr(config, "_name_or_path", "")
+    source = config.name_or_path
     if source:
-        rows["started from"] = source
-    rows["hardware"] = f"{args.world_size} x {_device()}"
+        facts["started from"] = source
+    facts["hardware"] = f"{args.world_size} x {_device()}"
     packages = ("transformers", "torch", "datasets", "accelerate")
-    rows["versions"] = f"supmae-hf {supmae_hf.__version__}, " + ", ".join(f"{p} {version(p)}" for p in packages)
+    facts["versions"] = f"supmae-hf {supmae_hf.__version__}, " + ", ".join(f"{p} {version(p)}" for p in packages)
 
-    results = ""
-    if figures:
-        lines = [f"| {_METRICS[key][1]} | {value:.4f} |" for key, value in figures.items()]
-        results = (
-            f"## Results\n\nOn {held_out} of {dataset_name}, at the end of the run; the command below repeats it.\n\n"
-            "| | |\n|---|---|\n" + "\n".join(lines) + "\n\n"
-        )
-    num_seen = steps * args.total_batch_size
-    rates = [entry["images_per_second"] for entry in log_history if "images_per_second" in entry]
+    num_seen = last["step"] * args.total_batch_size
     cost = f"{num_seen} images"
+    rates = [entry["images_per_second"] for entry in log_history if "images_per_second" in entry]
     if rates:
         rate = statistics.median(rates)
         hours = num_seen / rate * args.world_size / 3600
         cost += f" at {rate:.0f} a second (median of the log, evaluation excluded): {hours:.2g} device hours"
-    pictures = [
-        f"![{what}]({file})\n"
-        for file, what in (("reconstructions.png", "reconstructions of held-out images"), ("curves.png", "curves"))
-        if (folder / file).is_file()
-    ]
-    widget = save_widget_images(eval_dataset, folder)
+    pictures = {"reconstructions.png": "reconstructions of held-out images"} if is_pretraining else {}
+    pictures["curves.png"] = "curves"
+    shutil.rmtree(folder / "widget", ignore_errors=True)  # of an earlier run
+    widget = save_widget_images(eval_dataset, folder) if args.widget_images else []
 
-    data = ModelCardData(
+    card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction" if is_pretraining else "image-classification",
         tags=["supmae", "vision", "masked-autoencoder"],
@@ -205,17 +174,22 @@ def training_card(
         or None,
         widget=widget or None,
     )
-    text = string.Template(TEMPLATE.read_text()).substitute(
+    return ModelCard.from_template(
+        card_data,
+        template_path=TEMPLATE,
         title=name.split("/")[-1],
+        name=name,
         summary=summary,
-        usage=usage(model, name),
-        results=results,
-        facts="\n".join(f"| {key} | {value} |" for key, value in rows.items()),
+        model_class=type(model).__name__,
+        auto_class=model._auto_class,
+        held_out=held_out,
+        dataset_name=dataset_name,
+        results={_METRICS[key][1]: value for key, value in figures.items()},
+        facts=facts,
         command=_command(args.world_size),
-        pictures="\n".join(pictures),
-        cost=f"{cost}.",
+        pictures={file: what for file, what in pictures.items() if (folder / file).is_file()},
+        cost=cost,
     )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
 def _name(value) -> str:
@@ -248,7 +222,7 @@ def staged(
 ) -> Iterator[Path]:
     """
     A temporary folder with what is to be published: the model in its SupMAE form with its code, or as a stock class,
-    its image processor, its card, and the pictures and figures beside it.
+    its image processor, its card, and the pictures that the card names.
 
     Args:
         source: A checkpoint: a folder.
@@ -261,7 +235,7 @@ def staged(
         FileNotFoundError: if there is no checkpoint or no card.
         ValueError: if there is no licence, or the card's metadata are wrong.
     """
-    from .checkpoints.stock import export_stock, source_image_processor  # which training, too, would wait for
+    from .checkpoints.export import export_stock, source_image_processor  # which training, too, would wait for
 
     source = Path(source)
     if not (source / "config.json").is_file():
@@ -291,11 +265,12 @@ def staged(
         else:
             model.save_pretrained(folder)
             image_processor.save_pretrained(folder)
-        for pattern in _COMPANIONS:
-            for file in source.glob(pattern):
-                target = folder / file.relative_to(source)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, target)
+        # no more than the card names: the folder may hold what an earlier run left
+        named = re.findall(r"!\[[^]]*\]\(([^):]+)\)", card.text) + [image["src"] for image in card.data.widget or []]
+        for file in named:
+            if (source / file).is_file() and not Path(file).is_absolute() and ".." not in Path(file).parts:
+                (folder / file).parent.mkdir(exist_ok=True)
+                shutil.copyfile(source / file, folder / file)
         card.data.model_name = repo_id.split("/")[-1]
         card.text = re.sub(r'(?<=from_pretrained\(")[^"]+', repo_id, card.text)
         card.text = re.sub(r'(?<=model=")[^"]+', repo_id, card.text)

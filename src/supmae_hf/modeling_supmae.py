@@ -1,7 +1,6 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """SupMAE, the supervised masked autoencoder of arXiv 2205.14540, in the conventions of Transformers' ViTMAE."""
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,19 +9,16 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput, logging
-from transformers.utils.generic import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_supmae import SupMAEConfig, to_pair
-
-
-try:
-    from transformers.backbone_utils import BackboneMixin
-except ImportError:  # in older releases of Transformers
-    from transformers.utils.backbone_utils import BackboneMixin
 
 
 logger = logging.get_logger(__name__)
@@ -30,8 +26,7 @@ logger = logging.get_logger(__name__)
 # Label of an image without a label, as in every Transformers loss.
 UNLABELED = -100
 
-# Names that ViTMAE checkpoints have, among them the published `facebook/vit-mae-*`, and our names for the same, which
-# are ViTMAE's own since Transformers 5.12.
+# Names in published ViT and ViTMAE checkpoints (`facebook/vit-mae-*`), and ours, which are those of Transformers' classes.
 VIT_MAE_KEYS = {
     r"encoder\.layer\.": "layers.",
     r"attention\.attention\.query": "attention.q_proj",
@@ -86,8 +81,7 @@ class SupMAEForPreTrainingOutput(ModelOutput):
         classification_loss (`torch.FloatTensor` of shape `()`, *optional*):
             Mean loss over the labelled images, 0 if there are none. `None` without `labels`.
         logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`):
-            Pixel predictions, as in ViTMAE; normalised per patch if `config.norm_pix_loss`. While training, those of
-            visible patches, which no loss needs, are not computed but 0. See
+            Pixel predictions of every patch, as in ViTMAE; normalised per patch if `config.norm_pix_loss`. See
             [`~SupMAEForPreTraining.predicted_pixel_values`] for images.
         class_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
             Class scores, not divided by the temperature. `None` while training without `labels`.
@@ -117,13 +111,12 @@ def sincos_position_embeddings(grid_size: tuple[int, int], dim: int, device=None
     cosines, of `dim / 4` frequencies from 1 down to 1/10000.
     """
     height, width = grid_size
-    double = {
-        "dtype": torch.float32 if device is not None and device.type == "mps" else torch.float64,
-        "device": device,
-    }
-    frequencies = 10000.0 ** -(torch.arange(dim // 4, **double) / (dim // 4))
-    rows = torch.arange(height, **double).repeat_interleave(width)
-    columns = torch.arange(width, **double).repeat(height)
+    options = {"dtype": torch.float64, "device": device}
+    if device is not None and device.type == "mps":  # which has no float64
+        options["dtype"] = torch.float32
+    frequencies = 10000.0 ** -(torch.arange(dim // 4, **options) / (dim // 4))
+    rows = torch.arange(height, **options).repeat_interleave(width)
+    columns = torch.arange(width, **options).repeat(height)
     angles = [torch.outer(position, frequencies) for position in (columns, rows)]
     patches = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
     return torch.cat([patches.new_zeros(1, dim), patches]).float().unsqueeze(0)
@@ -136,33 +129,25 @@ def interpolate_position_embeddings(
     if grid_size == new_grid_size:
         return position_embeddings
     class_token, patches = position_embeddings[:, :1], position_embeddings[:, 1:]
-    patches = patches.unflatten(1, grid_size).permute(0, 3, 1, 2)
-    # float32: half-precision bicubic kernels are missing or coarse on some devices
-    patches = nn.functional.interpolate(patches.float(), size=new_grid_size, mode="bicubic", align_corners=False)
+    patches = at_least_float32(patches).reshape(1, *grid_size, -1).permute(0, 3, 1, 2)
+    patches = nn.functional.interpolate(patches, size=new_grid_size, mode="bicubic", align_corners=False)
     return torch.cat([class_token, patches.flatten(2).transpose(1, 2).to(class_token.dtype)], dim=1)
 
 
-def random_masking(noise: torch.Tensor, num_visible: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32: for losses, and for kernels that half precision does not have on every device."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def patchify(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
     """
-    Choose the `num_visible` patches with the least noise of each image.
-
-    Args:
-        noise (`torch.FloatTensor` of shape `(batch_size, num_patches)`): Random numbers, one per patch.
-        num_visible (`int`): Number of patches that stay visible.
-
-    Returns:
-        `ids_keep` of shape `(batch_size, num_visible)`, the visible patches in order of their noise; `mask` and
-        `ids_restore`, both of shape `(batch_size, num_patches)`, as in [`SupMAEModelOutput`].
+    Images `(batch_size, num_channels, height, width)` to patches `(batch_size, num_patches, patch_height * patch_width *
+    num_channels)` in raster order.
     """
-    ids_shuffle = torch.argsort(noise, dim=1)
-    ids_restore = invert_permutations(ids_shuffle)
-    return ids_shuffle[:, :num_visible], (ids_restore >= num_visible).float(), ids_restore
-
-
-def invert_permutations(ids: torch.Tensor) -> torch.Tensor:
-    """The inverse of each row of `ids` `(batch_size, length)`, a permutation of `0 ... length - 1`."""
-    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    return torch.empty_like(ids).scatter_(1, ids, places)
+    batch_size, num_channels, height, width = images.shape
+    (patch_height, patch_width), rows, columns = patch_size, height // patch_size[0], width // patch_size[1]
+    patches = images.reshape(batch_size, num_channels, rows, patch_height, columns, patch_width)
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch_size, rows * columns, -1)
 
 
 def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -170,30 +155,18 @@ def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return torch.gather(tokens, 1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
-def gather_patches(images: torch.Tensor, ids: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
+def first_of(values: torch.Tensor, chosen: torch.Tensor) -> float | None:
     """
-    The patches `ids` `(batch_size, num_ids)`, counted in raster order, of images
-    `(batch_size, num_channels, height, width)`: `(batch_size, num_ids, patch_height, patch_width, num_channels)`.
+    The first of the `values` that are `chosen`, if any, to name it in an error; `None` where looking at it is impossible
+    (while compiling, on the meta device, inside `torch.func.vmap`) or would make an accelerator wait.
     """
-    grid = images.unflatten(3, (-1, patch_size[1])).unflatten(2, (-1, patch_size[0]))
-    image = torch.arange(ids.shape[0], device=ids.device).unsqueeze(1)
-    patches = grid[image, :, ids // grid.shape[4], :, ids % grid.shape[4]]
-    return patches.permute(0, 1, 3, 4, 2)
-
-
-def pool_tokens(tokens: torch.Tensor, use_mean_pooling: bool) -> torch.Tensor:
-    """`(batch_size, 1 + num_tokens, dim)` to `(batch_size, dim)`: mean of the patch tokens, or the class token."""
-    return tokens[:, 1:].mean(dim=1) if use_mean_pooling else tokens[:, 0]
-
-
-def check_class_labels(labels: torch.Tensor, num_labels: int):
-    """Raise a `ValueError` if a label is neither in `[0, num_labels)` nor -100 (unlabelled)."""
-    wrong = labels[((labels < 0) & (labels != UNLABELED)) | (labels >= num_labels)]
-    if wrong.numel():
-        raise ValueError(
-            f"Label {wrong[0].item()} is outside [0, {num_labels}): set `num_labels` to at least the number of classes, "
-            f"or mark images without a label with {UNLABELED}."
-        )
+    if torch.compiler.is_compiling() or values.device.type != "cpu":
+        return None
+    try:
+        found = values[chosen]
+        return found[0].item() if found.numel() else None
+    except RuntimeError:  # torch.func.vmap
+        return None
 
 
 def classification_loss(
@@ -202,8 +175,8 @@ def classification_loss(
     """
     Mean classification loss over the labelled images of a batch, 0 (with zero gradients) if there are none.
 
-    `config.problem_type` decides the loss. If it is not set, one output means regression, integer labels mean
-    single-label and floating-point labels multi-label classification, as elsewhere in Transformers.
+    `config.problem_type` decides the loss. As in Transformers' classifiers it is set by the first call that has labels:
+    one output means regression, integer labels single-label and floating-point labels multi-label classification.
 
     Args:
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Raw scores, or predictions (regression).
@@ -213,17 +186,17 @@ def classification_loss(
         temperature (`float`): Logits are divided by it; regression predictions are not.
 
     Raises:
-        ValueError: if a label is out of range, or the labels do not fit the problem type.
+        ValueError: if the labels do not fit the problem type or, on a CPU, a label is out of range.
     """
-    problem_type = config.problem_type
-    if problem_type is None:
-        if logits.shape[-1] == 1:
-            problem_type = "regression"
-        else:
-            problem_type = f"{'multi' if labels.is_floating_point() else 'single'}_label_classification"
+    num_labels = logits.shape[-1]
+    if config.problem_type is None:
+        is_float = labels.is_floating_point()
+        config.problem_type = (
+            "regression" if num_labels == 1 else f"{'multi' if is_float else 'single'}_label_classification"
+        )
+    logits, labels = at_least_float32(logits), labels.to(logits.device)
 
-    logits, labels = logits.float(), labels.to(logits.device)
-    if problem_type == "single_label_classification":
+    if config.problem_type == "single_label_classification":
         if labels.is_floating_point() or labels.numel() != logits.shape[0]:
             raise ValueError(
                 f"Single-label classification needs one integer class index per image, got labels of type "
@@ -231,23 +204,27 @@ def classification_loss(
                 "`config.problem_type` to 'multi_label_classification' or 'regression'."
             )
         labels = labels.reshape(-1).long()
-        if not torch.compiler.is_compiling():
-            check_class_labels(labels, logits.shape[-1])
+        wrong = first_of(labels, ((labels < 0) & (labels != UNLABELED)) | (labels >= num_labels))
+        if wrong is not None:
+            raise ValueError(
+                f"Label {wrong} is outside [0, {num_labels}): set `num_labels` to at least the number of classes, or "
+                f"mark images without a label with {UNLABELED}."
+            )
         total = nn.functional.cross_entropy(logits / temperature, labels, ignore_index=UNLABELED, reduction="sum")
         return total / (labels != UNLABELED).sum().clamp(min=1)
 
-    if labels.ndim == 1 and logits.shape[-1] == 1:
+    if labels.ndim == 1 and num_labels == 1:
         labels = labels.unsqueeze(-1)
     if labels.shape != logits.shape:
         raise ValueError(
-            f"`problem_type` '{problem_type}' needs labels of shape {tuple(logits.shape)} (images, num_labels), got "
-            f"{tuple(labels.shape)}."
+            f"`problem_type` '{config.problem_type}' needs labels of shape {tuple(logits.shape)} (images, num_labels), "
+            f"got {tuple(labels.shape)}."
         )
     labeled = labels != UNLABELED
-    targets = labels.float().masked_fill(~labeled, 0.0)
-    if problem_type == "multi_label_classification":
-        if not torch.compiler.is_compiling() and ((targets < 0) | (targets > 1)).any():
-            wrong = targets[(targets < 0) | (targets > 1)][0].item()
+    targets = labels.to(logits.dtype).masked_fill(~labeled, 0.0)
+    if config.problem_type == "multi_label_classification":
+        wrong = first_of(targets, (targets < 0) | (targets > 1))
+        if wrong is not None:
             raise ValueError(f"Multi-label targets must be in [0, 1] or {UNLABELED} (unlabelled), got {wrong:g}.")
         losses = nn.functional.binary_cross_entropy_with_logits(logits / temperature, targets, reduction="none")
     else:
@@ -270,15 +247,11 @@ class SupMAEPatchEmbeddings(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f"Expected `pixel_values` of shape (batch_size, {self.num_channels}, height, width), got "
-                f"{tuple(pixel_values.shape)}: convert the images, or set `num_channels` in the configuration."
-            )
-        if ids is not None:  # the patches side by side, as an image of one row
-            patches = gather_patches(pixel_values, ids, self.patch_size)
-            pixel_values = patches.permute(0, 4, 2, 1, 3).flatten(3)
         pixel_values = pixel_values.to(self.projection.weight.dtype)
+        if ids is not None:  # the patches side by side, as an image of one row
+            patches = gather_tokens(patchify(pixel_values, self.patch_size), ids)
+            patches = patches.reshape(*ids.shape, *self.patch_size, -1).permute(0, 4, 2, 1, 3)
+            pixel_values = patches.reshape(ids.shape[0], self.num_channels, self.patch_size[0], -1)
         return self.projection(pixel_values).flatten(2).transpose(1, 2)
 
 
@@ -293,7 +266,17 @@ class SupMAEEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + config.num_patches, config.hidden_size))
 
     def patch_grid(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> tuple[int, int]:
-        """Patch rows and columns of a batch of images, whose size is checked."""
+        """
+        Patch rows and columns of a batch of images.
+
+        Raises:
+            ValueError: if channels or size do not fit the model.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"Expected `pixel_values` of shape (batch_size, {self.config.num_channels}, height, width), got "
+                f"{tuple(pixel_values.shape)}: convert the images, or set `num_channels` in the configuration."
+            )
         height, width = pixel_values.shape[-2:]
         patch_height, patch_width = to_pair(self.config.patch_size)
         if not interpolate_pos_encoding and (height, width) != to_pair(self.config.image_size):
@@ -309,144 +292,92 @@ class SupMAEEmbeddings(nn.Module):
             )
         return height // patch_height, width // patch_width
 
+    def shuffle(
+        self,
+        shape: tuple[int, int],
+        noise: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        mask_ratio: float | None,
+        device: torch.device,
+    ) -> tuple[torch.Tensor, int]:
+        """
+        An order of the patches that has the visible ones first, `(batch_size, num_patches)`, and how many those are.
+
+        Args:
+            shape: `(batch_size, num_patches)`.
+            noise, mask, mask_ratio: See [`SupMAEModel`].
+
+        Raises:
+            ValueError: if they are of another shape, contradict each other or leave no visible patch.
+        """
+        num_patches = shape[1]
+        if mask is not None and (noise is not None or mask_ratio is not None):
+            raise ValueError("`mask` says which patches are hidden: leave out `noise` and `mask_ratio`.")
+        for name, value in (("noise", noise), ("mask", mask)):
+            if value is not None and value.shape != shape:
+                raise ValueError(
+                    f"`{name}` must have shape (batch_size, num_patches) = {shape}, got {tuple(value.shape)}."
+                )
+        if mask is not None:
+            mask = mask.to(device=device, dtype=torch.int)
+            counts = mask.sum(dim=1)
+            num_hidden = int(counts[0])
+            if not (counts == num_hidden).all() or not ((mask == 0) | (mask == 1)).all() or num_hidden == num_patches:
+                raise ValueError(
+                    "`mask` must be 1 for hidden and 0 for visible patches, with the same number of visible patches, at "
+                    f"least one, in every image; got {counts.tolist()} hidden of {num_patches}."
+                )
+            return torch.argsort(mask, dim=1, stable=True), num_patches - num_hidden
+        num_visible = self.config.num_visible_patches(num_patches, mask_ratio)
+        if num_visible < 1 or num_visible > num_patches:
+            ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+            raise ValueError(
+                f"`mask_ratio` {ratio} leaves no visible patch of {num_patches}: use a ratio in [0, 1) that leaves at "
+                "least one."
+            )
+        noise = torch.rand(shape, device=device) if noise is None else noise.to(device)
+        return torch.argsort(noise, dim=1), num_visible
+
     def forward(
         self,
         pixel_values: torch.Tensor,
         noise: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
         mask_ratio: float | None = None,
         interpolate_pos_encoding: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        grid_size = self.patch_grid(pixel_values, interpolate_pos_encoding)
+        """Tokens, mask and `ids_restore` as in [`SupMAEModelOutput`]; only visible patches are embedded."""
+        batch_size, grid_size = pixel_values.shape[0], self.patch_grid(pixel_values, interpolate_pos_encoding)
         positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid_size)
-        class_tokens = (self.cls_token + positions[:, :1]).expand(pixel_values.shape[0], -1, -1)
+        class_tokens = (self.cls_token + positions[:, :1]).expand(batch_size, -1, -1)
         positions = positions[:, 1:]
-        ids_keep = mask = ids_restore = None
-        if noise is not None or mask_ratio is not None:
-            batch_size, num_patches = pixel_values.shape[0], math.prod(grid_size)
-            mask_ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
-            num_visible = self.config.num_visible_patches(num_patches, mask_ratio)
-            if not 0 <= mask_ratio < 1 or num_visible < 1:
-                raise ValueError(
-                    f"`mask_ratio` {mask_ratio} leaves no visible patch of {num_patches}: use a ratio in [0, 1) that "
-                    "leaves at least one."
-                )
-            if noise is None:
-                noise = torch.rand(batch_size, num_patches, device=pixel_values.device)
-            elif noise.shape != (batch_size, num_patches):
-                raise ValueError(
-                    f"`noise` must have shape (batch_size, num_patches) = {(batch_size, num_patches)}, got "
-                    f"{tuple(noise.shape)}."
-                )
-            ids_keep, mask, ids_restore = random_masking(noise.to(pixel_values.device), num_visible)
-            positions = positions[0, ids_keep]
-        patches = self.patch_embeddings(pixel_values, ids_keep) + positions  # only those that will be encoded
-        return torch.cat([class_tokens, patches], dim=1), mask, ids_restore
+        if noise is None and mask is None and mask_ratio is None:
+            patches = self.patch_embeddings(pixel_values) + positions  # (batch_size, num_patches, hidden_size)
+            return torch.cat([class_tokens, patches], dim=1), None, None
+
+        shape = (batch_size, math.prod(grid_size))
+        ids_shuffle, num_visible = self.shuffle(shape, noise, mask, mask_ratio, pixel_values.device)
+        ids_restore = torch.argsort(ids_shuffle, dim=1)
+        ids_keep = ids_shuffle[:, :num_visible]
+        patches = self.patch_embeddings(pixel_values, ids_keep)  # (batch_size, num_visible_patches, hidden_size)
+        patches = patches + gather_tokens(positions.expand(batch_size, -1, -1), ids_keep)
+        return torch.cat([class_tokens, patches], dim=1), (ids_restore >= num_visible).float(), ids_restore
 
 
-def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """The type in which linear layers compute on `tensor`."""
-    device = tensor.device.type
-    is_enabled = device != "meta" and torch.is_autocast_enabled(device)  # which raises for the meta device
-    return torch.get_autocast_dtype(device) if is_enabled else tensor.dtype
-
-
-@contextlib.contextmanager
-def recompute_in_backward(tensor: torch.Tensor, function: Callable[[], torch.Tensor]):
-    """
-    Operations inside do not keep `tensor` for their backward pass, where `function()` computes it again: for results
-    that are cheap to compute from tensors that are kept anyway.
-    """
-    storage = tensor.untyped_storage().data_ptr()
-    num_kept, again = 0, None
-
-    def pack(saved: torch.Tensor):
-        nonlocal num_kept
-        if saved.untyped_storage().data_ptr() != storage:
-            return saved
-        num_kept += 1
-        return saved.shape, saved.stride(), saved.storage_offset()
-
-    def unpack(packed) -> torch.Tensor:
-        nonlocal num_kept, again
-        if isinstance(packed, torch.Tensor):
-            return packed
-        if again is None:
-            with torch.no_grad():
-                again = function().to(dtype)
-        view = again.as_strided(*packed)
-        num_kept -= 1
-        if num_kept <= 0:
-            again = None
-        return view
-
-    dtype = tensor.dtype
-    del tensor
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
-
-
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention in plain PyTorch: `(batch_size, num_heads, length, head_dim)` each; also returns the weights."""
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = torch.matmul(query * scaling, key.transpose(2, 3)).softmax(dim=-1).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights
-
-
-class SlicedAttention(torch.autograd.Function):
-    """
-    Attention for bfloat16 on CPUs, where PyTorch's SDPA takes longer: a few images at a time, whose weights stay in the
-    cache, and are computed again in the backward pass. Takes and returns `(batch_size, num_heads, length, head_dim)`.
-    """
-
-    MAX_WEIGHTS = 2**20  # attention weights at a time
-
-    @staticmethod
-    def slices(query: torch.Tensor, key: torch.Tensor) -> list[slice]:
-        size = max(1, SlicedAttention.MAX_WEIGHTS // (query.shape[1] * query.shape[2] * key.shape[2]))
-        return [slice(start, start + size) for start in range(0, len(query), size)]
-
-    @staticmethod
-    def weights(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return torch.matmul(query, key.transpose(2, 3)).softmax(dim=-1)  # computes in float32
-
-    @staticmethod
-    def forward(ctx, query, key, value, scaling: float):
-        ctx.save_for_backward(query, key, value)
-        ctx.scaling = scaling
-        output = torch.empty_like(query)
-        for images in SlicedAttention.slices(query, key):
-            # contiguous: matmul would copy the transposed keys, which is slower
-            weights = SlicedAttention.weights(query[images] * scaling, key[images].contiguous())
-            output[images] = torch.matmul(weights, value[images])
-        return output
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):
-        grads = [torch.empty_like(tensor) for tensor in ctx.saved_tensors]
-        for images in SlicedAttention.slices(*ctx.saved_tensors[:2]):
-            query, key, value = (tensor[images].contiguous() for tensor in ctx.saved_tensors)
-            grad_query, grad_key, grad_value = (grad[images] for grad in grads)
-            grad = grad_output[images].contiguous()
-            query = query * ctx.scaling
-            weights = SlicedAttention.weights(query, key)
-            grad_value.copy_(torch.matmul(weights.transpose(2, 3), grad))
-            grad_weights = torch.matmul(grad, value.transpose(2, 3))
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_query.copy_(torch.matmul(grad_scores, key).mul_(ctx.scaling))
-            grad_key.copy_(torch.matmul(grad_scores.transpose(2, 3), query))
-        return *grads, None
-
-
-def fastest_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """The default: whichever exact implementation is the fastest here."""
-    attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
-        if not dropout and not torch.compiler.is_compiling():
-            return SlicedAttention.apply(query, key, value, scaling).transpose(1, 2), None
-        attention = eager_attention_forward
-    return attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout)
 
 
 class SupMAEAttention(nn.Module):
@@ -467,49 +398,38 @@ class SupMAEAttention(nn.Module):
             projection.xavier_gain = math.sqrt(0.5)
 
     def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False, first_query: int = 0
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Outputs for the tokens from `first_query` on, which attend to all."""
-        queries = hidden_states[:, first_query:]
-        query, key, value = (
-            projection(tokens).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection, tokens in (
-                (self.q_proj, queries),
-                (self.k_proj, hidden_states),
-                (self.v_proj, hidden_states),
-            )
+        input_shape = hidden_states.shape[:-1]  # (batch_size, length)
+        hidden_shape = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
         )
-        # only the eager implementation has weights to return
-        implementation = "eager" if output_attentions else self.config._attn_implementation
-        own = {None: eager_attention_forward, "eager": eager_attention_forward, "fastest": fastest_attention_forward}
-        attention = own[implementation] if implementation in own else ALL_ATTENTION_FUNCTIONS[implementation]
-        output, weights = attention(
+        output, weights = attention_interface(
             self,
             query,
             key,
             value,
             None,
-            scaling=self.scaling,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
         )
-        output = self.o_proj(output.reshape(queries.shape))
-        return output, weights if output_attentions else None
+        return self.o_proj(output.reshape(*input_shape, -1)), weights
 
 
 class SupMAEMLP(nn.Module):
     def __init__(self, config: SupMAEConfig, hidden_size: int, intermediate_size: int):
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, save_memory: bool = False) -> torch.Tensor:
-        hidden_states = self.fc1(hidden_states)
-        activated = self.activation_fn(hidden_states)
-        if not save_memory:
-            return self.fc2(activated)
-        with recompute_in_backward(activated, lambda: self.activation_fn(hidden_states)):
-            return self.fc2(activated)
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
 
 
 class SupMAEDropPath(nn.Module):
@@ -549,32 +469,11 @@ class SupMAELayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = SupMAEDropPath(drop_path_rate)
 
-    def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False, first_output: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The outputs of the tokens from `first_output` on, which depend on all tokens."""
-        # under gradient checkpointing, nothing of a block is kept anyway; the compiler decides on its own
-        save_memory = (
-            torch.is_grad_enabled()
-            and not (self.gradient_checkpointing and self.training)
-            and not torch.compiler.is_compiling()
-        )
-
-        def normalize(norm: nn.Module, tokens: torch.Tensor):
-            normalized = norm(tokens).to(autocast_dtype(tokens))  # once, and not for each of the projections
-            if not save_memory:
-                return normalized, contextlib.nullcontext()
-            return normalized, recompute_in_backward(normalized, lambda: norm.forward(tokens))
-
-        normalized, context = normalize(self.layernorm_before, hidden_states)
-        with context:
-            attention_output, weights = self.attention(normalized, output_attentions, first_output)
-        hidden_states = hidden_states[:, first_output:] + self.drop_path(self.dropout(attention_output))
-        normalized, context = normalize(self.layernorm_after, hidden_states)
-        with context:
-            mlp_output = self.mlp(normalized, save_memory)
-        hidden_states = hidden_states + self.drop_path(self.dropout(mlp_output))
-        return hidden_states, weights
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.drop_path(self.dropout(attention_output))
+        mlp_output = self.mlp(self.layernorm_after(hidden_states))
+        return hidden_states + self.drop_path(self.dropout(mlp_output))
 
 
 class SupMAEDecoder(nn.Module):
@@ -595,32 +494,30 @@ class SupMAEDecoder(nn.Module):
         self.decoder_pred = nn.Linear(hidden_size, math.prod(to_pair(config.patch_size)) * config.num_channels)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        ids_restore: torch.Tensor,
-        grid_size: tuple[int, int],
-        hidden_only: bool = False,
+        self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid_size: tuple[int, int]
     ) -> torch.Tensor:
         """
-        Predictions of shape `(batch_size, num_patches, patch pixels * num_channels)`, or of the hidden patches alone.
-        Tokens and predictions are in shuffled order, visible patches first, which spares moving them: attention does
-        not mind, and each has its position embedding.
-        """
-        hidden_states = self.decoder_embed(hidden_states)  # (batch_size, 1 + num_visible_patches, hidden_size)
-        batch_size, num_encoded, _ = hidden_states.shape
-        ids_shuffle = invert_permutations(ids_restore.to(hidden_states.device))
-        num_hidden = 1 + ids_shuffle.shape[1] - num_encoded
-        mask_tokens = self.mask_token.to(hidden_states.dtype).expand(batch_size, num_hidden, -1)
-        positions = interpolate_position_embeddings(self.decoder_pos_embed, self.config.grid_size, grid_size)
-        ids = nn.functional.pad(ids_shuffle + 1, (1, 0))  # the class token's position embedding is the first
-        hidden_states = torch.cat([hidden_states, mask_tokens], dim=1) + positions[0, ids]
+        Args:
+            hidden_states (`torch.FloatTensor` of shape `(batch_size, 1 + num_visible_patches, hidden_size)`):
+                The encoder's output.
+            ids_restore, grid_size: Place of every patch in the shuffled order; patch rows and columns.
 
-        *layers, last_layer = self.decoder_layers
-        for layer in layers:
-            hidden_states, _ = layer(hidden_states)
-        # of what is not predicted, only keys and values are still needed
-        hidden_states, _ = last_layer(hidden_states, first_output=num_encoded if hidden_only else 1)
-        return self.decoder_pred(self.decoder_norm(hidden_states))
+        Returns:
+            Predictions of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`.
+        """
+        hidden_states = self.decoder_embed(hidden_states)  # (batch_size, 1 + num_visible_patches, decoder_hidden_size)
+        batch_size, num_encoded, hidden_size = hidden_states.shape
+        num_hidden = 1 + ids_restore.shape[1] - num_encoded
+        mask_tokens = self.mask_token.to(hidden_states.dtype).expand(batch_size, num_hidden, hidden_size)
+        patches = torch.cat([hidden_states[:, 1:], mask_tokens], dim=1)
+        patches = gather_tokens(patches, ids_restore.to(patches.device))  # in raster order
+        hidden_states = torch.cat([hidden_states[:, :1], patches], dim=1)
+        hidden_states = hidden_states + interpolate_position_embeddings(
+            self.decoder_pos_embed, self.config.grid_size, grid_size
+        )
+        for layer in self.decoder_layers:
+            hidden_states = layer(hidden_states)
+        return self.decoder_pred(self.decoder_norm(hidden_states))[:, 1:]
 
 
 class SupMAEClassificationHead(nn.Module):
@@ -664,7 +561,7 @@ _AUTO_MAP = {
 class SupMAEPreTrainedModel(PreTrainedModel):
     """Weight initialisation, loading and the features that all SupMAE models share."""
 
-    config_class = SupMAEConfig
+    config: SupMAEConfig
     base_model_prefix = "vit"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -676,6 +573,8 @@ class SupMAEPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": SupMAELayer, "attentions": SupMAEAttention}
+    _input_embed_layer = "patch_embeddings"
 
     def __init__(self, config: SupMAEConfig, *args, **kwargs):
         config.check()
@@ -691,21 +590,11 @@ class SupMAEPreTrainedModel(PreTrainedModel):
                 init.xavier_uniform_(module.weight, gain=getattr(module, "xavier_gain", 1.0))
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):  # the patch projection, initialised like the linear layer that it is
+        elif isinstance(module, nn.Conv2d):  # the patch projection, like the linear layer that it is
             fan_in, fan_out = module.weight[0].numel(), module.weight.shape[0]
             bound = math.sqrt(6 / (fan_in + fan_out))
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
-        elif isinstance(module, nn.ConvTranspose2d):
-            init.normal_(module.weight, std=self.config.initializer_range)
-            init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            if not isinstance(module, nn.LayerNorm):
-                init.zeros_(module.running_mean)
-                init.ones_(module.running_var)
-                init.zeros_(module.num_batches_tracked)
         elif isinstance(module, (SupMAEEmbeddings, SupMAEDecoder)):
             is_decoder = isinstance(module, SupMAEDecoder)
             token = module.mask_token if is_decoder else module.cls_token
@@ -714,6 +603,8 @@ class SupMAEPreTrainedModel(PreTrainedModel):
             init.copy_(
                 positions, sincos_position_embeddings(self.config.grid_size, positions.shape[-1], positions.device)
             )
+        else:  # norms, and the transposed convolutions of the feature pyramid
+            super()._init_weights(module)
 
     @classmethod
     def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
@@ -721,43 +612,37 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         As in every Transformers model. The folder or repository may also hold a ViTMAE checkpoint, whose encoder and
         decoder are then filled in.
         """
-        output_loading_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            *args, key_mapping={**VIT_MAE_KEYS, **(key_mapping or {})}, output_loading_info=True, **kwargs
-        )
-        model._weight_conversions = None  # save under our names, not under those of the loaded file
-        model._set_position_embeddings_trainable()  # Transformers loads every parameter as trainable
-        if info["missing_keys"]:
-            new = sorted({name.removeprefix("vit.").split(".")[0] for name in info["missing_keys"]})
-            logger.warning(f"{cls.__name__}: new and to be trained: {', '.join(new)}; the rest is loaded.")
-        return (model, info) if output_loading_info else model
+        loaded = super().from_pretrained(*args, key_mapping={**VIT_MAE_KEYS, **(key_mapping or {})}, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        model._freeze_positions()  # Transformers loads every parameter as trainable
+        return loaded
 
     def save_pretrained(self, *args, **kwargs):
         """
-        As in every Transformers model. The code of the model goes beside its weights, so that the Auto classes load it
-        with `trust_remote_code=True` where supmae-hf is not installed.
+        As in every Transformers model, under our names, whatever those of the file were that the model was loaded from.
+        The code of the model goes beside its weights, so that the Auto classes load it with `trust_remote_code=True` where
+        supmae-hf is not installed.
         """
         self.config.auto_map = dict(_AUTO_MAP)
-        super().save_pretrained(*args, **kwargs)
+        super().save_pretrained(*args, **{"save_original_format": False, **kwargs})
 
-    def _set_position_embeddings_trainable(self):
+    def _freeze_positions(self):
         """Position embeddings keep their sine-cosine values, except in fine-tuning."""
         self.base_model.embeddings.position_embeddings.requires_grad_(False)
 
-    def get_correct_attn_implementation(self, requested_attention: str | None, *args, **kwargs) -> str:
-        if requested_attention in (None, "fastest"):
-            return "fastest"
-        return super().get_correct_attn_implementation(requested_attention, *args, **kwargs)
 
-    @classmethod
-    def _can_set_attn_implementation(cls) -> bool:
-        return True  # Transformers would look for one release's idiom in this file
+# What Transformers passes along to models of any kind
+_PASSED_ALONG = frozenset(TransformersKwargs.__annotations__) | {"use_cache"}
+_READ = {"output_hidden_states", "output_attentions", "return_dict"}  # and, by implementations of attention, some others
 
-    def get_input_embeddings(self) -> SupMAEPatchEmbeddings:
-        return self.base_model.embeddings.patch_embeddings
 
-    def set_input_embeddings(self, value: nn.Module):
-        self.base_model.embeddings.patch_embeddings = value
+def check_arguments(model: nn.Module, arguments: dict):
+    """Refuse, as Python would, arguments that nobody reads; those that Transformers passes along are only warned about."""
+    for name in arguments.keys() - _READ:
+        if name not in _PASSED_ALONG:
+            raise TypeError(f"{type(model).__name__}.forward() got an unexpected keyword argument '{name}'")
+        if name in ("use_cache", "position_ids", "output_router_logits", "num_items_in_batch") and arguments[name]:
+            logger.warning_once(f"{type(model).__name__} does not read `{name}`.")
 
 
 class SupMAEModel(SupMAEPreTrainedModel):
@@ -794,61 +679,55 @@ class SupMAEModel(SupMAEPreTrainedModel):
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if use_layernorm else nn.Identity()
         )
         self.post_init()
-        self._set_position_embeddings_trainable()
+        self._freeze_positions()
 
-    @can_return_tuple
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
         mask_ratio: float | None = None,
         interpolate_pos_encoding: bool = False,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SupMAEModelOutput:
         """
-        Encode images. Without `noise` and `mask_ratio` every patch is encoded, so features are reproducible.
+        Encode images. Without `noise`, `mask` and `mask_ratio` every patch is encoded, so features are reproducible.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images, from the image processor.
             noise (`torch.FloatTensor` of shape `(batch_size, num_patches)`, *optional*):
-                Masks the patches with the most noise. Drawn uniformly if only `mask_ratio` is given.
+                Hides the patches with the most noise. Drawn uniformly if only `mask_ratio` is given.
+            mask (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
+                Which patches to hide: 1 for hidden, 0 for visible, the same number in every image.
             mask_ratio (`float`, *optional*):
                 Share of patches to hide, in `[0, 1)`. `config.mask_ratio` if only `noise` is given.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to accept images of another size than `config.image_size`, square or not, by resampling the
                 position embeddings bicubically.
-            output_attentions (`bool`, *optional*):
-                Whether to return attention weights; attention then runs in the eager implementation.
-            output_hidden_states (`bool`, *optional*): Whether to return the hidden states of all blocks.
+            kwargs: `output_hidden_states`, `output_attentions` (in the eager implementation of attention), `return_dict`,
+                and what attention implementations take.
 
         Raises:
-            ValueError: if the size or channels of the images, the noise or the mask ratio do not fit the model.
+            TypeError: for an argument that nobody reads.
+            ValueError: if the size or channels of the images, the noise, the mask or the mask ratio do not fit the model.
         """
+        check_arguments(self, kwargs)
         if pixel_values is None:
             raise ValueError("You have to specify `pixel_values`.")
-        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-
-        hidden_states, mask, ids_restore = self.embeddings(pixel_values, noise, mask_ratio, interpolate_pos_encoding)
-        all_hidden_states, all_attentions = (hidden_states,), ()
+        hidden_states, mask, ids_restore = self.embeddings(
+            pixel_values, noise, mask, mask_ratio, interpolate_pos_encoding
+        )
         for layer in self.layers:
-            hidden_states, weights = layer(hidden_states, output_attentions)
-            if output_hidden_states:
-                all_hidden_states += (hidden_states,)
-            all_attentions += (weights,)
+            hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layernorm(hidden_states)
-
         return SupMAEModelOutput(
             last_hidden_state=hidden_states,
             mask=mask,
             ids_restore=ids_restore,
-            pooler_output=pool_tokens(hidden_states, self.config.use_mean_pooling),
-            hidden_states=all_hidden_states if output_hidden_states else None,
-            attentions=all_attentions if output_attentions else None,
+            pooler_output=hidden_states[:, 1:].mean(dim=1) if self.config.use_mean_pooling else hidden_states[:, 0],
         )
 
 
@@ -878,17 +757,18 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         self.decoder = SupMAEDecoder(config)
         self.classification_head = SupMAEClassificationHead(config)
         self.post_init()
-        self._set_position_embeddings_trainable()
+        self._freeze_positions()
 
-    def _set_position_embeddings_trainable(self):
-        super()._set_position_embeddings_trainable()
+    def _freeze_positions(self):
+        super()._freeze_positions()
         self.decoder.decoder_pos_embed.requires_grad_(False)
 
     def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, num_channels, height, width)` to `(batch_size, num_patches, patch pixels * num_channels)`."""
-        rows, columns = self.vit.embeddings.patch_grid(pixel_values, interpolate_pos_encoding=True)
-        patches = pixel_values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (b, c, rows, ph, columns, pw)
-        return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+        """
+        `(batch_size, num_channels, height, width)` to `(batch_size, num_patches, patch_height * patch_width *
+        num_channels)`.
+        """
+        return patchify(pixel_values, to_pair(self.config.patch_size))
 
     def unpatchify(
         self, patchified_pixel_values: torch.Tensor, original_image_size: tuple[int, int] | None = None
@@ -903,14 +783,14 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         height, width = to_pair(original_image_size or self.config.image_size)
         patch_height, patch_width = to_pair(self.config.patch_size)
         rows, columns = height // patch_height, width // patch_width
-        if rows * columns != patchified_pixel_values.shape[1]:
+        batch_size, num_patches, _ = patchified_pixel_values.shape
+        if rows * columns != num_patches:
             raise ValueError(
-                f"{patchified_pixel_values.shape[1]} patches do not make up an image of {height}x{width} pixels, "
-                f"which has {rows}x{columns}: pass the image's `original_image_size`."
+                f"{num_patches} patches do not make up an image of {height}x{width} pixels, which has {rows}x{columns}: "
+                "pass the image's `original_image_size`."
             )
-        patches = patchified_pixel_values.unflatten(1, (rows, columns))
-        patches = patches.unflatten(3, (patch_height, patch_width, self.config.num_channels))
-        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+        patches = patchified_pixel_values.reshape(batch_size, rows, columns, patch_height, patch_width, -1)
+        return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch_size, self.config.num_channels, height, width)
 
     def predicted_pixel_values(self, logits: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """
@@ -920,7 +800,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         looking at them takes those of the true patch.
 
         Args:
-            logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch pixels * num_channels)`):
+            logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`):
                 `logits` of [`SupMAEForPreTrainingOutput`].
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 The images that were predicted.
@@ -928,9 +808,9 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`.
         """
-        pixels = logits.float()
+        pixels = at_least_float32(logits)
         if self.config.norm_pix_loss:
-            mean, std = self._patch_statistics(self.patchify(pixel_values).float())
+            mean, std = self._patch_statistics(at_least_float32(self.patchify(pixel_values)))
             pixels = pixels * std + mean
         return self.unpatchify(pixels, tuple(pixel_values.shape[-2:]))
 
@@ -939,45 +819,16 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
         return mean, (variance + 1e-6).sqrt()
 
-    def _targets(self, patches: torch.Tensor) -> torch.Tensor:
-        """What the decoder is to predict for patches `(..., patch pixels * num_channels)`."""
-        patches = patches.float()
-        if not self.config.norm_pix_loss:
-            return patches
-        mean, std = self._patch_statistics(patches)
-        return (patches - mean) / std
-
     def patch_losses(self, pixel_values: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Mean squared error over the pixels of every patch: shape `(batch_size, num_patches)`."""
-        targets = self._targets(self.patchify(pixel_values))
-        return (logits.float() - targets.to(logits.device)).pow(2).mean(dim=-1)
-
-    def reconstruction_loss(
-        self, pixel_values: torch.Tensor, hidden_logits: torch.Tensor, ids_restore: torch.Tensor
-    ) -> torch.Tensor:
         """
-        Mean squared error over the pixels of the hidden patches, 0 if none is hidden.
-
-        Args:
-            hidden_logits (`torch.FloatTensor` of shape `(batch_size, num_hidden_patches, patch pixels * num_channels)`):
-                Predictions of the hidden patches, in shuffled order.
+        Mean squared error over the pixels of every patch, normalised by its own mean and variance under
+        `config.norm_pix_loss` (MAE, arXiv 2111.06377, section 3): shape `(batch_size, num_patches)`.
         """
-        num_hidden = hidden_logits.shape[1]
-        if num_hidden == 0:
-            return hidden_logits.float().sum()
-        ids_hidden = invert_permutations(ids_restore)[:, ids_restore.shape[1] - num_hidden :].to(pixel_values.device)
-        patch_size = to_pair(self.config.patch_size)
-        total = 0
-        # on a CPU by a few images, whose float32 patches then stay in the cache
-        num_images = (
-            4 if pixel_values.device.type == "cpu" and not torch.compiler.is_compiling() else pixel_values.shape[0]
-        )
-        for images, ids, logits in zip(
-            *(tensor.split(num_images) for tensor in (pixel_values, ids_hidden, hidden_logits))
-        ):
-            targets = self._targets(gather_patches(images, ids, patch_size).flatten(2))
-            total = total + (targets.to(logits.device) - logits).square().sum()
-        return total / hidden_logits.numel()
+        targets = at_least_float32(self.patchify(pixel_values.to(logits.device)))
+        if self.config.norm_pix_loss:
+            mean, std = self._patch_statistics(targets)
+            targets = (targets - mean) / std
+        return (at_least_float32(logits) - targets).square().mean(dim=-1)
 
     @can_return_tuple
     def forward(
@@ -985,13 +836,13 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        mask_ratio: float | None = None,
         interpolate_pos_encoding: bool = False,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SupMAEForPreTrainingOutput:
         """
-        Hide `config.mask_ratio` of the patches, reconstruct them and classify the image from the others.
+        Hide a share of the patches, reconstruct them and classify the image from the others.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
@@ -1002,33 +853,28 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
                 `config.problem_type` decides. Without labels the model is a masked autoencoder.
             noise (`torch.FloatTensor` of shape `(batch_size, num_patches)`, *optional*):
                 The patches with the most noise are hidden. Drawn uniformly by default.
+            mask (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
+                Which patches to hide: 1 for hidden, 0 for visible, the same number in every image.
+            mask_ratio (`float`, *optional*): Share of patches to hide, in `[0, 1)`; default: `config.mask_ratio`.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to accept images of another size, square or not; the position embeddings of encoder and
                 decoder are resampled bicubically.
-            output_attentions (`bool`, *optional*): Whether to return the encoder's attention weights.
-            output_hidden_states (`bool`, *optional*): Whether to return the encoder's hidden states.
+            kwargs: See [`SupMAEModel`]; hidden states and attentions are the encoder's.
 
         Raises:
-            ValueError: if images, labels or noise do not fit the model, or a label is outside `[0, num_labels)`.
+            TypeError: for an argument that nobody reads.
+            ValueError: if images, labels, noise or mask do not fit the model or, on a CPU, a label is outside
+                `[0, num_labels)`.
         """
+        if mask is None and mask_ratio is None:
+            mask_ratio = self.config.mask_ratio
         outputs = self.vit(
-            pixel_values,
-            noise=noise,
-            mask_ratio=self.config.mask_ratio,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
+            pixel_values, noise, mask, mask_ratio, interpolate_pos_encoding, **{**kwargs, "return_dict": True}
         )
         grid_size = self.vit.embeddings.patch_grid(pixel_values, interpolate_pos_encoding)
-        num_visible = outputs.last_hidden_state.shape[1] - 1
-        hidden_only = self.training and num_visible < outputs.ids_restore.shape[1]
-        predictions = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size, hidden_only)
-        hidden_logits = predictions if hidden_only else predictions[:, num_visible:]
-        reconstruction_loss = self.reconstruction_loss(pixel_values, hidden_logits, outputs.ids_restore)
-        if hidden_only:
-            predictions = nn.functional.pad(predictions, (0, 0, num_visible, 0))
-        logits = gather_tokens(predictions, outputs.ids_restore.to(predictions.device))
+        logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size)
+        hidden = outputs.mask.to(logits.device)
+        reconstruction_loss = (self.patch_losses(pixel_values, logits) * hidden).sum() / hidden.sum().clamp(min=1)
         loss = self.config.reconstruction_loss_weight * reconstruction_loss
 
         class_logits = class_loss = None
@@ -1076,9 +922,9 @@ class SupMAEForImageClassification(SupMAEPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.classifier.init_std = config.initializer_range
         self.post_init()
-        self._set_position_embeddings_trainable()
+        self._freeze_positions()
 
-    def _set_position_embeddings_trainable(self):
+    def _freeze_positions(self):
         self.vit.embeddings.position_embeddings.requires_grad_(True)  # fine-tuning trains them
 
     @can_return_tuple
@@ -1087,9 +933,7 @@ class SupMAEForImageClassification(SupMAEPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """
         Classify whole images.
@@ -1102,21 +946,18 @@ class SupMAEForImageClassification(SupMAEPreTrainedModel):
                 regression targets have shape `(batch_size, num_labels)`; `config.problem_type` decides.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to accept images of another size, square or not.
-            output_attentions (`bool`, *optional*): Whether to return attention weights.
-            output_hidden_states (`bool`, *optional*): Whether to return the hidden states of all blocks.
+            kwargs: See [`SupMAEModel`].
 
         Returns:
             [`~transformers.modeling_outputs.ImageClassifierOutput`] with `logits` of shape `(batch_size, num_labels)`.
 
         Raises:
-            ValueError: if images or labels do not fit the model, or a label is outside `[0, num_labels)`.
+            TypeError: for an argument that nobody reads.
+            ValueError: if images or labels do not fit the model or, on a CPU, a label is outside `[0, num_labels)`.
         """
+        check_arguments(self, kwargs)  # `mask_ratio`, say, which the encoder would read
         outputs = self.vit(
-            pixel_values,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **{**kwargs, "return_dict": True}
         )
         logits = self.classifier(self.fc_norm(outputs.pooler_output))
         return ImageClassifierOutput(
@@ -1156,7 +997,7 @@ class SupMAEFeaturePyramid(nn.Module):
 class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
     """
     The SupMAE encoder as a backbone: feature maps of the blocks that `config.out_indices` or `config.out_features`
-    name, for UperNet, Mask2Former and other frameworks of Transformers.
+    name, for UperNet, Mask2Former, DPT and other frameworks of Transformers.
 
     Loaded from any SupMAE or ViTMAE checkpoint it takes the encoder without its last LayerNorm. As in
     [`SupMAEForImageClassification`], position embeddings are trained.
@@ -1189,30 +1030,24 @@ class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
 
     def __init__(self, config: SupMAEConfig):
         super().__init__(config)
-        if hasattr(self, "_init_backbone"):  # Transformers 5.0; later releases do that themselves
-            self._init_backbone(config)
-        if config.add_fpn and len(self.out_features) != 4:
+        if config.add_fpn and (len(self.out_features) != 4 or not config.reshape_hidden_states):
             raise ValueError(
                 f"`add_fpn` rescales four feature maps, but `out_features` are {self.out_features}: choose four blocks, "
-                "such as `out_indices=[4, 6, 8, 12]` of 12, or leave out `add_fpn`."
+                "such as `out_indices=[4, 6, 8, 12]` of 12, and leave `reshape_hidden_states` at `True`, or leave out "
+                "`add_fpn`."
             )
         self.num_features = [config.hidden_size] * len(self.stage_names)
         self.vit = SupMAEModel(config, use_layernorm=False)
         self.fpn = SupMAEFeaturePyramid(config) if config.add_fpn else nn.Identity()
         self.post_init()
-        self._set_position_embeddings_trainable()
+        self._freeze_positions()
 
-    def _set_position_embeddings_trainable(self):
+    def _freeze_positions(self):
         self.vit.embeddings.position_embeddings.requires_grad_(True)
 
     @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        **kwargs,
-    ) -> BackboneOutput:
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """
         Feature maps of images of any size: position embeddings are resampled bicubically, and images whose sides are
         not multiples of the patch size are padded with zeros at the bottom and on the right.
@@ -1220,36 +1055,36 @@ class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 Normalised images.
-            output_hidden_states (`bool`, *optional*): Whether to return the hidden states of all blocks.
-            output_attentions (`bool`, *optional*): Whether to return attention weights.
+            kwargs: See [`SupMAEModel`].
 
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`] with `feature_maps` of shape
-            `(batch_size, hidden_size, ceil(height / patch_height), ceil(width / patch_width))`, or rescaled from that
-            under `config.add_fpn`.
+            `(batch_size, hidden_size, ceil(height / patch_height), ceil(width / patch_width))`, rescaled from that under
+            `config.add_fpn`, or, if `config.reshape_hidden_states` is `False`, tokens of shape
+            `(batch_size, 1 + num_patches, hidden_size)`, the class token first.
         """
+        check_arguments(self, kwargs)
         patch_height, patch_width = to_pair(self.config.patch_size)
         height, width = pixel_values.shape[-2:]
         pixel_values = nn.functional.pad(pixel_values, (0, -width % patch_width, 0, -height % patch_height))
         outputs = self.vit(
             pixel_values,
             interpolate_pos_encoding=True,
-            output_attentions=output_attentions,
-            output_hidden_states=True,
-            return_dict=True,
+            **{**kwargs, "output_hidden_states": True, "return_dict": True},
         )
-        rows = pixel_values.shape[-2] // patch_height
         feature_maps = tuple(
-            hidden_state[:, 1:].transpose(1, 2).unflatten(2, (rows, -1))
+            hidden_state
             for name, hidden_state in zip(self.stage_names, outputs.hidden_states)
             if name in self.out_features
         )
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        if self.config.reshape_hidden_states:
+            batch_size, _, padded_height, padded_width = pixel_values.shape
+            grid_size = (padded_height // patch_height, padded_width // patch_width)
+            feature_maps = tuple(
+                feature_map[:, 1:].transpose(1, 2).reshape(batch_size, -1, *grid_size) for feature_map in feature_maps
+            )
         return BackboneOutput(
-            feature_maps=self.fpn(feature_maps),
-            hidden_states=outputs.hidden_states if output_hidden_states else None,
-            attentions=outputs.attentions,
+            feature_maps=self.fpn(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
 

@@ -5,11 +5,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import torch
 from accelerate import PartialState
-from transformers import HfArgumentParser
 
-from ..training.arguments import as_flags, read_recipe
+from ..data.labels import Labels
+from ..data.sources import load_evaluation_split
 from .tables import Journal
 
 
@@ -17,7 +18,9 @@ from .tables import Journal
 class EvaluationArguments:
     """Which models to evaluate, how, and where to."""
 
-    models: list[str] = field(metadata={"help": "Checkpoints, in folders or on the Hub: one row of the table each."})
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "Checkpoints, in folders or on the Hub: one row of the table each."}
+    )
     output_dir: str | None = field(
         default=None,
         metadata={"help": "Folder for the table and the picture; default: outputs/ and the script's name."},
@@ -37,9 +40,19 @@ class EvaluationArguments:
             raise ValueError(
                 f"`--per_device_eval_batch_size` must be 1 or more, got {self.per_device_eval_batch_size}."
             )
+        if not self.models:
+            raise ValueError("`--models` is missing: name one checkpoint or more, in folders or on the Hub.")
         repeated = {name for name in self.models if self.models.count(name) > 1}
         if repeated:
             raise ValueError(f"`--models` names {', '.join(sorted(repeated))} more than once.")
+
+    def options(self) -> dict:
+        """How [`predict`] is to go about it."""
+        return {
+            "batch_size": self.per_device_eval_batch_size,
+            "num_workers": self.dataloader_num_workers,
+            "use_cpu": self.use_cpu,
+        }
 
     def prepare_output_dir(self) -> tuple[Path, Journal]:
         """
@@ -62,15 +75,49 @@ class EvaluationArguments:
             return folder, Journal(folder / "results.jsonl", is_writer=self.state.is_main_process)
 
 
-def parse_evaluation_arguments(*argument_classes, description: str, argv: list[str] | None = None):
-    """Parse `[RECIPE.yaml] [--flag value ...]` into one dataclass each; contradictions end the program with one line."""
-    parser = HfArgumentParser(argument_classes, description=description)
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if argv and argv[0].endswith((".yaml", ".yml")):
-            argv = as_flags(read_recipe(argv[0])) + argv[1:]
-        return parser.parse_args_into_dataclasses(args=argv)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and "not used by the HfArgumentParser" in str(error):
-            parser.error("unknown arguments: " + str(error).split(":", 1)[1].strip())
-        parser.error(str(error))
+@dataclass
+class EvaluationDataArguments:
+    """Labelled images to evaluate on; by default the held-out digits."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set on the Hub, or a local folder that `datasets.load_dataset` reads."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    split: str | None = field(
+        default=None, metadata={"help": "Split of that data set; default: validation, or else val or test."}
+    )
+    image_dir: str | None = field(
+        default=None, metadata={"help": "Folder of images, one sub-folder per class (`imagefolder` layout)."}
+    )
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Image column, if the data set has several columns of the type Image."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Label column, if there isn't exactly one of the type ClassLabel."}
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
+    on_bad_image: str = field(
+        default="error",
+        metadata={"help": "What to do with an image that cannot be decoded.", "choices": ["error", "skip"]},
+    )
+
+    def __post_init__(self):
+        if self.dataset_name and self.image_dir:
+            raise ValueError("`--dataset_name` and `--image_dir` both name images: give one of them.")
+
+    def load(self) -> tuple[datasets.Dataset, Labels]:
+        """
+        The images, and the meaning of their labels.
+
+        Raises:
+            FileNotFoundError: if the folder or data set does not exist.
+            ValueError: if there is no such split, or not one class per image.
+        """
+        data = load_evaluation_split(
+            self.dataset_name, self.dataset_config_name, self.split, self.image_dir, self.max_samples
+        )
+        return data, Labels.of_classes(data, self.label_column_name, job="Evaluation")
+
+    def options(self) -> dict:
+        """What an [`ImageDataset`] of other images is to be given, too."""
+        return {"image_column": self.image_column_name, "skip_bad_images": self.on_bad_image == "skip"}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.images import seed_of, seeded
+from ..data.transforms import seed_of, seeded
 
 
 # in the order of the paper's tables

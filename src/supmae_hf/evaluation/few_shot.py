@@ -2,6 +2,7 @@
 """Few-shot transfer: K labelled images per class, by a linear probe or by fine-tuning, hyper-parameters from those alone."""
 
 import copy
+import tempfile
 from dataclasses import dataclass
 
 import datasets
@@ -11,14 +12,15 @@ from PIL import Image
 from sklearn.model_selection import StratifiedShuffleSplit
 from torch import nn
 from torchvision.transforms import v2
-from transformers import get_cosine_schedule_with_warmup
+from transformers import PrinterCallback
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging
 
-from ..data.images import EpochSampler, ImageDataset, collate, seed_of
-from ..data.sources import DataArguments, Labels
-from ..training.optimization import parameter_groups
-from ..training.setup import load_labeled_data
+from ..data.dataset import ImageDataset, collate
+from ..data.labels import Labels
+from ..data.transforms import seed_of
+from ..training.arguments import DataArguments, RecipeArguments
+from ..training.trainer import RecipeTrainer, leave
 from .models import ImageEncoder, ImageTransform, predict
 from .probes import select_probe
 
@@ -64,7 +66,7 @@ def load_few_shot_data(name: str) -> tuple[datasets.DatasetDict, Labels]:
         arguments = DataArguments(dataset_name=BENCHMARK[name], label_column_name="cls")
     else:
         arguments = DataArguments(dataset_name=name)
-    return load_labeled_data(arguments, job="Few-shot transfer")
+    return arguments.load_labeled(job="Few-shot transfer")
 
 
 def draw_shots(classes: np.ndarray, shots: int, seed: int) -> np.ndarray:
@@ -119,8 +121,10 @@ class EncoderClassifier(nn.Module):
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
-    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
-        return ImageClassifierOutput(logits=self.classifier(self.encoder(pixel_values)))
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
+        logits = self.classifier(self.encoder(pixel_values))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
 
 
 @dataclass
@@ -143,22 +147,34 @@ class FewShotTask:
         name: The encoder's checkpoint.
         pooling: See [`ImageEncoder`].
         data, labels: From [`load_few_shot_data`].
-        args: With `per_device_eval_batch_size`, `dataloader_num_workers` and `use_cpu`.
         transform: The checkpoint's.
+        batch_size, num_workers, use_cpu: See [`predict`].
     """
 
-    def __init__(self, name: str, pooling: str, data, labels: Labels, args, transform: ImageTransform):
-        self.args, self.transform = args, transform
+    def __init__(
+        self,
+        name: str,
+        pooling: str,
+        data,
+        labels: Labels,
+        transform: ImageTransform,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        use_cpu: bool = False,
+    ):
+        self.transform = transform
+        self.options = {"batch_size": batch_size, "num_workers": num_workers, "use_cpu": use_cpu}
         self.encoder = ImageEncoder(name, pooling)
         self.data, self.labels = data, labels
         self.classes = np.array([labels.encode(value) for value in data["train"][labels.column]])
         self._test_features = None
 
     def _dataset(self, data, transform=None, seed: int | None = None) -> ImageDataset:
-        return ImageDataset(data, self.encoder.config, self.labels, transform or self.transform, seed=seed)
+        num_channels = getattr(self.encoder.config, "num_channels", 3)  # timm models do not say
+        return ImageDataset(data, self.labels, transform or self.transform, num_channels, seed=seed)
 
     def _features(self, data) -> tuple[np.ndarray, np.ndarray]:
-        return predict(self.encoder, self._dataset(data), self.args, self.encoder)
+        return predict(self.encoder, self._dataset(data), function=self.encoder, **self.options)
 
     def probe(self, shots: int, seed: int) -> dict:
         """Accuracy of a linear probe on the held-out images; its regularisation by cross-validation on the shots."""
@@ -197,35 +213,37 @@ class FewShotTask:
     def _train(self, places: np.ndarray, learning_rate: float, seed: int, settings: FineTuning) -> EncoderClassifier:
         torch.manual_seed(seed)
         model = EncoderClassifier(copy.deepcopy(self.encoder), len(self.labels.names))
-        device = torch.device("cpu") if self.args.use_cpu else torch.accelerator.current_accelerator()
-        model.requires_grad_(True).to(device).train()
+        model.requires_grad_(True)
         augment = Augment(self.transform, self.transform.size, settings.flip)
-        dataset = self._dataset(self.data["train"].select(places), augment, seed)
-        sampler = EpochSampler(dataset)
-        loader = torch.utils.data.DataLoader(
-            dataset,
-            batch_size=settings.batch_size,
-            sampler=sampler,
-            collate_fn=collate,
-            num_workers=self.args.dataloader_num_workers,
-        )
-        groups = parameter_groups(model, learning_rate, settings.weight_decay, settings.layer_decay)
-        for group in groups:
-            del group["names"]
-        optimizer = torch.optim.AdamW(groups)
-        num_steps = settings.epochs * len(loader)
-        scheduler = get_cosine_schedule_with_warmup(optimizer, num_steps // 10, num_steps)
-        for epoch in range(settings.epochs):
-            sampler.epoch = epoch
-            for batch in loader:
-                logits = model(batch["pixel_values"].to(device)).logits
-                nn.functional.cross_entropy(logits, batch["labels"].to(device)).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                scheduler.step()
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = RecipeArguments(
+                output_dir=folder,
+                num_train_epochs=settings.epochs,
+                per_device_train_batch_size=settings.batch_size,
+                learning_rate=learning_rate,
+                layer_decay=settings.layer_decay,
+                weight_decay=settings.weight_decay,
+                lr_scheduler_type="cosine",
+                warmup_steps=0.1,  # of all
+                seed=seed,
+                use_cpu=self.options["use_cpu"],
+                dataloader_num_workers=self.options["num_workers"],
+                dataloader_drop_last=False,
+                eval_strategy="no",
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            )
+            train_dataset = self._dataset(self.data["train"].select(places), augment, seed)
+            trainer = RecipeTrainer(model, arguments, train_dataset=train_dataset, data_collator=collate)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+        if trainer.was_stopped:
+            leave(arguments)
         return model
 
     def _accuracy(self, model: EncoderClassifier, data) -> float:
-        scores, labels = predict(model, self._dataset(data), self.args)
+        scores, labels = predict(model, self._dataset(data), **self.options)
         labeled = labels >= 0
         return float((scores[labeled].argmax(axis=1) == labels[labeled]).mean())

@@ -13,10 +13,17 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
 from torchvision.transforms.v2.functional import to_pil_image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
-from ..data.images import ImageDataset, collate
+from ..data.dataset import ImageDataset, collate
 from ..modeling_supmae import SupMAEForImageClassification
 
 
@@ -176,7 +183,9 @@ def map_classes(names: Sequence[str], model: PreTrainedModel) -> list[int]:
 def predict(
     model: nn.Module,
     dataset: ImageDataset,
-    args,
+    batch_size: int,
+    num_workers: int = 0,
+    use_cpu: bool = False,
     function: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
@@ -184,19 +193,15 @@ def predict(
 
     Args:
         model: Moved to the device.
-        args: With `per_device_eval_batch_size`, `dataloader_num_workers` and `use_cpu`.
+        batch_size, num_workers: Images at a time and processes that load them, per device.
+        use_cpu: Whether to leave accelerators alone.
         function: From `pixel_values` to a tensor with one row per image; by default the `logits` of the model.
 
     Returns:
         Rows `(num_images, ...)` and labels `(num_images,)`.
     """
-    accelerator = Accelerator(cpu=args.use_cpu)
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_size=args.per_device_eval_batch_size,
-        collate_fn=collate,
-        num_workers=args.dataloader_num_workers,
-    )
+    accelerator = Accelerator(cpu=use_cpu)
+    loader = torch.utils.data.DataLoader(dataset, batch_size, collate_fn=collate, num_workers=num_workers)
     loader = accelerator.prepare(loader)
     model.to(accelerator.device).eval()
     function = function or (lambda pixel_values: model(pixel_values).logits)
@@ -243,8 +248,7 @@ class ImageEncoder(nn.Module):
             self.hidden_size = self.model.config.hidden_size
             self.config = self.model.config
             return
-        mapping = getattr(AutoModel, "_model_mapping", {})
-        model_class = mapping.get(type(config), None)
+        model_class = MODEL_MAPPING.get(type(config), None)
         has_optional_pooler = model_class and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
         if has_optional_pooler and not getattr(config, "use_mean_pooling", False):
             options["add_pooling_layer"] = False  # BERT's tanh, which no classifier uses

@@ -1,6 +1,8 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Classifiers on frozen features: the linear probe of MAE and SupMAE, and scikit-learn's on features computed once."""
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -8,11 +10,34 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from timm.optim import Lars
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..modeling_supmae import SupMAEForImageClassification, classification_loss
+from ..training.arguments import RecipeArguments
+from ..training.trainer import RecipeTrainer
 from .models import predict
+
+
+@dataclass
+class LinearProbeArguments(RecipeArguments):
+    """The linear probe; the paper's recipe is `training/recipes/linear_probe.yaml`."""
+
+    probe: str = field(
+        default="lars",
+        metadata={
+            "help": "lars trains on augmented images, as the paper does; logistic (scikit-learn's regression) and knn "
+            "compute the features of each image once.",
+            "choices": ["lars", "logistic", "knn"],
+        },
+    )
+    use_mean_pooling: bool = field(
+        default=False,
+        metadata={"help": "Probe the mean of the patch tokens instead of the class token."},
+    )
+    num_neighbors: int = field(default=20, metadata={"help": "Neighbours that vote, for `--probe knn`."})
+    inverse_regularization: float = field(default=1.0, metadata={"help": "scikit-learn's C, for `--probe logistic`."})
 
 
 class LinearProbe(nn.Module):
@@ -57,6 +82,24 @@ class LinearProbe(nn.Module):
         return self.encoder
 
 
+class LinearProbeTrainer(RecipeTrainer):
+    """Trainer of a [`LinearProbe`], with LARS (arXiv 1708.03888) as in MoCo v3: trust ratio for the weight only."""
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            classifier = self.model.classifier
+            self.optimizer = Lars(
+                [
+                    {"params": [classifier.weight], "always_adapt": True},
+                    {"params": [classifier.bias], "weight_decay": 0.0},
+                ],
+                lr=self.args.learning_rate,
+                momentum=0.9,
+                weight_decay=self.args.weight_decay,
+            )
+        return self.optimizer
+
+
 def set_classifier(model: SupMAEForImageClassification, weight: torch.Tensor, bias: torch.Tensor):
     """Give a model a classifier of `weight` `(num_labels, hidden_size)` and `bias` `(num_labels,)`."""
     model.classifier = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
@@ -65,9 +108,10 @@ def set_classifier(model: SupMAEForImageClassification, weight: torch.Tensor, bi
         model.classifier.bias.copy_(bias)
 
 
-def compute_features(model: SupMAEForImageClassification, dataset, args) -> tuple[np.ndarray, np.ndarray]:
+def compute_features(model: SupMAEForImageClassification, dataset, **options) -> tuple[np.ndarray, np.ndarray]:
     """
-    What the classifier of `model` sees of each image of an [`ImageDataset`] or [`ImageStream`].
+    What the classifier of `model` sees of each image of an [`ImageDataset`] or [`ImageStream`]; see [`predict`] for the
+    options.
 
     Returns:
         Features `(num_images, hidden_size)` and labels `(num_images,)`.
@@ -80,7 +124,7 @@ def compute_features(model: SupMAEForImageClassification, dataset, args) -> tupl
         return seen.pop()
 
     try:
-        return predict(model, dataset, args, features)
+        return predict(model, dataset, function=features, **options)
     finally:
         hook.remove()
 

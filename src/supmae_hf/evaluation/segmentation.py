@@ -25,8 +25,10 @@ from transformers import (
 )
 
 from ..configuration_supmae import to_pair
-from ..data.images import IMAGENET_MEAN, IMAGENET_STD, ImageDataset, seeded
-from ..data.sources import DataArguments, Labels, load_dataset
+from ..data.dataset import ImageDataset
+from ..data.labels import Labels
+from ..data.sources import HELD_OUT_SPLITS, load_dataset
+from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, seeded
 from ..modeling_supmae import SupMAEBackbone, interpolate_position_embeddings
 from .metrics import count_pixels, segmentation_scores
 
@@ -75,11 +77,17 @@ class SegmentationDataArguments:
 class UperNetArguments:
     """Which encoders, and the decoder."""
 
-    models: list[str] = field(metadata={"help": "Checkpoints, in folders or on the Hub: one row of the table each."})
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "Checkpoints, in folders or on the Hub: one row of the table each."}
+    )
     decoder_hidden_size: int = field(default=512, metadata={"help": "Width of UperNet's decoder."})
     out_indices: list[int] | None = field(
         default=None, metadata={"help": "Four blocks; default: at 1/3, 1/2, 2/3 and all of the depth."}
     )
+
+    def __post_init__(self):
+        if not self.models:
+            raise ValueError("`--models` is missing: name one checkpoint or more, in folders or on the Hub.")
 
 
 _FEATURES = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
@@ -153,7 +161,7 @@ def load_segmentation_data(args: SegmentationDataArguments) -> datasets.DatasetD
                     f"There is no column '{column}', only {data['train'].column_names}: see `--image_column_name` and "
                     "`--mask_column_name`."
                 )
-        held_out = next((name for name in ("validation", "val", "test") if name in data), None)
+        held_out = next((name for name in HELD_OUT_SPLITS if name in data), None)
         if held_out is None:
             raise ValueError(f"The data set has no held-out split, only {sorted(data)}.")
         renamed = {args.image_column_name: "image", args.mask_column_name: "annotation"}
@@ -195,7 +203,7 @@ class SegmentationDataset(ImageDataset):
     """
 
     def __init__(self, dataset: datasets.Dataset, args: SegmentationDataArguments, seed: int | None = None):
-        super().__init__(dataset, None, Labels(None), None, DataArguments(image_column_name="image"), seed=seed)
+        super().__init__(dataset, Labels(None), None, image_column="image", seed=seed)
         self.dataset = self.dataset.cast_column("annotation", datasets.Image(decode=False))
         self.segmentation = args
         size = args.crop_size
@@ -287,7 +295,6 @@ def load_backbone(name: str, image_size: int, out_indices: list[int] | None = No
     config = AutoConfig.from_pretrained(name, out_indices=out_indices)
     if config.model_type == "beit":
         config.add_fpn = config.reshape_hidden_states = True
-        config.batch_norm_eps = 1e-5  # which Transformers 5.0 forgot in BeitConfig
     return MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(name, config=config)
 
 
@@ -350,7 +357,7 @@ def evaluate_segmentation(model, dataset: SegmentationDataset) -> tuple[dict, li
     Whole images by sliding windows, compared in the size of their masks; each process of several takes a share.
 
     Returns:
-        What [`SegmentationAccuracy`] computes of all images, and (pixel_values, mask, prediction) of this process's first.
+        What [`segmentation_scores`] makes of all images, and (pixel_values, mask, prediction) of this process's first.
     """
     args, state = dataset.segmentation, PartialState()
     model.eval()

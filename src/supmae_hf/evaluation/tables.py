@@ -1,40 +1,24 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Results as tables: Markdown on the screen, JSON and CSV for programs, bars for the eye."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas
 from matplotlib.figure import Figure
 
 
-def columns_of(rows: Sequence[dict]) -> list[str]:
-    """The keys of all rows, in the order in which they first occur."""
-    return list(dict.fromkeys(column for row in rows for column in row))
-
-
-def markdown_table(rows: Sequence[dict], float_format: str = ".4g") -> str:
-    """Rows as a Markdown table; what a row does not have is left empty."""
-
-    def text(value) -> str:
-        return "" if value is None else f"{value:{float_format}}" if isinstance(value, float) else str(value)
-
-    columns = columns_of(rows)
-    lines = [columns, ["---"] * len(columns), *([text(row.get(column)) for column in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def write_table(rows: Sequence[dict], folder: str | Path, name: str, float_format: str = ".4g"):
-    """Print rows as a Markdown table, and write them to `NAME.json` and `NAME.csv` in `folder`."""
-    print(markdown_table(rows, float_format))
-    folder = Path(folder)
+    """
+    Print rows as a Markdown table, in which what a row does not have is left empty, and write them to `NAME.json` and
+    `NAME.csv` in `folder`.
+    """
+    table, folder = pandas.DataFrame(rows), Path(folder)
+    print(table.to_markdown(index=False, floatfmt=float_format, missingval=""))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
-    with open(folder / f"{name}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, columns_of(rows))
-        writer.writeheader()
-        writer.writerows(rows)
+    table.to_csv(folder / f"{name}.csv", index=False)
 
 
 def save_bars(

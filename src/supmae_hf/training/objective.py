@@ -1,10 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """The pre-training loss of a whole optimiser step, and the figures of its log."""
 
-import math
-
 import torch
-from accelerate import Accelerator
 
 from ..configuration_supmae import SupMAEConfig
 from ..modeling_supmae import (
@@ -15,24 +12,11 @@ from ..modeling_supmae import (
 )
 
 
-def labels_per_batch(batches: list[dict[str, torch.Tensor]], accelerator: Accelerator) -> torch.Tensor | None:
-    """
-    Labels per batch and process, averaged over an optimiser step's `batches` and all processes; `None` if there is
-    just one batch. Every process has to call it.
-    """
-    num_batches = len(batches) * accelerator.num_processes
-    if num_batches <= 1:
-        return None
-    counts = [(batch["labels"] != UNLABELED).sum() for batch in batches if "labels" in batch]
-    total = torch.stack(counts).sum() if counts else torch.tensor(0)
-    return accelerator.reduce(total.float().to(accelerator.device)) / num_batches
-
-
 def step_loss(
     outputs: SupMAEForPreTrainingOutput,
-    labels: torch.Tensor,
+    labels: torch.Tensor | None,
     config: SupMAEConfig,
-    mean_labels: torch.Tensor | None,
+    labels_per_batch: torch.Tensor | float | None,
 ) -> torch.Tensor:
     """
     A batch's loss, such that its average over the batches and processes of an optimiser step is the loss of all their
@@ -40,85 +24,76 @@ def step_loss(
     have different numbers.
 
     Args:
-        mean_labels (`torch.FloatTensor` of shape `()`, *optional*): From [`labels_per_batch`].
+        labels_per_batch: Labels in the step over its batches, of all processes; `None` for a step of one batch.
     """
-    if mean_labels is None:
+    if labels is None or labels_per_batch is None:
         return outputs["loss"].mean()  # mean(): DataParallel returns one loss per device
-    share = (labels != UNLABELED).sum() / mean_labels.clamp(min=1e-6)
-    reconstruction_loss, classification_loss = (
-        outputs[name].mean() for name in ("reconstruction_loss", "classification_loss")
-    )
+    share = (labels != UNLABELED).sum() / torch.as_tensor(labels_per_batch, device=labels.device).clamp(min=1e-6)
+    reconstruction_loss, class_loss = (outputs[name].mean() for name in ("reconstruction_loss", "classification_loss"))
     return config.reconstruction_loss_weight * reconstruction_loss + config.classification_loss_weight * (
-        classification_loss * share
+        class_loss * share
     )
 
 
-def _rows(outputs, labels, reconstruction_loss, classification_loss) -> torch.Tensor:
+def _labels_and_correct(outputs, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Per image: whether it is labelled, its labels, and whether the class with the highest score is right."""
+    if labels is None:
+        return {}
     num_labels = (labels != UNLABELED).reshape(len(labels), -1).sum(dim=1).float()
-    one = torch.ones_like(num_labels)
-    if labels.ndim == 1 and not labels.is_floating_point():
-        correct = (outputs["class_logits"].argmax(dim=-1) == labels).float()
-    else:
-        correct = one * torch.nan
-    return torch.stack(
-        [
-            one,
-            reconstruction_loss.detach().float() * one,
-            (num_labels > 0).float(),
-            num_labels,
-            classification_loss.detach().float() * num_labels,
-            correct,
-        ],
-        dim=1,
-    )
-
-
-def statistics(outputs: SupMAEForPreTrainingOutput, labels: torch.Tensor) -> torch.Tensor:
-    """
-    What the log needs to know of a training batch, one row per image: 1, the batch's reconstruction loss, whether the
-    image is labelled, its labels, their number times the batch's classification loss, and whether the class with the
-    highest score is right (NaN unless it has just one class). Rows of several batches and processes can be summed.
-    """
-    # mean(): DataParallel returns one loss per device
-    return _rows(outputs, labels, outputs["reconstruction_loss"].mean(), outputs["classification_loss"].mean())
-
-
-def evaluation_statistics(
-    model: SupMAEForPreTraining,
-    outputs: SupMAEForPreTrainingOutput,
-    pixel_values: torch.Tensor,
-    labels: torch.Tensor,
-) -> torch.Tensor:
-    """
-    [`statistics`] with each image's own losses, so that rows can be left out: several processes repeat some images to
-    have batches of the same size.
-    """
-    mask = outputs["mask"]
-    reconstruction_losses = (model.patch_losses(pixel_values, outputs["logits"]) * mask).sum(dim=1)
-    temperature = model.config.classification_temperature
-    classification_losses = [
-        classification_loss(scores[None], label[None], model.config, temperature)
-        for scores, label in zip(outputs["class_logits"], labels)
-    ]
-    return _rows(
-        outputs,
-        labels,
-        reconstruction_losses / mask.sum(dim=1).clamp(min=1),
-        torch.stack(classification_losses),
-    )
-
-
-def averages(sums) -> dict[str, float]:
-    """The log's figures from the sum of the rows of [`statistics`]: averages over images, or over labelled images."""
-    images, reconstruction_loss, labeled, num_labels, classification_loss, correct = map(float, sums)
-    figures = {"reconstruction_loss": reconstruction_loss / images}
-    if labeled:
-        figures["classification_loss"] = classification_loss / num_labels
-        if not math.isnan(correct):
-            figures["accuracy"] = correct / labeled
+    figures = {"labeled_images": (num_labels > 0).float(), "labels": num_labels}
+    if labels.ndim == 1 and not labels.is_floating_point():  # one class per image
+        figures["correct"] = (outputs["class_logits"].argmax(dim=-1) == labels).float()
     return figures
 
 
-def labeled_images(sums) -> float:
-    """Number of labelled images from the sum of the rows of [`statistics`]."""
-    return float(sums[2])
+def batch_figures(outputs: SupMAEForPreTrainingOutput, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """
+    What the log needs to know of a training batch, as numbers that can be summed over batches and processes: images,
+    labelled images, labels and right answers, and the losses times the images or labels that they are averages of.
+    """
+    images = torch.tensor(float(len(outputs["logits"])), device=outputs["logits"].device)
+    figures = {name: rows.sum() for name, rows in _labels_and_correct(outputs, labels).items()}
+    # mean(): DataParallel returns one loss per device
+    figures |= {"images": images, "reconstruction_loss": outputs["reconstruction_loss"].detach().mean() * images}
+    if labels is not None:
+        figures["classification_loss"] = outputs["classification_loss"].detach().mean() * figures["labels"]
+    return figures
+
+
+def image_figures(
+    model: SupMAEForPreTraining,
+    outputs: SupMAEForPreTrainingOutput,
+    pixel_values: torch.Tensor,
+    labels: torch.Tensor | None,
+) -> dict[str, torch.Tensor]:
+    """
+    [`batch_figures`] of every image of an evaluation batch, each of shape `(batch_size,)`, with the image's own losses, so
+    that images can be left out: several processes repeat some to have batches of the same size.
+    """
+    figures, mask = _labels_and_correct(outputs, labels), outputs["mask"]
+    losses = (model.patch_losses(pixel_values, outputs["logits"]) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    figures |= {"images": torch.ones_like(losses), "reconstruction_loss": losses}
+    if labels is not None:
+        config = model.config
+
+        def loss(scores: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            return classification_loss(scores[None], label[None], config, config.classification_temperature)
+
+        figures["classification_loss"] = torch.vmap(loss)(outputs["class_logits"], labels) * figures["labels"]
+    return figures
+
+
+def averages(sums: dict) -> dict[str, float]:
+    """The log's figures from the sums of [`batch_figures`]: averages over images, or over labelled images."""
+    sums = {name: float(value) for name, value in sums.items()}
+    figures = {"reconstruction_loss": sums["reconstruction_loss"] / sums["images"]}
+    if sums.get("labels"):
+        figures["classification_loss"] = sums["classification_loss"] / sums["labels"]
+        if "correct" in sums:
+            figures["accuracy"] = sums["correct"] / sums["labeled_images"]
+    return figures
+
+
+def add(sums: dict | None, figures: dict) -> dict:
+    """The sum of two dictionaries of numbers with the same keys."""
+    return figures if sums is None else {name: sums[name] + value for name, value in figures.items()}

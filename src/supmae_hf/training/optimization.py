@@ -4,9 +4,8 @@
 import re
 
 import torch
-from transformers import Trainer, get_scheduler
+from transformers import PreTrainedModel, Trainer, get_scheduler
 
-from ..modeling_supmae import SupMAEPreTrainedModel
 from .arguments import RecipeArguments
 
 
@@ -21,7 +20,7 @@ def layer_of(name: str, num_layers: int) -> int:
 
 
 def parameter_groups(
-    model: SupMAEPreTrainedModel, learning_rate: float, weight_decay: float, layer_decay: float | None = None
+    model: PreTrainedModel, learning_rate: float, weight_decay: float, layer_decay: float | None = None
 ) -> list[dict]:
     """
     The trainable parameters with their learning rates and weight decays.
@@ -63,7 +62,7 @@ def parameter_groups(
     return list(groups.values())
 
 
-def create_optimizer(model: SupMAEPreTrainedModel, args: RecipeArguments) -> torch.optim.Optimizer:
+def create_optimizer(model: PreTrainedModel, args: RecipeArguments) -> torch.optim.Optimizer:
     """The optimiser that `args` describe; `--optim` takes the names that [`~transformers.Trainer`] knows."""
     groups = parameter_groups(model, args.learning_rate, args.weight_decay, getattr(args, "layer_decay", None))
     for group in groups:

@@ -4,32 +4,34 @@ Trainers: Transformers' own, with the recipes' optimisers, a log of what matters
 killed, and runs that go on from them as if nothing had happened.
 """
 
-import ctypes
 import math
-import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timm.optim import Lars
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalPrediction
 from transformers.utils import logging
 
-from ..data.images import EpochSampler, ImageDataset, ImageStream, MixupCollator, normalize_pixels, seed_of
-from ..hub import training_card
-from ..modeling_supmae import UNLABELED, SupMAEPreTrainedModel
-from .objective import averages, evaluation_statistics, labeled_images, labels_per_batch, statistics, step_loss
+from ..data.dataset import EpochSampler, ImageDataset, ImageStream, MixupCollator
+from ..data.transforms import seed_of
+from .checkpointing import (
+    TERMINATED,
+    RunMonitor,
+    StopRequest,
+    check_writer,
+    ignore_stop_request,
+    mark_complete,
+    writing_failed,
+)
+from .objective import add, averages, batch_figures, image_figures, step_loss
 from .optimization import create_optimizer, create_scheduler
-from .resuming import RunMonitor, StopRequest, check_writer, ignore_stop_request, new_checkpoint
 
 
 logger = logging.get_logger(__name__)
-
-# from glibc's malloc.h
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
 
 
 def seed_step(seed: int, step: int, process_index: int):
@@ -37,16 +39,33 @@ def seed_step(seed: int, step: int, process_index: int):
     torch.manual_seed(seed_of(seed, step, process_index))
 
 
-def keep_freed_memory():
+def build_dataloader(dataset, args, collate: Callable, train: bool) -> DataLoader:
     """
-    Tell glibc to keep the memory that the process frees. By default it gives large blocks back to the system, which
-    has to clear them page by page when the next operation asks for them, which takes a good part of the time of a
-    training step on a CPU.
+    Batches of an [`ImageDataset`], an [`ImageStream`] or any other data set: shuffled and without an incomplete last one
+    (if `args.dataloader_drop_last`) for training, all of them in order for evaluation.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            libc.mallopt(option, 2**31 - 1)
+    sampler = None
+    if train and not isinstance(dataset, IterableDataset):
+        is_ours = isinstance(dataset, ImageDataset) and dataset.seed is not None
+        sampler = EpochSampler(dataset) if is_ours else torch.utils.data.RandomSampler(dataset)
+    return DataLoader(
+        dataset,
+        batch_size=args.train_batch_size if train else args.eval_batch_size,
+        sampler=sampler,
+        drop_last=train and not isinstance(dataset, IterableDataset) and args.dataloader_drop_last,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers and train,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+        worker_init_fn=ignore_stop_request,
+    )
+
+
+def epoch_order(loader: DataLoader) -> EpochSampler | ImageStream | None:
+    """What decides the order of the images, whose `epoch` is to be set before each."""
+    return next((x for x in (loader.sampler, loader.dataset) if isinstance(x, (EpochSampler, ImageStream))), None)
 
 
 def prepare_batch_norm(model: torch.nn.Module, args) -> torch.nn.Module:
@@ -74,23 +93,31 @@ class _RunCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._last_logged_step = state.global_step
+        self.trainer.last_logged_step = state.global_step
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        if self.trainer._order is not None:
+        if self.trainer.order is not None:
             steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
-            self.trainer._order.epoch = state.global_step // steps
+            self.trainer.order.epoch = state.global_step // steps
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
         seed_step(args.seed, state.global_step, args.process_index)
+        self.trainer.learning_rate = max(lr_scheduler.get_last_lr())  # of the classifier, under layer-wise decay
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer._monitor.end_step(state.global_step):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if self.trainer.monitor.end_step(state.global_step):
             self.trainer.was_stopped = control.should_save = control.should_training_stop = True
+        if control.should_save:
+            self.trainer.monitor.check(model, state.global_step)
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
         if self.trainer.was_stopped:  # saved already; leave at once
             control.should_save = control.should_evaluate = False
+        if control.should_save:
+            self.trainer.monitor.check(model, state.global_step)
+
+    def on_save(self, args, state, control, **kwargs):
+        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.trainer.accelerator)
 
 
 class RecipeTrainer(Trainer):
@@ -100,28 +127,38 @@ class RecipeTrainer(Trainer):
     With an [`ImageDataset`] or [`ImageStream`], a run that is killed and started again ends with the weights that it
     would have had, bit for bit on a CPU in fp32. The log has the images per second of training (evaluation excluded)
     and the number of skipped images. SIGTERM makes `train` save a checkpoint and return early, with
-    `was_stopped = True`; a loss that is not finite ends it with a `FloatingPointError`.
+    `was_stopped = True`; a loss that is not finite ends it with a `FloatingPointError`, and a checkpoint that cannot be
+    written with an `OSError`.
+
+    Args:
+        write_card (*optional*): Called without arguments when the run is published: writes the model card into the output
+            folder. By default Transformers' own.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, write_card: Callable[[], None] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.args.device.type == "cpu":
-            keep_freed_memory()
+        self.model_accepts_loss_kwargs = False  # losses are means over a batch, which the Trainer averages over a step
+        self.write_card = write_card
         self.was_stopped = False
+        self.order = None
+        self.learning_rate = None
+        self.last_logged_step = 0
         self._num_images = 0
         self._num_skipped = None
         self._interval_start = None
-        self._last_logged_step = 0
-        self._order = None
-        self._unfinished = None
         self.add_callback(_RunCallback(self))
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         if isinstance(resume_from_checkpoint, str):
             check_writer(resume_from_checkpoint, is_trainer=True)
         with StopRequest() as stop:
-            self._monitor = RunMonitor(self.args, self.accelerator, stop)
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            self.monitor = RunMonitor(self.args, self.accelerator, stop)
+            try:
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                if self.control.should_save and not self.control.should_evaluate:  # which come in this order
+                    raise writing_failed(self.args.output_dir, self.state.global_step, error) from error
+                raise
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -131,15 +168,16 @@ class RecipeTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         if self.lr_scheduler is None:
             self.lr_scheduler = create_scheduler(optimizer or self.optimizer, self.args, num_training_steps)
-            self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def get_train_dataloader(self):
-        if isinstance(self.train_dataset, ImageStream):
-            self._order = self.train_dataset
-        dataloader = super().get_train_dataloader()
-        getattr(dataloader, "base_dataloader", dataloader).worker_init_fn = ignore_stop_request
-        return dataloader
+        loader = build_dataloader(self.train_dataset, self.args, self.data_collator, train=True)
+        self.order = epoch_order(loader)
+        return self.accelerator.prepare(loader)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self.accelerator.prepare(build_dataloader(dataset, self.args, self.data_collator, train=False))
 
     def get_batch_samples(self, *args, **kwargs):
         # a run that was killed between its last step and its end; the Trainer would train one step more
@@ -147,44 +185,22 @@ class RecipeTrainer(Trainer):
             return [], None
         return super().get_batch_samples(*args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset=None):
-        train_dataset = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(train_dataset, ImageDataset):
-            self._order = EpochSampler(train_dataset)
-            return self._order
-        return super()._get_train_sampler(train_dataset)
-
-    def _get_learning_rate(self) -> float:
-        return max(self.lr_scheduler.get_last_lr())  # of the classifier, under layer-wise decay
-
-    def _prepare_inputs(self, inputs):
-        inputs = super()._prepare_inputs(inputs)
-        inputs["pixel_values"] = normalize_pixels(inputs["pixel_values"])
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         skipped = inputs.pop("skipped", None)
-        if skipped is not None and self.model.training:
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._interval_start = self._interval_start or time.perf_counter()
+        self._num_images += inputs["pixel_values"].shape[0]
+        if skipped is not None:
             self._num_skipped = skipped.sum() + (0 if self._num_skipped is None else self._num_skipped)
-        return inputs
-
-    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        if model.training:
-            self._interval_start = self._interval_start or time.perf_counter()
-            self._num_images += inputs["pixel_values"].shape[0]
-        loss, outputs = self._loss_and_outputs(model, inputs, **kwargs)
+        loss, outputs = self.training_loss(model, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _loss_and_outputs(self, model, inputs, **kwargs):
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        if model.training:
-            self._monitor.add(loss=loss)
+    def training_loss(self, model, inputs, num_items_in_batch=None):
+        """Loss and outputs of a training batch."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        self.monitor.add(loss=loss)
         return loss, outputs
-
-    def get_eval_dataloader(self, *args, **kwargs):
-        # dropping the last batch is for training: evaluation sees every image
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(*args, **kwargs)
-        finally:
-            self.args.dataloader_drop_last = drop_last
 
     def evaluate(self, *args, **kwargs):
         start = time.perf_counter()
@@ -195,46 +211,57 @@ class RecipeTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs):
         if "loss" in logs and self._num_images:  # a training interval, as opposed to an evaluation or the summary
-            logs.update(self._interval_figures())
+            logs.update(self.interval_figures())
             seconds = time.perf_counter() - self._interval_start
             logs["images_per_second"] = round(self._num_images * self.args.world_size / seconds, 1)
             self._num_images, self._interval_start = 0, time.perf_counter()
-            self._last_logged_step = self.state.global_step
+            self.last_logged_step = self.state.global_step
         super().log(logs, *args, **kwargs)
 
-    def _interval_figures(self) -> dict[str, float]:
+    def interval_figures(self) -> dict[str, float]:
         """What the log says of the steps since the last one."""
-        if self._num_skipped is None:
-            return {}
-        skipped, self._num_skipped = int(self.accelerator.reduce(self._num_skipped)), None
-        return {"skipped_images": skipped}
+        figures = {"learning_rate": self.learning_rate}
+        if self._num_skipped is not None:
+            figures["skipped_images"] = int(self.accelerator.reduce(self._num_skipped))
+            self._num_skipped = None
+        return figures
 
     def create_model_card(self, *args, **kwargs):
-        """The card of [`training_card`] into the output folder; the Trainer's own for other models and data."""
-        if not isinstance(self.model, SupMAEPreTrainedModel) or not isinstance(
-            self.train_dataset, (ImageDataset, ImageStream)
-        ):
+        """The card of the run into the output folder."""
+        if self.write_card is None:
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
-            card = training_card(self.model, self.args, self.train_dataset, self.eval_dataset, self.state.log_history)
-            card.save(Path(self.args.output_dir) / "README.md")
+            self.write_card()
 
-    def _get_output_dir(self, trial):
-        return super()._get_output_dir(trial) if self._unfinished is None else str(self._unfinished)
+    def run(self, checkpoint: str | None = None, report: Callable[[dict], None] | None = None) -> dict[str, float]:
+        """
+        Train, save, evaluate, report, publish: what the scripts do. Ends the process with the exit status of SIGTERM, and a
+        word on how to go on, if it was asked to stop.
 
-    def _save_checkpoint(self, model, trial):
-        step = self.state.global_step
-        self._monitor.check(self.model, step)
-        with new_checkpoint(self.args, self.accelerator, step, keep=self.state.best_model_checkpoint) as folder:
-            self._unfinished = folder.parent  # where the Trainer now writes `checkpoint-{step}`
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._unfinished = None
-            if self.state.best_global_step == step:
-                self.state.best_model_checkpoint = str(Path(self.args.output_dir) / folder.name)
-                if self.args.should_save:
-                    self.state.save_to_json(folder / TRAINER_STATE_NAME)
+        Args:
+            checkpoint: To go on from.
+            report: Called with the figures of the evaluation by the first process.
+        """
+        self.train(resume_from_checkpoint=checkpoint)
+        if self.was_stopped:
+            leave(self.args)
+        self.save_model()
+        self.save_state()
+        metrics = self.evaluate() if self.eval_dataset is not None else {}
+        if metrics:
+            self.save_metrics("eval", metrics)
+        if report is not None and self.is_world_process_zero():
+            report(metrics)
+        if self.args.push_to_hub:
+            self.push_to_hub()
+        return metrics
+
+
+def leave(args):
+    """End the process with the exit status of SIGTERM, and a word on how to go on."""
+    if args.process_index == 0:
+        print(f"\nStopped by SIGTERM; saved in {args.output_dir}. The same command goes on from there.")
+    raise SystemExit(TERMINATED)
 
 
 class PreTrainer(RecipeTrainer):
@@ -246,49 +273,41 @@ class PreTrainer(RecipeTrainer):
 
     def __init__(self, model, args, **kwargs):
         model = prepare_batch_norm(model, args)
-        super().__init__(model, args, compute_metrics=self._average_predictions, **kwargs)
+        super().__init__(model, args, compute_metrics=self._average, **kwargs)
+        self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted: `num_items_in_batch`
         self._sums = None
-        self._mean_labels = None
 
     @staticmethod
-    def _average_predictions(prediction: EvalPrediction) -> dict[str, float]:
-        return averages(prediction.predictions.astype("float64").sum(axis=0))
+    def _average(prediction: EvalPrediction) -> dict[str, float]:
+        return averages({name: rows.astype("float64").sum() for name, rows in prediction.predictions.items()})
 
-    def _prepare_inputs(self, inputs):
-        inputs = super()._prepare_inputs(inputs)
-        if "labels" not in inputs:
-            images = inputs["pixel_values"]
-            inputs["labels"] = torch.full((len(images),), UNLABELED, device=images.device)
-        return inputs
-
-    def get_batch_samples(self, *args, **kwargs):
-        batches, num_items = super().get_batch_samples(*args, **kwargs)
-        self._mean_labels = labels_per_batch(batches, self.accelerator)
-        return batches, num_items
-
-    def _loss_and_outputs(self, model, inputs, **kwargs):
+    def training_loss(self, model, inputs, num_items_in_batch=None):
+        labels, num_batches = inputs.get("labels"), self.current_gradient_accumulation_steps
         outputs = model(**inputs)
-        if not model.training:
-            return outputs["loss"].mean(), outputs
-        loss = step_loss(outputs, inputs["labels"], self.model.config, self._mean_labels)
-        sums = statistics(outputs, inputs["labels"]).sum(dim=0)
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._monitor.add(
-            reconstruction_loss=outputs["reconstruction_loss"], classification_loss=outputs["classification_loss"]
-        )
-        return loss, outputs
+        labels_per_batch = None
+        if num_items_in_batch is not None and num_batches * self.args.world_size > 1:
+            labels_per_batch = num_items_in_batch / (num_batches * self.args.world_size)
+        loss = step_loss(outputs, labels, self.model.config, labels_per_batch)
+        self._sums = add(self._sums, batch_figures(outputs, labels))
+        class_loss = {} if labels is None else {"classification_loss": outputs["classification_loss"]}
+        self.monitor.add(loss=loss, reconstruction_loss=outputs["reconstruction_loss"], **class_loss)
+        # the Trainer leaves the division to whoever is given the number of items
+        return (loss if num_items_in_batch is None else loss / num_batches), outputs
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = self._prepare_inputs(inputs)
+        inputs.pop("skipped", None)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-            rows = evaluation_statistics(self.model, outputs, inputs["pixel_values"], inputs["labels"])
-        return loss.detach(), rows, inputs["labels"]
+            outputs = model(**inputs)
+            figures = image_figures(self.model, outputs, inputs["pixel_values"], inputs.get("labels"))
+        return outputs["loss"].mean().detach(), figures, figures["images"]
 
-    def _interval_figures(self) -> dict[str, float]:
+    def interval_figures(self) -> dict[str, float]:
         sums, self._sums = self.accelerator.reduce(self._sums, reduction="sum"), None
-        per_step = labeled_images(sums) / (self.state.global_step - self._last_logged_step)
-        return {**super()._interval_figures(), **averages(sums), "labeled_images_per_step": per_step}
+        figures = {**super().interval_figures(), **averages(sums)}
+        if "labeled_images" in sums:
+            steps = self.state.global_step - self.last_logged_step
+            figures["labeled_images_per_step"] = float(sums["labeled_images"]) / steps
+        return figures
 
 
 class FineTuner(RecipeTrainer):
@@ -303,41 +322,18 @@ class FineTuner(RecipeTrainer):
     def __init__(self, *args, mixup=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.label_smoother = None  # done in the loss below, and only in training
-        self._mixup = mixup
+        self.mixup = mixup
 
     def get_train_dataloader(self):
-        plain_collator = self.data_collator
-        if self._mixup is not None:
-            self.data_collator = MixupCollator(self._mixup)
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.data_collator = plain_collator
+        collate = self.data_collator if self.mixup is None else MixupCollator(self.mixup)
+        loader = build_dataloader(self.train_dataset, self.args, collate, train=True)
+        self.order = epoch_order(loader)
+        return self.accelerator.prepare(loader)
 
-    def _loss_and_outputs(self, model, inputs, **kwargs):
-        if not model.training:
-            return super()._loss_and_outputs(model, inputs, **kwargs)
+    def training_loss(self, model, inputs, num_items_in_batch=None):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         smoothing = 0.0 if labels.is_floating_point() else self.args.label_smoothing_factor
         loss = torch.nn.functional.cross_entropy(outputs["logits"].float(), labels, label_smoothing=smoothing)
-        self._monitor.add(loss=loss)
+        self.monitor.add(loss=loss)
         return loss, outputs
-
-
-class LinearProbeTrainer(RecipeTrainer):
-    """Trainer of a [`LinearProbe`], with LARS (arXiv 1708.03888) as in MoCo v3: trust ratio for the weight only."""
-
-    def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            classifier = self.model.classifier
-            self.optimizer = Lars(
-                [
-                    {"params": [classifier.weight], "always_adapt": True},
-                    {"params": [classifier.bias], "weight_decay": 0.0},
-                ],
-                lr=self.args.learning_rate,
-                momentum=0.9,
-                weight_decay=self.args.weight_decay,
-            )
-        return self.optimizer

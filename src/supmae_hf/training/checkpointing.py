@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from huggingface_hub.utils.sha import sha_fileobj
-from safetensors import SafetensorError
 from transformers.utils import logging
 
 from .arguments import RecipeArguments
@@ -23,10 +22,10 @@ from .arguments import RecipeArguments
 
 logger = logging.get_logger(__name__)
 
-# lists a checkpoint's files with their SHA-256; written last
+# lists a checkpoint's files with their SHA-256; written last, so that a checkpoint without one is not complete
 MANIFEST = "manifest.json"
-# half-written and half-deleted checkpoints are in this sub-folder of the output folder
-_UNFINISHED = ".unfinished"
+# what a run writes into its output folder beside checkpoints
+_RESULTS = ("README.md", "curves.png", "reconstructions.png", "widget", "runs", "all_results.json", "eval_results.json")
 
 # the exit status of a process that ends on SIGTERM
 TERMINATED = 128 + signal.SIGTERM
@@ -34,7 +33,7 @@ TERMINATED = 128 + signal.SIGTERM
 
 def _checksums(checkpoint: Path) -> dict[str, str]:
     checksums = {}
-    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST):
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and MANIFEST not in path.name):
         with path.open("rb") as file:
             checksums[path.relative_to(checkpoint).as_posix()] = sha_fileobj(file).hex()
     return checksums
@@ -51,33 +50,55 @@ def _write_to_disk(folder: Path):
                 os.close(handle)
 
 
-def _damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, if anything."""
-    try:
-        expected = json.loads((checkpoint / MANIFEST).read_text())
-        found = _checksums(checkpoint)
-    except (OSError, ValueError) as error:
-        return f"cannot be read ({error})"
-    for name, checksum in expected.items():
-        if found.get(name) != checksum:
-            return f"{name} is {'damaged' if name in found else 'missing'}"
-    return None
+def mark_complete(checkpoint: str | Path, accelerator: Accelerator):
+    """Every process calls this when it has written its part: the checkpoint counts from then on."""
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        checkpoint = Path(checkpoint)
+        manifest = checkpoint / f"{MANIFEST}.new"
+        manifest.write_text(json.dumps(_checksums(checkpoint), indent=1))
+        _write_to_disk(checkpoint)
+        manifest.rename(checkpoint / MANIFEST)
+    accelerator.wait_for_everyone()
 
 
-def list_checkpoints(output_dir: str | Path, last_step: float = math.inf) -> list[Path]:
-    """The checkpoints in a folder up to a step, oldest first."""
+def writing_failed(output_dir: str | Path, step: int, error: Exception) -> OSError:
+    """The error of a checkpoint that cannot be written."""
+    kept = [path for path in list_checkpoints(output_dir) if (path / MANIFEST).exists()]
+    return OSError(
+        f"The checkpoint of step {step} cannot be written to {output_dir}: {error}. "
+        + (f"The last one kept is {kept[-1].name}. " if kept else "There is none before it. ")
+        + "Make room or mend the folder, then start the same command again."
+    )
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints in a folder, complete or not, oldest first."""
     matches = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(output_dir).glob("checkpoint-*"))
-    steps = sorted(int(match[1]) for match in matches if match)
-    return [Path(output_dir) / f"checkpoint-{step}" for step in steps if step <= last_step]
+    return [Path(output_dir) / f"checkpoint-{step}" for step in sorted(int(match[1]) for match in matches if match)]
 
 
 def find_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint that is intact; says which ones are not."""
+    """
+    The newest checkpoint that is intact. Newer ones are put out of the way, and said: those whose writing or removal was
+    interrupted are deleted, damaged ones renamed (the Hub client passes over names that begin with an underscore).
+    """
     for checkpoint in reversed(list_checkpoints(output_dir)):
-        damage = _damage(checkpoint)
-        if damage is None:
+        try:
+            expected, found = json.loads((checkpoint / MANIFEST).read_text()), _checksums(checkpoint)
+        except (OSError, ValueError):
+            expected, found = None, {}
+        if expected is None or expected.keys() - found.keys():
+            logger.warning(f"{checkpoint} is incomplete: deleted.")
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            continue
+        damaged = [name for name in expected if expected[name] != found[name]]
+        if not damaged:
             return checkpoint
-        logger.warning(f"{checkpoint} is not used: {damage}.")
+        aside = checkpoint.with_name(f"_damaged-{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        logger.warning(f"{checkpoint} is not used, because {damaged[0]} is damaged: moved to {aside.name}.")
     return None
 
 
@@ -91,60 +112,6 @@ def check_writer(checkpoint: str | Path, is_trainer: bool):
         raise ValueError(
             f"{checkpoint} was written by {writer}: go on with that script, or choose another `--output_dir`."
         )
-
-
-def _remove(checkpoint: Path):
-    doomed = checkpoint.parent / _UNFINISHED / f"old-{checkpoint.name}"
-    shutil.rmtree(doomed, ignore_errors=True)
-    doomed.parent.mkdir(exist_ok=True)
-    checkpoint.rename(doomed)  # in one go, so that nobody meets half a checkpoint
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def new_checkpoint(args: RecipeArguments, accelerator: Accelerator, step: int, keep: str | None = None):
-    """
-    Gives an empty folder to write into, the same to all processes, which becomes `checkpoint-{step}` of
-    `args.output_dir` when the block ends without an error. Then older checkpoints beyond `args.save_total_limit` go,
-    but for `keep`.
-
-    Raises:
-        OSError: if the checkpoint cannot be written; those before it stay.
-    """
-    output_dir = Path(args.output_dir)
-    unfinished, checkpoint = output_dir / _UNFINISHED / f"checkpoint-{step}", output_dir / f"checkpoint-{step}"
-    try:
-        if not output_dir.is_dir():
-            raise FileNotFoundError("the output folder has disappeared")
-        if args.should_save:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        yield unfinished
-        accelerator.wait_for_everyone()
-        if args.should_save:
-            (unfinished / MANIFEST).write_text(json.dumps(_checksums(unfinished), indent=1))
-            _write_to_disk(unfinished)
-            if checkpoint.exists():  # damaged
-                _remove(checkpoint)
-            unfinished.rename(checkpoint)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if args.should_save:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        kept = [path.name for path in list_checkpoints(output_dir)]
-        raise OSError(
-            f"The checkpoint of step {step} cannot be written to {output_dir}: {error}. "
-            + (f"The last one kept is {kept[-1]}. " if kept else "There is none before it. ")
-            + "Make room or mend the folder, then start the same command again."
-        ) from error
-    if args.should_save:
-        if args.save_total_limit:
-            # a later one is damaged, as this run would have begun with it: it does not count
-            for old in list_checkpoints(output_dir, step)[: -args.save_total_limit]:
-                if keep is None or old != Path(keep):
-                    _remove(old)
-        shutil.rmtree(unfinished.parent, ignore_errors=True)
-    accelerator.wait_for_everyone()
 
 
 def prepare_output_dir(args: RecipeArguments) -> str | None:
@@ -162,7 +129,6 @@ def prepare_output_dir(args: RecipeArguments) -> str | None:
     if args.process_index == 0:
         try:
             answer[0] = _checkpoint_to_go_on_from(args)
-            shutil.rmtree(Path(args.output_dir) / _UNFINISHED, ignore_errors=True)  # of a run that was killed
         except OSError as error:
             answer[1] = error
     checkpoint, error = broadcast_object_list(answer)
@@ -183,15 +149,14 @@ def _checkpoint_to_go_on_from(args: RecipeArguments) -> str | None:
     if not output_dir.is_dir():
         return None
     if args.overwrite_output_dir:
-        for old in list_checkpoints(output_dir):
-            shutil.rmtree(old)
+        for old in (*list_checkpoints(output_dir), *(output_dir / name for name in _RESULTS)):
+            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         return None
     checkpoint = find_checkpoint(output_dir)
     if checkpoint is not None:
         logger.warning(f"Going on from {checkpoint}; pass `--overwrite_output_dir True` to start anew instead.")
         return str(checkpoint)
-    # a run that was stopped before its first checkpoint leaves its log and perhaps half a checkpoint
-    if {path.name for path in output_dir.iterdir()} - {_UNFINISHED, "runs"}:
+    if {path.name for path in output_dir.iterdir()} - {"runs"}:  # the log of a run stopped before its first checkpoint
         raise FileExistsError(
             f"{output_dir} is not empty and holds no checkpoint to go on from: choose another `--output_dir`, or pass "
             "`--overwrite_output_dir True` to start anew there."
@@ -302,7 +267,7 @@ class RunMonitor:
             self._fail(step, "the loss", ", ".join(f"{name} {value:g}" for name, value in losses.items()))
 
     def _fail(self, step: int, what: str, values: str = ""):
-        kept = list_checkpoints(self.args.output_dir)
+        kept = [path for path in list_checkpoints(self.args.output_dir) if (path / MANIFEST).exists()]
         raise FloatingPointError(
             f"Step {step}: {what} is not finite{f' ({values})' if values else ''}. "
             + (f"The last good checkpoint is {kept[-1]}. " if kept else "There is no checkpoint yet. ")

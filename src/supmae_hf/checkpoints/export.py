@@ -37,15 +37,14 @@ from transformers import (
 )
 
 from ..configuration_supmae import SupMAEConfig, to_pair
-from ..data.images import build_image_processor, pixel_statistics
+from ..data.transforms import build_image_processor, pixel_statistics
 from ..modeling_supmae import (
     SupMAEForImageClassification,
     SupMAEForPreTraining,
     SupMAEModel,
     SupMAEPreTrainedModel,
 )
-from .folders import new_folder
-from .original import revert_original_state_dict
+from .convert import new_folder, revert_original_state_dict
 
 
 # Largest difference, relative to the largest result (or 1), at which an export counts as exact.

@@ -1,0 +1,242 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Records as model inputs, the order of an epoch, batches."""
+
+import io
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+from timm.data import Mixup
+from transformers import ViTImageProcessor
+from transformers.utils import logging
+
+from ..modeling_supmae import UNLABELED
+from .labels import Labels
+from .sources import find_image_column
+from .transforms import MODES, TrainTransform, seeded
+
+
+logger = logging.get_logger(__name__)
+
+
+class _Images:
+    """What [`ImageDataset`] and [`ImageStream`] do with a record."""
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset | datasets.IterableDataset,
+        labels: Labels,
+        transform,
+        num_channels: int = 3,
+        image_column: str | None = None,
+        num_patches: int | None = None,
+        seed: int | None = None,
+        skip_bad_images: bool = False,
+    ):
+        if num_channels not in MODES:
+            raise ValueError(
+                f"Images have {list(MODES)} channels, but `num_channels` is {num_channels}: train on a "
+                "data set of your own that yields `pixel_values`."
+            )
+        self.image_column = find_image_column(dataset.features, image_column)
+        # decoded in _item, where the image can be named if that fails
+        self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
+        self.image_feature = datasets.Image()
+        self.mode = MODES[num_channels]
+        self.labels = labels
+        self.transform = transform
+        self.num_patches = num_patches
+        self.seed = seed
+        self.skip_bad_images = skip_bad_images
+
+    def _open(self, record: dict) -> tuple[Image.Image, bytes | None]:
+        """The image, not decoded yet if its file is at hand (and need not be rotated), and that file."""
+        file = record["bytes"]
+        if file is None and Path(record["path"]).is_file():
+            file = Path(record["path"]).read_bytes()
+        if file is not None:
+            image = Image.open(io.BytesIO(file))
+            if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+                return image, file
+        return self.image_feature.decode_example(record), None
+
+    def _pixels(self, encoded: dict) -> torch.Tensor:
+        if isinstance(self.transform, TrainTransform):  # which does not decode all of the image
+            return self.transform(*self._open(encoded))
+        image = self.image_feature.decode_example(encoded).convert(self.mode)
+        if isinstance(self.transform, ViTImageProcessor):
+            return self.transform(image, return_tensors="pt")["pixel_values"][0]
+        return self.transform(image)
+
+    def _item(self, record: dict, place: str, key: tuple[int, ...]) -> dict | None:
+        """The model's inputs, or `None` if the image cannot be decoded and is to be skipped."""
+        encoded, item = record[self.image_column], {}
+        with seeded(*key):
+            if self.num_patches is not None:
+                item["noise"] = torch.rand(self.num_patches)
+            try:
+                item["pixel_values"] = self._pixels(encoded)
+            except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+                where = f"{encoded['path']} ({place})" if encoded and encoded.get("path") else place.capitalize()
+                message = (
+                    f"{where} cannot be decoded ({error}): repair it or remove it from the data set, or pass "
+                    "`--on_bad_image skip`."
+                )
+                if not self.skip_bad_images:
+                    raise ValueError(message) from error
+                logger.warning(f"Skipped: {message}")
+                return None
+        label = UNLABELED if self.labels.column is None else self.labels.encode(record[self.labels.column])
+        item["labels"] = torch.as_tensor(label)
+        return item
+
+
+class ImageDataset(_Images, torch.utils.data.Dataset):
+    """
+    Images and labels as the models take them.
+
+    What is random about an item (augmentation, mask) follows from the seed, the epoch and the image's index alone, and
+    not from what was loaded before, so that a resumed run, or one on another number of processes, sees the same.
+
+    Args:
+        dataset (`datasets.Dataset`): The records.
+        labels ([`Labels`]): The meaning of the label column.
+        transform: From a PIL image to `pixel_values` of shape `(num_channels, height, width)`: a [`TrainTransform`], a
+            torchvision or timm transform, or an image processor.
+        num_channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        image_column: Its name, if there are several of the type Image.
+        num_patches: For pre-training: items come with masking `noise` of this shape.
+        seed: For training: the data set is then indexed by `epoch * len(dataset) + index`, as by [`EpochSampler`].
+        skip_bad_images: Whether the next image takes the place of one that cannot be decoded.
+        labeled (`Iterable[int]`, *optional*): Indices of the images whose label is used; of all that have one by
+            default.
+
+    Items have `pixel_values`, `labels`, perhaps `noise`, and, with `skip_bad_images`, the number of broken images before
+    this one as `skipped`. In evaluation the image in place of a broken one is unlabelled, so that it does not count twice.
+
+    Raises:
+        ValueError: when an image cannot be decoded; the message names its file, or its index.
+    """
+
+    def __init__(self, *args, labeled: Iterable[int] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.labeled = None if labeled is None else frozenset(labeled)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: int) -> dict:
+        epoch, index = divmod(position, len(self))
+        if self.seed is None and epoch:
+            raise IndexError(f"Image {position} of {len(self)}.")
+        key = () if self.seed is None else (self.seed, epoch)
+        for skipped in range(len(self)):
+            place = (index + skipped) % len(self)
+            item = self._item(self.dataset[place], f"image {place}", (*key, place))
+            if item is not None:
+                is_hidden = self.labeled is not None and place not in self.labeled
+                if is_hidden or (skipped and self.seed is None):
+                    item["labels"] = torch.full_like(item["labels"], UNLABELED)
+                if self.skip_bad_images:
+                    item["skipped"] = torch.tensor(skipped)
+                return item
+        raise ValueError("None of the images can be decoded.")
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """
+    The order of an epoch of an [`ImageDataset`] with a seed; `epoch` is to be set before each. The order follows from
+    the seed and the epoch alone.
+    """
+
+    def __init__(self, dataset: ImageDataset):
+        self.num_images = len(dataset)
+        self.seed = dataset.seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_images)
+        yield from (self.epoch * self.num_images + order).tolist()
+
+
+class ImageStream(_Images, torch.utils.data.IterableDataset):
+    """
+    [`ImageDataset`] for a `datasets.IterableDataset`. What is random about an item follows from the seed, the epoch and
+    the image itself.
+
+    Args:
+        num_images (`int`, *optional*):
+            For training: the length of an epoch. Every epoch then has that many images even if several workers do not
+            share the stream's files evenly: a worker that runs out starts over with its own.
+        shuffle_buffer_size (`int`, *optional*): For training: images among which the next one is drawn.
+
+    The other arguments are those of [`ImageDataset`]; set `epoch` before each epoch.
+    """
+
+    def __init__(self, *args, num_images: int | None = None, shuffle_buffer_size: int = 10_000, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.num_images = num_images
+        if self.seed is not None:
+            self.dataset = self.dataset.shuffle(seed=self.seed, buffer_size=shuffle_buffer_size)
+
+    def __len__(self) -> int:
+        if self.num_images is None:
+            raise TypeError("The stream does not know its length.")
+        return self.num_images
+
+    @property
+    def epoch(self) -> int:
+        return int(self.dataset.epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int):
+        self.dataset.set_epoch(epoch)  # reaches workers that live on from the epoch before, too
+
+    def __iter__(self):
+        key = () if self.seed is None else (self.seed, self.epoch)
+        skipped = decoded = 0
+        while True:
+            for index, record in enumerate(self.dataset):
+                image = record[self.image_column]
+                content = zlib.crc32(image["bytes"] or image["path"].encode())
+                item = self._item(record, f"image {index} of the stream", (*key, content))
+                if item is None:
+                    skipped += 1
+                    continue
+                if self.skip_bad_images:
+                    item["skipped"] = torch.tensor(skipped)
+                skipped, decoded = 0, decoded + 1
+                yield item
+            if self.num_images is None or not decoded:
+                return
+
+
+def collate(items: list[dict]) -> dict[str, torch.Tensor]:
+    """Stack the items of an [`ImageDataset`] into a batch."""
+    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+class MixupCollator:
+    """
+    [`collate`], then timm's mixup or cutmix, whichever chance decides, with soft targets of shape
+    `(batch_size, num_labels)` as `labels`. What is random follows from the images.
+
+    Args:
+        mixup (`timm.data.Mixup`): Which mixes.
+    """
+
+    def __init__(self, mixup: Mixup):
+        self.mixup = mixup
+
+    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
+        batch = collate(items)
+        with seeded(zlib.crc32(items[0]["pixel_values"].numpy().tobytes())):
+            batch["pixel_values"], batch["labels"] = self.mixup(batch["pixel_values"], batch["labels"])
+        return batch

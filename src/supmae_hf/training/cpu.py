@@ -1,0 +1,44 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What makes training on a CPU fast, and only that (docs/performance.md has the measurements)."""
+
+import ctypes
+import platform
+
+import torch
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# from glibc's malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
+
+def fastest_attention(device: torch.device, bf16: bool) -> str | None:
+    """The implementation of attention to choose where Transformers' default is not the fastest."""
+    return "eager" if device.type == "cpu" and bf16 else None
+
+
+def keep_freed_memory() -> bool:
+    """
+    Tell glibc to keep the memory that the process frees. By default it gives large blocks back to the system, which has to
+    clear them page by page when the next operation asks for them, which takes a good part of the time of a training step.
+
+    Returns:
+        Whether this is glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        libc.mallopt(option, 2**31 - 1)
+    return True
+
+
+def prepare_cpu(model: torch.nn.Module):
+    """Make the process fit for training on the CPU, and say in one line what was chosen."""
+    choices = [f"{model.config._attn_implementation} attention"]
+    if keep_freed_memory():
+        choices.append("glibc keeps freed memory")
+    logger.warning(f"On the CPU: {', '.join(choices)}.")

@@ -1,0 +1,84 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What a training run leaves beside the weights: pictures, curves, the model card, a few lines on the screen."""
+
+import itertools
+from pathlib import Path
+
+import torch
+
+from ..data.dataset import ImageDataset, ImageStream, collate
+from ..hub import training_card
+from ..modeling_supmae import SupMAEForPreTraining
+from ..visualization import save_curves, save_reconstructions
+from .arguments import DataArguments, RecipeArguments
+
+
+class Report:
+    """
+    Of a run.
+
+    Args:
+        model: What is trained.
+        args, data_args: With what, and on what.
+        train_dataset, eval_dataset: On which images.
+        image_processor: Of the evaluation.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        args: RecipeArguments,
+        data_args: DataArguments,
+        train_dataset: ImageDataset | ImageStream,
+        eval_dataset: ImageDataset | ImageStream,
+        image_processor,
+    ):
+        self.model, self.args, self.data_args, self.image_processor = model, args, data_args, image_processor
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.output_dir = Path(args.output_dir)
+
+    def write_card(self, log_history: list[dict]):
+        """The model card, from the log of the run."""
+        card = training_card(
+            self.model, self.args, self.data_args, self.train_dataset, self.eval_dataset, log_history
+        )
+        card.save(self.output_dir / "README.md")
+
+    def write(self, log_history: list[dict], metrics: dict[str, float], what: str):
+        """Pictures and card, and what came of it."""
+        is_pretraining = isinstance(self.model, SupMAEForPreTraining)
+        pictures = []
+        if is_pretraining:
+            pictures.append(self.output_dir / "reconstructions.png")
+            shown = collate(list(itertools.islice(self.eval_dataset, self.args.num_reconstructions)))
+            statistics = self.image_processor.image_mean, self.image_processor.image_std
+            save_reconstructions(self.model, shown["pixel_values"], pictures[0], *statistics, shown["noise"])
+        curves = ("reconstruction_loss", "classification_loss", "accuracy") if is_pretraining else ("loss", "top1")
+        pictures.append(self.output_dir / "curves.png")
+        save_curves(log_history, pictures[-1], (*curves, "learning_rate"))
+        self.write_card(log_history)
+        epochs = next((entry["epoch"] for entry in reversed(log_history) if "epoch" in entry), 0)
+        say_results(f"{what} for {epochs:g} epochs", self.train_dataset, self.eval_dataset, metrics)
+        print(f"  checkpoint  {self.output_dir}")
+        print(f"  log         {self.output_dir / 'runs'} (tensorboard --logdir {self.output_dir / 'runs'})")
+        print(f"  pictures    {', '.join(map(str, pictures))}")
+        print(f"  model card  {self.output_dir / 'README.md'}")
+
+
+_FIGURES = {
+    "eval_reconstruction_loss": ("reconstruction loss", ".4f"),
+    "eval_classification_loss": ("classification loss", ".4f"),
+    "eval_accuracy": ("accuracy on visible patches", ".2%"),
+    "eval_top1": ("top1", ".2%"),
+    "eval_top5": ("top5", ".2%"),
+}
+
+
+def say_results(what: str, train_dataset, eval_dataset, metrics: dict[str, float]):
+    """Print in one line what was done and the figures of the evaluation."""
+    is_known = not isinstance(eval_dataset, ImageStream) or eval_dataset.num_images is not None
+    figures = [f"{name} {metrics[key]:{form}}" for key, (name, form) in _FIGURES.items() if key in metrics]
+    print(
+        f"\n{what} on {len(train_dataset)} images; on {len(eval_dataset) if is_known else 'the'} held-out images: "
+        + ", ".join(figures)
+    )
