@@ -3,13 +3,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 CONSTRAINTS ?= constraints/tested.txt
 RUN = $(VENV)/bin/python
-BENCH_PAIR = SupMAE 'ViTMAE + head, 1 decoder block'
+BENCH_PAIR = SupMAE 'ViTMAE + head, 1 block'
 
 .PHONY: demo reproduce test test-slow test-oldest bench quality style clean
 
 $(VENV)/installed: setup.py pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(RUN) -m pip download --quiet --no-deps --no-binary transformers --dest $(VENV)/transformers-tests \
+	  $$($(RUN) -m pip freeze | grep '^transformers==')
+	cd $(VENV)/transformers-tests && $(abspath $(RUN)) -m tarfile -e transformers-*.tar.gz
 	touch $@
 
 # pre-train and fine-tune a small SupMAE on scikit-learn's digits: minutes on a laptop CPU
@@ -36,9 +39,9 @@ test-oldest:
 
 # speed and memory side by side with ViTMAE; see benchmarks/README.md for what more there is
 bench: $(VENV)/installed
-	$(RUN) benchmarks/bench_step.py --only $(BENCH_PAIR) 'SupMAE without short cuts'
-	$(RUN) benchmarks/bench_step.py --only SupMAE 'ViTMAE + head, 8 decoder blocks'
-	$(RUN) benchmarks/bench_step.py --dtype fp32 --batch_size 32 --rounds 3 --only $(BENCH_PAIR)
+	$(RUN) benchmarks/bench_step.py
+	$(RUN) benchmarks/bench_step.py --dtype fp32 --batch_size 16
+	$(RUN) benchmarks/bench_step.py --attention eager --only SupMAE 'ViTMAE + head, 8 blocks'
 	if command -v g++ > /dev/null; then $(RUN) benchmarks/bench_step.py --compile --only $(BENCH_PAIR); fi
 	$(RUN) benchmarks/bench_input.py
 	$(RUN) benchmarks/bench_end_to_end.py

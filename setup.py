@@ -14,17 +14,28 @@ TRAIN = [
     "datasets>=4.0",
     "evaluate>=0.4.3",
     "imagecorruptions-imaug>=1.1.5",
+    "Jinja2>=3.1.4",
     "matplotlib>=3.9",
     "Pillow>=10.0,<13",  # 13 refuses the 0 bits that timm's RandAugment posterizes to at its strongest
     "PyYAML>=6.0.1",
+    "pandas>=2.2",
     "scikit-learn>=1.5",
-    "simplejpeg>=1.8",
+    "tabulate>=0.9",
     "tensorboard>=2.18",
     "timm>=1.0.24",
     "torchvision>=0.21",
 ]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.7"]  # and torch>=2.9
-DEV = ["gradio>=6.0", "playwright>=1.49", "psutil>=5.9.8", "pytest>=8.0", "pytest-xdist>=3.5", "ruff>=0.14"]
+DEV = [
+    "gradio>=6.0",
+    "parameterized>=0.9",  # by Transformers' own tests
+    "peft>=0.18",
+    "playwright>=1.49",
+    "psutil>=5.9.8",
+    "pytest>=8.0",
+    "pytest-xdist>=3.5",
+    "ruff>=0.14",
+]
 
 setup(
     name="supmae-hf",
@@ -36,14 +47,14 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"supmae_hf": ["model_card.md"]},
+    package_data={"supmae_hf": ["model_card.md", "training/recipes/*.yaml"]},
     install_requires=[
-        "huggingface_hub>=1.3",
+        "huggingface_hub>=1.5",
         "numpy>=2.0",
         "packaging>=23.0",
         "safetensors>=0.5",
         "torch>=2.6",
-        "transformers>=5.0,<6",
+        "transformers>=5.12,<6",
     ],
     extras_require={"train": TRAIN, "onnx": TRAIN + ONNX, "dev": TRAIN + ONNX + DEV},
 )

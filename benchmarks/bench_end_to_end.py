@@ -25,11 +25,10 @@ BARE = """
 import argparse, time
 from bench_step import DEVICE, Step, supmae
 from common import synchronize
-from supmae_hf.training.trainer import keep_freed_memory
-if DEVICE.type == "cpu":
-    keep_freed_memory()
+from supmae_hf.training.cpu import keep_freed_memory
+keep_freed_memory()
 args = argparse.Namespace(batch_size={batch_size}, image_size=224, mask_ratio=0.75, dtype="bf16", compile=False)
-step = Step(supmae(args), args)
+step = Step(supmae(args, "eager" if DEVICE.type == "cpu" else "sdpa"), args)
 for _ in range({steps}):
     synchronize()
     start = time.perf_counter()
@@ -63,7 +62,7 @@ def script_rates(args, folder: Path) -> list[float]:
         "num_reconstructions": 1,
         "disable_tqdm": True,
     }
-    command = [sys.executable, ROOT / "examples" / "run_pretrain.py", "--bf16", "--overwrite_output_dir"]
+    command = [sys.executable, ROOT / "examples" / "run_pretrain.py", "--bf16", "--overwrite_output_dir", "True"]
     command += [part for name, value in flags.items() for part in (f"--{name}", value)]
     subprocess.run([*map(str, command)], check=True, capture_output=True)
     log = json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]

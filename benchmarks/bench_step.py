@@ -1,14 +1,15 @@
 #!/usr/bin/env python
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
-A training step (forward, backward, optimiser) of ViT-B/16, side by side in one process, in turn: SupMAE, SupMAE
-without its short cuts, and `ViTMAEForPreTraining` with the same head and a decoder of 1 or 8 blocks; with
-`--original FOLDER` the authors' code, too.
+A training step (forward, backward, optimiser) of ViT-B/16, side by side in one process, in turn: SupMAE, and
+`ViTMAEForPreTraining` with the same head and a decoder of 1 or 8 blocks, each in every one of `--attention`, on a heap that
+keeps freed memory. With `--original FOLDER` the authors' code, too, with `--before FOLDER` another state of this project
+(a folder that holds `supmae_hf/`).
 
-    python benchmarks/bench_step.py [--dtype fp32] [--compile] [--batch_size 64] [--mask_ratio 0.75] [--image_size 224]
+    python benchmarks/bench_step.py [--dtype fp32] [--compile] [--batch_size 32] [--only SupMAE 'ViTMAE + head, 1 block']
 
 Peak memory is that of PyTorch's allocations in a step, weights and optimiser included. The share of the matrix
-multiplication rate counts the operations that the losses and their gradients need (three times the forward pass).
+multiplication rate counts the operations that PyTorch's counter finds in the forward pass, three times.
 """
 
 import argparse
@@ -18,54 +19,45 @@ import json
 import statistics
 import sys
 import tempfile
+import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from common import alternate, ratio, report
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from supmae_hf import SupMAEConfig, SupMAEForPreTraining
-from supmae_hf.modeling_supmae import gather_tokens
+from supmae_hf.cost import pretraining_flops
+from supmae_hf.training.cpu import keep_freed_memory
 
 
 DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-class AllPatches(nn.Module):
-    """Embeds every patch and then chooses, as MAE does."""
-
-    def __init__(self, embeddings: nn.Module):
-        super().__init__()
-        self.embeddings = embeddings
-
-    def forward(self, pixel_values, ids=None):
-        patches = self.embeddings(pixel_values)
-        return patches if ids is None else gather_tokens(patches, ids)
+def supmae(args, attention: str | None, source=None) -> nn.Module:
+    config_class, model_class = (SupMAEConfig, SupMAEForPreTraining) if source is None else source
+    attention = {} if attention is None else {"attn_implementation": attention}
+    return model_class(
+        config_class(num_labels=1000, image_size=args.image_size, mask_ratio=args.mask_ratio, **attention)
+    )
 
 
-def supmae(args, short_cuts: bool = True) -> nn.Module:
-    config = SupMAEConfig(num_labels=1000, image_size=args.image_size, mask_ratio=args.mask_ratio)
-    if short_cuts:
-        return SupMAEForPreTraining(config)
-    model = SupMAEForPreTraining._from_config(config, attn_implementation="sdpa")
-    model.vit.embeddings.patch_embeddings = AllPatches(model.vit.embeddings.patch_embeddings)
-    decode = model.decoder.forward
-
-    def predict_every_patch(hidden_states, ids_restore, grid_size, hidden_only):
-        predictions = decode(hidden_states, ids_restore, grid_size)
-        return predictions[:, hidden_states.shape[1] - 1 :] if hidden_only else predictions
-
-    model.decoder.forward = predict_every_patch
-    return model
+def load_before(folder: str):
+    """Configuration and model of another state of this project, without registering it."""
+    package = types.ModuleType("before")
+    package.__path__ = [str(Path(folder) / "supmae_hf")]
+    sys.modules["before"] = package
+    model_class = importlib.import_module("before.modeling_supmae").SupMAEForPreTraining
+    return importlib.import_module("before.configuration_supmae").SupMAEConfig, model_class
 
 
 class ViTMAEAndHead(nn.Module):
-    """Transformers' ViTMAE with SupMAE's head and losses."""
+    """Transformers' MAE with SupMAE's head and loss, as one would add it."""
 
-    def __init__(self, args, num_decoder_layers: int):
+    def __init__(self, args, attention: str, num_decoder_layers: int):
         super().__init__()
         self.mae = ViTMAEForPreTraining(
             ViTMAEConfig(
@@ -74,6 +66,7 @@ class ViTMAEAndHead(nn.Module):
                 decoder_num_hidden_layers=num_decoder_layers,
                 norm_pix_loss=True,
                 layer_norm_eps=1e-6,
+                attn_implementation=attention,
             )
         )
         self.head = nn.Sequential(nn.Linear(768, 3072), nn.BatchNorm1d(3072), nn.ReLU(), nn.Linear(3072, 1000))
@@ -153,87 +146,59 @@ def matmul(args) -> tuple[Callable[[], None], float]:
 
 
 def operations(args) -> float:
-    """Of a step of SupMAE with one image, by PyTorch's counter."""
-    model = supmae(args).train()
-    pixel_values = torch.empty(2, 3, args.image_size, args.image_size, device="meta")
-    model = model.to("meta")
-    model.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        predictions = model.vit(pixel_values, mask_ratio=args.mask_ratio)
-        grid_size = model.vit.embeddings.patch_grid(pixel_values)
-        model.decoder(predictions.last_hidden_state, predictions.ids_restore, grid_size, True)
-        model.classification_head(predictions.pooler_output)
-    return 3 * counter.get_total_flops() / 2
+    """Of a step of SupMAE with one image."""
+    return 3 * pretraining_flops(SupMAEConfig(num_labels=1000, image_size=args.image_size, mask_ratio=args.mask_ratio))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16", help="bf16 is autocast")
     parser.add_argument("--compile", action="store_true", help="torch.compile all of them")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--attention", nargs="+", default=["eager", "sdpa"], help="implementations to try")
+    parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--mask_ratio", type=float, default=0.75)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sweep", action="store_true", help="SupMAE alone over mask ratios and image sizes")
-    parser.add_argument("--only", nargs="*", help="names of the models to measure")
+    parser.add_argument("--only", nargs="*", help="names of the contestants to measure")
     parser.add_argument("--original", help="folder of the authors' repository")
+    parser.add_argument("--before", help="folder that holds another state of supmae_hf")
     args = parser.parse_args()
+    keep_freed_memory()
 
-    if args.sweep:
-        rows = []
-        for mask_ratio, image_size in [(r, args.image_size) for r in (0.0, 0.25, 0.5, 0.75, 0.9)] + [
-            (args.mask_ratio, size) for size in (320, 448)
-        ]:
-            args.mask_ratio, args.image_size = mask_ratio, image_size
-            step = Step(supmae(args), args)
-            seconds = statistics.median(alternate({"": step}, args.rounds, warmup=1)[""])
-            rows.append(
-                {
-                    "mask ratio": mask_ratio,
-                    "image size": image_size,
-                    "images/s": args.batch_size / seconds,
-                    "GFLOP/image": operations(args) / 1e9,
-                    "peak GiB": peak_memory(step),
-                }
-            )
-            del step
-            gc.collect()
-        report("step_sweep", rows)
-        return
-
-    models = {
-        "SupMAE": lambda: supmae(args),
-        "SupMAE without short cuts": lambda: supmae(args, short_cuts=False),
-        "ViTMAE + head, 1 decoder block": lambda: ViTMAEAndHead(args, 1),
-        "ViTMAE + head, 8 decoder blocks": lambda: ViTMAEAndHead(args, 8),
-    }
+    makers = {}
+    for attention in args.attention:
+        makers["SupMAE", attention] = partial(supmae, args, attention)
+        for blocks in (1, 8):
+            name = f"ViTMAE + head, {blocks} block{'s' * (blocks > 1)}"
+            makers[name, attention] = partial(ViTMAEAndHead, args, attention, blocks)
+    if args.before:
+        makers["SupMAE before", "its default"] = partial(supmae, args, None, load_before(args.before))
     if args.original:
-        models["authors' code"] = lambda: Original(args)
-    if args.only:
-        models = {name: models[name] for name in args.only}
-    steps = {name: Step(make(), args) for name, make in models.items()}
+        makers["authors' code", "its own"] = partial(Original, args)
+    only = args.only or ["SupMAE", "SupMAE before", "ViTMAE + head, 1 block", "authors' code"]
+    steps = {key: Step(make(), args) for key, make in makers.items() if key[0] in only}
     multiply, flops = matmul(args)
     seconds = alternate({**steps, "matmul": multiply}, args.rounds)
     rate = flops / statistics.median(seconds["matmul"])
     needed = operations(args) * args.batch_size
-    first = next(iter(steps))
-    first_peak = None
+    best = min((key for key in steps if key[0] == "SupMAE"), key=lambda key: statistics.median(seconds[key]))
     rows = []
-    for name, step in steps.items():
-        peak = peak_memory(step) if not args.compile or DEVICE.type == "cuda" else float("nan")
-        first_peak = first_peak or peak
-        rows.append(
-            {
-                "model": name,
-                "images/s": args.batch_size / statistics.median(seconds[name]),
-                f"{first} is faster by": ratio(seconds[name], seconds[first]),
-                "peak GiB": peak,
-                f"{first}'s share of it": first_peak / peak,
-                "share of matmul rate": needed / statistics.median(seconds[name]) / rate if "SupMAE" in name else "",
-            }
-        )
+    for (name, attention), step in steps.items():
+        times = seconds[name, attention]
+        row = {
+            "model": name,
+            "attention": attention,
+            "images/s": args.batch_size / statistics.median(times),
+            f"SupMAE ({best[1]}) is faster by": ratio(times, seconds[best]),
+        }
+        if not args.compile or DEVICE.type == "cuda":
+            row["peak GiB"] = peak_memory(step)
+        if name == "SupMAE":
+            row["share of matmul rate"] = needed / statistics.median(times) / rate
+        rows.append(row)
+        gc.collect()
     print(
-        f"matrix multiplication: {rate / 1e9:.0f} GFLOP/s; SupMAE needs {needed / args.batch_size / 1e9:.1f} GFLOP an image"
+        f"matrix multiplication: {rate / 1e9:.0f} GFLOP/s; SupMAE: {needed / args.batch_size / 1e9:.1f} GFLOP an image"
     )
     report(f"step_{args.dtype}{'_compiled' if args.compile else ''}_{args.batch_size}", rows)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import pandas
 import torch
 
 
@@ -61,14 +62,7 @@ def machine() -> dict[str, str]:
 
 def report(name: str, rows: list[dict]):
     """Print the rows as a Markdown table and write them, with the machine, to results/NAME.json."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    texts = [
-        [f"{row.get(c, ''):.2f}" if isinstance(row.get(c), float) else str(row.get(c, "")) for c in columns]
-        for row in rows
-    ]
-    print("\n| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-    for text in texts:
-        print("| " + " | ".join(text) + " |")
+    print("\n" + pandas.DataFrame(rows).to_markdown(index=False, floatfmt=".2f", missingval=""))
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")

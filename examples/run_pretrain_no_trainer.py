@@ -153,14 +153,18 @@ def train(args: PreTrainingArguments, model, image_processor, train_dataset, eva
         monitor = RunMonitor(args, accelerator, stop)
         is_stopped, sums, num_steps, start = False, None, 0, time.perf_counter()
         while state.global_step < max_steps and not is_stopped:
-            order.epoch, steps_done = divmod(state.global_step, steps_per_epoch)
+            epoch, steps_done = divmod(state.global_step, steps_per_epoch)
+            if order is not None:
+                order.epoch = epoch
             batches_done = steps_done * accumulation
             batches = iter(skip_first_batches(loader, batches_done) if batches_done else loader)
             for step in range(steps_done, steps_per_epoch):
                 model.train()
-                seed_step(args.seed, state.global_step, accelerator.process_index)
                 learning_rate = max(scheduler.get_last_lr())
                 step_batches = [next(batches) for _ in range(min(accumulation, len(loader) - step * accumulation))]
+                seed_step(
+                    args.seed, state.global_step, accelerator.process_index
+                )  # the first batch draws from it, too
                 sums = add(sums, train_step(model, step_batches, optimizer, args, accelerator, monitor))
                 if not accelerator.optimizer_step_was_skipped:
                     scheduler.step()

@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import json
 import pickle
 import subprocess
 import sys
@@ -75,7 +76,9 @@ def test_gradients_of_modified_models(modify, digits, digit_labels):
 
 
 def test_gradcheck():
-    config = SupMAEConfig(**{**TINY, "image_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "decoder_hidden_size": 8})
+    config = SupMAEConfig(
+        **{**TINY, "image_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "decoder_hidden_size": 8}
+    )
     model = SupMAEForPreTraining(config).double().eval()
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     labels, noise = torch.tensor([1, -100]), torch.rand(2, 4)
@@ -175,7 +178,13 @@ def test_torchscript_onnx_export_with_any_batch_size(model_class, digits):
     file = io.BytesIO()
     axes = {"pixel_values": {0: "batch"}, "output": {0: "batch"}}
     torch.onnx.export(
-        model, (digits[:2],), file, input_names=["pixel_values"], output_names=["output"], dynamic_axes=axes, dynamo=False
+        model,
+        (digits[:2],),
+        file,
+        input_names=["pixel_values"],
+        output_names=["output"],
+        dynamic_axes=axes,
+        dynamo=False,
     )
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     for size in (1, 2, 8):
@@ -200,7 +209,9 @@ def test_the_meta_device(digits, digit_labels):
 # --- arguments and settings ---
 
 
-@pytest.mark.parametrize("model_class", [SupMAEModel, SupMAEForPreTraining, SupMAEForImageClassification, SupMAEBackbone])
+@pytest.mark.parametrize(
+    "model_class", [SupMAEModel, SupMAEForPreTraining, SupMAEForImageClassification, SupMAEBackbone]
+)
 def test_arguments_that_nobody_reads_are_refused(model_class, digits):
     for name in ("mask_ration", "attention_mask", "bool_masked_pos"):
         with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
@@ -282,6 +293,7 @@ def test_peft(digits, digit_labels):
         assert len(trained) == 3 * 2 * 2 + 2 and model.merge_and_unload()(digits).logits.shape == (8, 10)
 
 
+@pytest.mark.slow
 def test_zero_3(tmp_path):
     """DeepSpeed shards the parameters themselves: each is gathered when its module runs, and only then."""
     pytest.importorskip("deepspeed")
@@ -291,8 +303,17 @@ def test_zero_3(tmp_path):
         '"train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto", "gradient_accumulation_steps": "auto"}'
     )
     SupMAEForPreTraining(SupMAEConfig(**TINY, num_labels=10)).save_pretrained(tmp_path / "start")
-    arguments = ["--model_name_or_path", "start", "--optim", "adamw_torch", "--max_steps", 2, "--warmup_epochs", 0, "--report_to", "none", "--save_strategy", "no", "--use_cpu"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", "--master_port", str(free_port())]
+    arguments = ["--model_name_or_path", "start", "--model_config", json.dumps(TINY), "--optim", "adamw_torch"]
+    arguments += ["--max_steps", 2, "--warmup_epochs", 0, "--report_to", "none", "--save_strategy", "no", "--use_cpu"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "1",
+        "--master_port",
+        str(free_port()),
+    ]
     for name, more in (("plain", []), ("sharded", ["--deepspeed", config])):
         command = example_command("run_pretrain.py", *arguments, "--output_dir", name, *more)
         run_command([*launch, *command[1:]], tmp_path)

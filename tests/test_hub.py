@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,9 @@ def runs(tmp_path_factory) -> Path:
     run_example("run_pretrain.py", *RUN, *flags, "--output_dir", folder / "pretrained", cwd=folder)
     run_example("run_pretrain_no_trainer.py", *RUN, *flags, "--output_dir", folder / "looped", cwd=folder)
     more = ["--model_name_or_path", folder / "pretrained", "--mixup", 0, "--cutmix", 0]
-    run_example("run_finetune.py", *RUN, *more, "--output_dir", folder / "finetuned", cwd=folder)
+    run_example(
+        "run_finetune.py", *RUN, *more, "--output_dir", folder / "finetuned", "--widget_images", True, cwd=folder
+    )
     os.environ.pop("HF_TOKEN", None)
     if state is not None:
         os.environ["HF_TOKEN"] = state
@@ -51,9 +54,11 @@ def test_card_says_what_happened(runs, name):
     expected = "image-classification" if name == "finetuned" else "image-feature-extraction"
     assert card.data.pipeline_tag == expected
     assert card.data.license == (None if name == "finetuned" else "apache-2.0")
-    for example in card.data.widget:
+    assert (name == "finetuned") == (runs / name / "widget").exists()  # only where it was asked for
+    widget = card.data.get("widget") or []
+    for example in widget:
         assert Image.open(runs / name / example["src"]).size == (8, 8)
-    assert len({example["example_title"] for example in card.data.widget}) == 3
+    assert len({example["example_title"] for example in widget}) == (3 if name == "finetuned" else 0)
     text = card.text
     assert "64 training images" in text and "| epochs, steps | 2, 4 |" in text and "--num_train_epochs 2" in text
     assert "128 images at" in text and "device hours" in text
@@ -72,11 +77,25 @@ def test_dry_run_lists_what_would_go(runs):
     names = {line.split()[-1] for line in run_example(*script, cwd=runs).splitlines()[1:]}
     assert names == {
         *("README.md", "config.json", "preprocessor_config.json", "model.safetensors", "curves.png"),
-        *("configuration_supmae.py", "modeling_supmae.py", "eval_results.json", "all_results.json"),
-        *("widget/0.png", "widget/1.png", "widget/2.png"),
+        *("configuration_supmae.py", "modeling_supmae.py", "widget/0.png", "widget/1.png", "widget/2.png"),
     }
     stock = {line.split()[-1] for line in run_example(*script, "--stock", cwd=runs).splitlines()[1:]}
     assert names - stock == {"configuration_supmae.py", "modeling_supmae.py"}
+
+
+def test_nothing_of_an_earlier_run_goes_up(runs, tmp_path):
+    """Neither what it left in the same folder, nor what started anew there."""
+    shutil.copytree(runs / "pretrained", tmp_path / "out")
+    for name in ("widget/2.png", "curves.png", "old.png"):
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_bytes(b"of an earlier run")
+    script = ["publish.py", tmp_path / "out", "org/digits", "--dry_run"]
+    listed = run_example(*script, cwd=runs)
+    assert "curves.png" in listed and "old.png" not in listed and "widget" not in listed
+    more = ["--model_config", json.dumps(TINY), "--license", "mit", "--max_steps", 1, "--overwrite_output_dir", True]
+    run_example("run_pretrain.py", *RUN, *more, "--output_dir", tmp_path / "out", cwd=runs)
+    assert not (tmp_path / "out" / "widget").exists()
+    assert b"earlier" not in (tmp_path / "out" / "curves.png").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -164,7 +183,8 @@ def test_push_to_hub_from_training_and_from_a_model(runs, tmp_path):
         assert server.tokens == {TOKEN}
     model_files = {"config.json", "model.safetensors", "modeling_supmae.py", "configuration_supmae.py"}
     assert model_files <= encoder.keys()
-    assert model_files | {"preprocessor_config.json", "reconstructions.png", "widget/0.png"} <= files.keys()
+    assert model_files | {"preprocessor_config.json", "reconstructions.png"} <= files.keys()
+    assert not any(name.startswith(("widget/", "checkpoint-")) for name in files)
     card = ModelCard(files["README.md"].decode())
     assert card.data.eval_results and 'from_pretrained("org/pushed")' in card.text
     assert not any(TOKEN.encode() in content for content in files.values())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from conftest import TINY
 
 from supmae_hf import (
@@ -22,11 +23,9 @@ from supmae_hf import (
 )
 
 
-FOLDER = Path(sys.prefix, "transformers-tests", "tests")
+FOLDER = Path(sys.prefix, "transformers-tests", f"transformers-{transformers.__version__}", "tests")
 if not FOLDER.is_dir():
-    pytest.skip(
-        f"Transformers' tests are not in {FOLDER}: run `make test`, which fetches them.", allow_module_level=True
-    )
+    pytest.skip(f"There is no folder {FOLDER}: `make test` fetches it.", allow_module_level=True)
 
 # what these files import of others that are not in the distribution: tests of exporters and of text generation
 _package = types.ModuleType("transformers_tests")

@@ -4,7 +4,7 @@ from conftest import reference_config
 from PIL import Image
 
 from supmae_hf import SupMAEForPreTraining
-from supmae_hf.data.images import IMAGENET_MEAN, IMAGENET_STD
+from supmae_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from supmae_hf.visualization import reconstruct, save_curves, save_reconstructions
 
 

@@ -40,9 +40,9 @@ def reconstruct(image: Image.Image | None, mask_ratio: float, seed: float):
     image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
     pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
     num_patches = model.config.num_patches
-    model.config.mask_ratio = min(mask_ratio, 1 - 1 / num_patches)  # one patch stays visible
+    mask_ratio = min(mask_ratio, 1 - 1 / num_patches)  # one patch stays visible
     noise = torch.rand(1, num_patches, generator=torch.Generator().manual_seed(int(seed)))
-    outputs = model(pixel_values, noise=noise)
+    outputs = model(pixel_values, noise=noise, mask_ratio=mask_ratio)
     patches = model.patchify(pixel_values)
     hidden = model.unpatchify(outputs.mask.unsqueeze(-1).expand_as(patches))
     reconstruction = model.predicted_pixel_values(outputs.logits, pixel_values)

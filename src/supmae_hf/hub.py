@@ -266,7 +266,9 @@ def staged(
             model.save_pretrained(folder)
             image_processor.save_pretrained(folder)
         # no more than the card names: the folder may hold what an earlier run left
-        named = re.findall(r"!\[[^]]*\]\(([^):]+)\)", card.text) + [image["src"] for image in card.data.widget or []]
+        named = re.findall(r"!\[[^]]*\]\(([^):]+)\)", card.text) + [
+            image["src"] for image in card.data.get("widget") or []
+        ]
         for file in named:
             if (source / file).is_file() and not Path(file).is_absolute() and ".." not in Path(file).parts:
                 (folder / file).parent.mkdir(exist_ok=True)

@@ -41,17 +41,15 @@ VIT_MAE_KEYS = {
 @dataclass
 class SupMAEModelOutput(ModelOutput):
     """
-    Output of [`SupMAEModel`].
+    Output of [`SupMAEModel`]. All patches are visible, in raster order, unless the call asked for masking; `mask` and
+    `ids_restore` are `None` then.
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + num_visible_patches, hidden_size)`):
-            Class token, then the visible patch tokens, after the final LayerNorm. All patches are visible, and in
-            raster order, unless the call asked for masking; masked calls return them in shuffled order.
-        mask (`torch.FloatTensor` of shape `(batch_size, num_patches)`, *optional*):
-            1 for hidden patches, 0 for visible ones. `None` without masking.
-        ids_restore (`torch.LongTensor` of shape `(batch_size, num_patches)`, *optional*):
-            For each patch in raster order its place in the shuffled order, whose first `num_visible_patches` are the
-            visible ones. `None` without masking.
+            Class token, then the visible patch tokens, after the final LayerNorm; masked calls return them in shuffled order.
+        mask (`torch.FloatTensor` of shape `(batch_size, num_patches)`): 1 for hidden patches, 0 for visible ones.
+        ids_restore (`torch.LongTensor` of shape `(batch_size, num_patches)`):
+            For each patch in raster order its place in the shuffled order, which begins with the visible ones.
         pooler_output (`torch.FloatTensor` of shape `(batch_size, hidden_size)`):
             Average of the visible patch tokens (SupMAE's global pooling), or the class token if
             `config.use_mean_pooling` is `False`.
@@ -70,7 +68,8 @@ class SupMAEModelOutput(ModelOutput):
 @dataclass
 class SupMAEForPreTrainingOutput(ModelOutput):
     """
-    Output of [`SupMAEForPreTraining`].
+    Output of [`SupMAEForPreTraining`]. `mask`, `ids_restore`, and the encoder's `hidden_states` and `attentions` as in
+    [`SupMAEModelOutput`].
 
     Args:
         loss (`torch.FloatTensor` of shape `()`):
@@ -81,16 +80,10 @@ class SupMAEForPreTrainingOutput(ModelOutput):
         classification_loss (`torch.FloatTensor` of shape `()`, *optional*):
             Mean loss over the labelled images, 0 if there are none. `None` without `labels`.
         logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`):
-            Pixel predictions of every patch, as in ViTMAE; normalised per patch if `config.norm_pix_loss`. See
-            [`~SupMAEForPreTraining.predicted_pixel_values`] for images.
+            Pixel predictions of every patch, normalised per patch if `config.norm_pix_loss`; for images see
+            [`~SupMAEForPreTraining.predicted_pixel_values`].
         class_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
             Class scores, not divided by the temperature. `None` while training without `labels`.
-        mask (`torch.FloatTensor` of shape `(batch_size, num_patches)`): 1 for hidden patches, 0 for visible ones.
-        ids_restore (`torch.LongTensor` of shape `(batch_size, num_patches)`):
-            For each patch in raster order its place in the shuffled order.
-        hidden_states (`tuple(torch.FloatTensor)`, *optional*):
-            Input of the first encoder block and output of every encoder block.
-        attentions (`tuple(torch.FloatTensor)`, *optional*): Attention weights of every encoder block.
     """
 
     loss: torch.FloatTensor | None = None
@@ -180,9 +173,8 @@ def classification_loss(
 
     Args:
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Raw scores, or predictions (regression).
-        labels: Either of shape `(batch_size,)` with class indices, or of shape `(batch_size, num_labels)` with 0 and 1
-            for each class (multi-label), or of the shape of `logits` with targets (regression; `(batch_size,)` is
-            enough for one output). -100 marks what is not labelled.
+        labels: Class indices of shape `(batch_size,)`; or 0 and 1 for each class (multi-label), or targets (regression;
+            `(batch_size,)` is enough for one output), of the shape of `logits`. -100 marks what is not labelled.
         temperature (`float`): Logits are divided by it; regression predictions are not.
 
     Raises:
@@ -266,12 +258,7 @@ class SupMAEEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + config.num_patches, config.hidden_size))
 
     def patch_grid(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> tuple[int, int]:
-        """
-        Patch rows and columns of a batch of images.
-
-        Raises:
-            ValueError: if channels or size do not fit the model.
-        """
+        """Patch rows and columns of a batch of images. Raises a `ValueError` if channels or size do not fit the model."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"Expected `pixel_values` of shape (batch_size, {self.config.num_channels}, height, width), got "
@@ -301,14 +288,8 @@ class SupMAEEmbeddings(nn.Module):
         device: torch.device,
     ) -> tuple[torch.Tensor, int]:
         """
-        An order of the patches that has the visible ones first, `(batch_size, num_patches)`, and how many those are.
-
-        Args:
-            shape: `(batch_size, num_patches)`.
-            noise, mask, mask_ratio: See [`SupMAEModel`].
-
-        Raises:
-            ValueError: if they are of another shape, contradict each other or leave no visible patch.
+        An order of the patches that has the visible ones first, of `shape` `(batch_size, num_patches)`, and how many those
+        are. Raises a `ValueError` if the arguments (see [`SupMAEModel`]) have another shape or leave no visible patch.
         """
         num_patches = shape[1]
         if mask is not None and (noise is not None or mask_ratio is not None):
@@ -497,13 +478,8 @@ class SupMAEDecoder(nn.Module):
         self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid_size: tuple[int, int]
     ) -> torch.Tensor:
         """
-        Args:
-            hidden_states (`torch.FloatTensor` of shape `(batch_size, 1 + num_visible_patches, hidden_size)`):
-                The encoder's output.
-            ids_restore, grid_size: Place of every patch in the shuffled order; patch rows and columns.
-
-        Returns:
-            Predictions of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`.
+        Tokens `(batch_size, 1 + num_visible_patches, hidden_size)` in the order that `ids_restore` undoes, of a grid of
+        `(rows, columns)`, to predictions `(batch_size, num_patches, patch_height * patch_width * num_channels)`.
         """
         hidden_states = self.decoder_embed(hidden_states)  # (batch_size, 1 + num_visible_patches, decoder_hidden_size)
         batch_size, num_encoded, hidden_size = hidden_states.shape
@@ -633,7 +609,11 @@ class SupMAEPreTrainedModel(PreTrainedModel):
 
 # What Transformers passes along to models of any kind
 _PASSED_ALONG = frozenset(TransformersKwargs.__annotations__) | {"use_cache"}
-_READ = {"output_hidden_states", "output_attentions", "return_dict"}  # and, by implementations of attention, some others
+_READ = {
+    "output_hidden_states",
+    "output_attentions",
+    "return_dict",
+}  # and, by implementations of attention, some others
 
 
 def check_arguments(model: nn.Module, arguments: dict):
@@ -775,10 +755,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
     ) -> torch.Tensor:
         """
         The inverse of [`~SupMAEForPreTraining.patchify`], for images of `original_image_size` `(height, width)`, by
-        default `config.image_size`.
-
-        Raises:
-            ValueError: if the number of patches is not that of such an image.
+        default `config.image_size`. Raises a `ValueError` if the number of patches is not that of such an image.
         """
         height, width = to_pair(original_image_size or self.config.image_size)
         patch_height, patch_width = to_pair(self.config.patch_size)
@@ -800,13 +777,9 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         looking at them takes those of the true patch.
 
         Args:
-            logits (`torch.FloatTensor` of shape `(batch_size, num_patches, patch_height * patch_width * num_channels)`):
-                `logits` of [`SupMAEForPreTrainingOutput`].
+            logits: Of [`SupMAEForPreTrainingOutput`].
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 The images that were predicted.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`.
         """
         pixels = at_least_float32(logits)
         if self.config.norm_pix_loss:
@@ -845,21 +818,13 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         Hide a share of the patches, reconstruct them and classify the image from the others.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images.
+            pixel_values: See [`SupMAEModel`].
             labels (*optional*):
                 Class indices of shape `(batch_size,)`, -100 for images without a label, which then train the
-                reconstruction only. Multi-label and regression targets have shape `(batch_size, num_labels)`;
-                `config.problem_type` decides. Without labels the model is a masked autoencoder.
-            noise (`torch.FloatTensor` of shape `(batch_size, num_patches)`, *optional*):
-                The patches with the most noise are hidden. Drawn uniformly by default.
-            mask (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
-                Which patches to hide: 1 for hidden, 0 for visible, the same number in every image.
-            mask_ratio (`float`, *optional*): Share of patches to hide, in `[0, 1)`; default: `config.mask_ratio`.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size, square or not; the position embeddings of encoder and
-                decoder are resampled bicubically.
-            kwargs: See [`SupMAEModel`]; hidden states and attentions are the encoder's.
+                reconstruction only; for other problems see [`classification_loss`]. Without labels the model is a masked
+                autoencoder.
+            noise, mask, mask_ratio: As for [`SupMAEModel`], but masking is the rule: by `config.mask_ratio`, at random.
+            interpolate_pos_encoding, kwargs: See [`SupMAEModel`].
 
         Raises:
             TypeError: for an argument that nobody reads.
@@ -939,21 +904,11 @@ class SupMAEForImageClassification(SupMAEPreTrainedModel):
         Classify whole images.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images.
-            labels (*optional*):
-                Class indices of shape `(batch_size,)`, -100 for images that the loss leaves out. Multi-label and
-                regression targets have shape `(batch_size, num_labels)`; `config.problem_type` decides.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to accept images of another size, square or not.
-            kwargs: See [`SupMAEModel`].
+            labels (*optional*): See [`classification_loss`].
+            pixel_values, interpolate_pos_encoding, kwargs: See [`SupMAEModel`], also for what is raised.
 
         Returns:
             [`~transformers.modeling_outputs.ImageClassifierOutput`] with `logits` of shape `(batch_size, num_labels)`.
-
-        Raises:
-            TypeError: for an argument that nobody reads.
-            ValueError: if images or labels do not fit the model or, on a CPU, a label is outside `[0, num_labels)`.
         """
         check_arguments(self, kwargs)  # `mask_ratio`, say, which the encoder would read
         outputs = self.vit(
@@ -1001,21 +956,7 @@ class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
 
     Loaded from any SupMAE or ViTMAE checkpoint it takes the encoder without its last LayerNorm. As in
     [`SupMAEForImageClassification`], position embeddings are trained.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from transformers import UperNetConfig, UperNetForSemanticSegmentation
-    >>> from supmae_hf import SupMAEBackbone, SupMAEConfig
-
-    >>> config = UperNetConfig(backbone_config=SupMAEConfig(out_indices=[4, 6, 8, 12], add_fpn=True), num_labels=150)
-    >>> model = UperNetForSemanticSegmentation(config)
-    >>> # model.backbone = SupMAEBackbone.from_pretrained("pretrained", out_indices=[4, 6, 8, 12], add_fpn=True)
-    >>> list(model.eval()(torch.randn(1, 3, 224, 224)).logits.shape)
-    [1, 150, 224, 224]
-
-    ```"""
+    """
 
     _auto_class = "AutoBackbone"
 
@@ -1051,11 +992,6 @@ class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
         """
         Feature maps of images of any size: position embeddings are resampled bicubically, and images whose sides are
         not multiples of the patch size are padded with zeros at the bottom and on the right.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
-                Normalised images.
-            kwargs: See [`SupMAEModel`].
 
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`] with `feature_maps` of shape

@@ -4,17 +4,9 @@ import pytest
 from conftest import digit_images, make_dataset
 from sklearn.datasets import load_digits as load_scikit_learn_digits
 
-from supmae_hf import SupMAEConfig
-from supmae_hf.data.sources import (
-    DataArguments,
-    Labels,
-    find_image_column,
-    find_label_column,
-    find_labeled,
-    load_digits,
-    load_image_data,
-    number_of_images,
-)
+from supmae_hf.data.labels import Labels, find_label_column
+from supmae_hf.data.sources import find_image_column, load_digits, load_training_splits, number_of_images
+from supmae_hf.training.arguments import DataArguments
 
 
 CLASSES = datasets.ClassLabel(names=["cat", "dog"])
@@ -46,17 +38,15 @@ def test_the_same_digits_are_held_out_every_time():
 
 
 def test_image_folders(digit_folder):
-    data = load_image_data(
-        DataArguments(train_dir=str(digit_folder / "train"), validation_dir=str(digit_folder / "held_out"))
-    )
+    data = load_training_splits(train_dir=str(digit_folder / "train"), validation_dir=str(digit_folder / "held_out"))
     assert (len(data["train"]), len(data["validation"])) == (40, 40)
     labels = Labels.of(data["train"])
     assert labels.column == "label" and labels.names == [f"digit-{index}" for index in range(10)]
 
 
 def test_holding_out_is_balanced_and_always_the_same(digit_folder):
-    arguments = DataArguments(train_dir=str(digit_folder / "train"), train_val_split=0.25)
-    first, second = load_image_data(arguments), load_image_data(arguments)
+    arguments = {"train_dir": str(digit_folder / "train"), "train_val_split": 0.25}
+    first, second = load_training_splits(**arguments), load_training_splits(**arguments)
     assert (len(first["train"]), len(first["validation"])) == (30, 10)
     assert sorted(first["validation"]["label"]) == list(range(10))
     assert first["validation"]["label"] == second["validation"]["label"]
@@ -65,19 +55,17 @@ def test_holding_out_is_balanced_and_always_the_same(digit_folder):
 def test_named_data_sets(digit_folder):
     """`datasets.load_dataset` reads local folders by the same argument as the Hub's data sets."""
     (digit_folder / "held_out").rename(digit_folder / "test")
-    data = load_image_data(DataArguments(dataset_name=str(digit_folder)))
+    data = load_training_splits(str(digit_folder))
     assert (len(data["train"]), len(data["validation"])) == (40, 40)
 
 
 def test_folders_that_do_not_exist_are_refused():
     with pytest.raises(FileNotFoundError, match="'nowhere' is not a folder of images"):
-        load_image_data(DataArguments(train_dir="nowhere"))
+        load_training_splits(train_dir="nowhere")
 
 
 def test_limits(digit_folder):
-    data = load_image_data(
-        DataArguments(train_dir=str(digit_folder / "train"), max_train_samples=5, max_eval_samples=2)
-    )
+    data = load_training_splits(train_dir=str(digit_folder / "train"), max_train_samples=5, max_eval_samples=2)
     assert (len(data["train"]), len(data["validation"])) == (5, 2)
 
 
@@ -106,96 +94,14 @@ def test_ambiguous_columns_are_refused(find, features, name, message):
         find(datasets.Features(features), name)
 
 
-# --- labels ---
-
-
-@pytest.mark.parametrize(
-    ("feature", "values", "names", "problem_type", "encoded"),
-    [
-        (CLASSES, [1, None, 0], ["cat", "dog"], "single_label_classification", [1, -100, 0]),
-        (datasets.Value("string"), ["b", None, "a"], ["a", "b"], "single_label_classification", [1, -100, 0]),
-        (datasets.Value("int32"), [2, -100, 0], ["0", "1", "2"], "single_label_classification", [2, -100, 0]),
-        (datasets.Value("float32"), [0.5, None, 2.0], None, "regression", [0.5, -100.0, 2.0]),
-        (
-            datasets.Sequence(CLASSES),
-            [[1, 0], None, []],
-            ["cat", "dog"],
-            "multi_label_classification",
-            [[1, 1], [-100, -100], [0, 0]],
-        ),
-    ],
-)
-def test_meanings_of_labels(feature, values, names, problem_type, encoded):
-    dataset = make_dataset(
-        {"image": digit_images(3), "target": values}, {"image": datasets.Image(), "target": feature}
-    )
-    labels = Labels.of(dataset, "target")
-    assert (labels.names, labels.problem_type) == (names, problem_type)
-    assert [np.asarray(labels.encode(value)).tolist() for value in dataset["target"]] == encoded
-    config = SupMAEConfig(**labels.config_fields())
-    assert config.num_labels == len(names or [0]) and config.problem_type == problem_type
-
-
-def test_no_labels():
-    labels = Labels.of(make_dataset({"image": digit_images(2)}, {"image": datasets.Image()}))
-    assert labels.column is None and labels.config_fields() == {}
-
-
-def test_labels_outside_their_classes_are_refused():
-    dataset = make_dataset(
-        {"image": digit_images(3), "label": [0, -1, 1]}, {"image": datasets.Image(), "label": datasets.Value("int64")}
-    )
-    with pytest.raises(ValueError, match=r"'label' holds the label -1, outside \[0, 2\).*-100 or None"):
-        Labels.of(dataset, "label")
-    with pytest.raises(ValueError, match=r"'image' of the type Image.* cannot be used as labels"):
-        Labels.of(dataset.remove_columns("label"), "image")
-
-
-def test_labels_that_training_images_do_not_have_are_refused():
-    features = {"image": datasets.Image(), "name": datasets.Value("string")}
-    labels = Labels.of(make_dataset({"image": digit_images(2), "name": ["a", "b"]}, features), "name")
-    with pytest.raises(ValueError, match="The label 'c' is not one of the training images' labels"):
-        labels.encode("c")
-
-
-# --- partly labelled data ---
-
-
-@pytest.mark.parametrize("fraction", [0.1, 0.001])
-def test_a_fraction_of_each_class_stays_labeled(fraction):
-    train = load_image_data(DataArguments())["train"]
-    labels, truth = Labels.of(train), np.array(train["label"])
-    labeled = find_labeled(train, labels, DataArguments(label_fraction=fraction))
-    expected = [max(round(fraction * count), 1) for count in np.bincount(truth)]
-    assert np.bincount(truth[labeled]).tolist() == expected
-    assert labeled == find_labeled(train, labels, DataArguments(label_fraction=fraction))
-    assert labeled != find_labeled(train, labels, DataArguments(label_fraction=fraction, label_seed=1))
-
-
-def test_images_without_a_label_are_not_labeled():
-    values = [1, None, -100, 0, 1]
-    dataset = make_dataset(
-        {"image": digit_images(5), "label": values}, {"image": datasets.Image(), "label": datasets.Value("int64")}
-    )
-    assert find_labeled(dataset, Labels.of(dataset, "label"), DataArguments()) == [0, 3, 4]
-
-
-def test_label_fraction_needs_labels():
-    dataset = make_dataset({"image": digit_images(5)}, {"image": datasets.Image()})
-    assert find_labeled(dataset, Labels.of(dataset), DataArguments()) == []
-    with pytest.raises(ValueError, match="`--label_fraction` needs labels.*'image'"):
-        find_labeled(dataset, Labels.of(dataset), DataArguments(label_fraction=0.5))
-
-
 # --- streams ---
 
 
 def test_streams(digit_folder):
     folders = {"train_dir": str(digit_folder / "train"), "validation_dir": str(digit_folder / "held_out")}
-    args = DataArguments(**folders, streaming=True, max_train_samples=30)
-    data = load_image_data(args)
+    data = load_training_splits(**folders, streaming=True, max_train_samples=30)
     assert isinstance(data["train"], datasets.IterableDataset)
-    assert len(list(data["train"])) == number_of_images(data["train"], args) == 30
+    assert len(list(data["train"])) == number_of_images(data["train"], 30) == 30
     labels = Labels.of(data["train"])
     assert labels.names == [f"digit-{index}" for index in range(10)]
 
@@ -210,14 +116,13 @@ def test_streams(digit_folder):
 def test_what_streams_cannot_do_is_refused(digit_folder, fields, message):
     folders = {"train_dir": str(digit_folder / "train"), "validation_dir": str(digit_folder / "held_out")}
     with pytest.raises(ValueError, match=message):
-        load_image_data(DataArguments(**{**folders, "streaming": True, **fields}))
+        DataArguments(**{**folders, "streaming": True, **fields}).load()
 
 
 def test_streams_must_know_their_length(digit_folder):
     folders = {"train_dir": str(digit_folder / "train"), "validation_dir": str(digit_folder / "held_out")}
-    args = DataArguments(**folders, streaming=True)
     with pytest.raises(ValueError, match="say it with `--max_train_samples`"):
-        number_of_images(load_image_data(args)["train"], args)
+        number_of_images(load_training_splits(**folders, streaming=True)["train"])
 
 
 def test_streams_must_name_their_classes():

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from conftest import reference_config
@@ -10,13 +8,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from supmae_hf import SupMAEForPreTraining
-from supmae_hf.data.images import build_image_processor
+from supmae_hf.data.transforms import build_image_processor
 from supmae_hf.evaluation.few_shot import BENCHMARK, FewShotTask, FineTuning, draw_shots, load_few_shot_data
 from supmae_hf.evaluation.models import load_transform
 from supmae_hf.evaluation.probes import select_probe
-
-
-ARGS = SimpleNamespace(per_device_eval_batch_size=64, dataloader_num_workers=0, use_cpu=True)
 
 
 @pytest.fixture
@@ -25,7 +20,7 @@ def digits_data():
 
 
 def make_task(name, data, labels):
-    return FewShotTask(name, "model", data, labels, ARGS, load_transform(name))
+    return FewShotTask(name, "model", data, labels, load_transform(name), use_cpu=True)
 
 
 def test_shots_are_balanced_and_follow_the_seed():

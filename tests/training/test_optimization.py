@@ -8,15 +8,10 @@ import torch
 from conftest import FIXTURES, ROOT, reference_config
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
-from supmae_hf.checkpoints.original import revert_original_state_dict
-from supmae_hf.data.sources import DataArguments
-from supmae_hf.training.arguments import (
-    FineTuningArguments,
-    ModelArguments,
-    PreTrainingArguments,
-    parse_arguments,
-)
+from supmae_hf.checkpoints.convert import revert_original_state_dict
+from supmae_hf.training.arguments import DataArguments, FineTuningArguments, ModelArguments, PreTrainingArguments
 from supmae_hf.training.optimization import create_optimizer, create_scheduler, parameter_groups
+from supmae_hf.training.recipes import parse_arguments
 
 
 def recipe(name: str, arguments_class, accumulation: int):
@@ -24,7 +19,7 @@ def recipe(name: str, arguments_class, accumulation: int):
     path = ROOT / "examples" / "configs" / f"{name}_vit_b_imagenet.yaml"
     argv = [str(path), "--use_cpu", "--bf16", "False", "--report_to", "none"]
     argv += ["--gradient_accumulation_steps", str(accumulation)]
-    return parse_arguments((ModelArguments, DataArguments, arguments_class), path, argv)[2]
+    return parse_arguments((ModelArguments, DataArguments, arguments_class), base=name, argv=argv)[2]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +81,13 @@ def test_pretraining_decays_everything_but_vectors():
 
 def test_minimum_learning_rate_is_reached(tmp_path):
     args = FineTuningArguments(
-        output_dir=tmp_path, base_learning_rate=1e-3, min_learning_rate=1e-4, use_cpu=True, report_to="none"
+        output_dir=tmp_path,
+        base_learning_rate=1e-3,
+        min_learning_rate=1e-4,
+        lr_scheduler_type="cosine",
+        layer_decay=0.65,
+        use_cpu=True,
+        report_to="none",
     )
     optimizer = create_optimizer(SupMAEForImageClassification(reference_config()), args)
     scheduler = create_scheduler(optimizer, args, 100)

@@ -8,7 +8,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from transformers.utils import logging
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
-from supmae_hf.data.images import MixupCollator, collate
+from supmae_hf.data.dataset import MixupCollator, collate
 from supmae_hf.training.arguments import FineTuningArguments, PreTrainingArguments
 from supmae_hf.training.trainer import FineTuner, PreTrainer, RecipeTrainer
 
@@ -29,6 +29,8 @@ def arguments(tmp_path, cls=PreTrainingArguments, **kwargs):
             "output_dir": tmp_path,
             "num_train_epochs": 2,
             "warmup_epochs": 1,
+            "learning_rate": 1e-4,
+            "lr_scheduler_type": "cosine",
             "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": 10,
             "logging_steps": 3,
@@ -65,7 +67,7 @@ def test_training_logs_the_averages_of_its_steps(tmp_path):
         items[index]["labels"] = torch.tensor(-100)
     model = SupMAEForPreTraining(reference_config(classifier_hidden_size=0))
     # learning rate 0: the model stays as it is, so that the whole data set in one batch gives the same
-    args = arguments(tmp_path, base_learning_rate=0.0, eval_strategy="no")
+    args = arguments(tmp_path, learning_rate=0.0, eval_strategy="no")
     trainer = PreTrainer(model=model, args=args, train_dataset=items)
     trainer.train()
     batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
@@ -185,7 +187,15 @@ def test_finetuning_loss_is_timms(tmp_path, mix):
     items = dataset(size=8, noise=False)
     torch.manual_seed(0)
     model = SupMAEForImageClassification(reference_config())
-    args = arguments(tmp_path, FineTuningArguments, base_learning_rate=0.0, logging_steps=1, num_train_epochs=1)
+    args = arguments(
+        tmp_path,
+        FineTuningArguments,
+        learning_rate=0.0,
+        logging_steps=1,
+        num_train_epochs=1,
+        label_smoothing_factor=0.1,
+        train_sampling_strategy="sequential",
+    )
     trainer = FineTuner(
         model=model,
         args=args,
@@ -194,7 +204,6 @@ def test_finetuning_loss_is_timms(tmp_path, mix):
         data_collator=collate,
         mixup=Mixup(label_smoothing=0.1, num_classes=10) if mix else None,
     )
-    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(items)
     trainer.train()
     trained = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     evaluated = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)

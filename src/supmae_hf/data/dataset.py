@@ -150,19 +150,22 @@ class ImageDataset(_Images, torch.utils.data.Dataset):
 class EpochSampler(torch.utils.data.Sampler):
     """
     The order of an epoch of an [`ImageDataset`] with a seed; `epoch` is to be set before each. The order follows from
-    the seed and the epoch alone.
+    the seed and the epoch alone, or is that of the data set without `shuffle`.
     """
 
-    def __init__(self, dataset: ImageDataset):
+    def __init__(self, dataset: ImageDataset, shuffle: bool = True):
         self.num_images = len(dataset)
         self.seed = dataset.seed
+        self.shuffle = shuffle
         self.epoch = 0
 
     def __len__(self) -> int:
         return self.num_images
 
     def __iter__(self):
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_images)
+        order = np.arange(self.num_images)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
         yield from (self.epoch * self.num_images + order).tolist()
 
 

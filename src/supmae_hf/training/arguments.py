@@ -347,6 +347,10 @@ class RecipeArguments(TrainingArguments):
             raise ValueError(
                 "`--save_total_limit` 1 leaves nothing to go on from if a run is killed while it saves: use 2 or more."
             )
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(
+                f"`--train_sampling_strategy` must be random or sequential, got {self.train_sampling_strategy}."
+            )
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"`--layer_decay` must be above 0 and at most 1, got {self.layer_decay}.")
         if self.base_learning_rate is not None:

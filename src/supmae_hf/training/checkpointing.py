@@ -25,7 +25,15 @@ logger = logging.get_logger(__name__)
 # lists a checkpoint's files with their SHA-256; written last, so that a checkpoint without one is not complete
 MANIFEST = "manifest.json"
 # what a run writes into its output folder beside checkpoints
-_RESULTS = ("README.md", "curves.png", "reconstructions.png", "widget", "runs", "all_results.json", "eval_results.json")
+_RESULTS = (
+    "README.md",
+    "curves.png",
+    "reconstructions.png",
+    "widget",
+    "runs",
+    "all_results.json",
+    "eval_results.json",
+)
 
 # the exit status of a process that ends on SIGTERM
 TERMINATED = 128 + signal.SIGTERM

@@ -39,9 +39,7 @@ class Report:
 
     def write_card(self, log_history: list[dict]):
         """The model card, from the log of the run."""
-        card = training_card(
-            self.model, self.args, self.data_args, self.train_dataset, self.eval_dataset, log_history
-        )
+        card = training_card(self.model, self.args, self.data_args, self.train_dataset, self.eval_dataset, log_history)
         card.save(self.output_dir / "README.md")
 
     def write(self, log_history: list[dict], metrics: dict[str, float], what: str):

@@ -41,13 +41,17 @@ def seed_step(seed: int, step: int, process_index: int):
 
 def build_dataloader(dataset, args, collate: Callable, train: bool) -> DataLoader:
     """
-    Batches of an [`ImageDataset`], an [`ImageStream`] or any other data set: shuffled and without an incomplete last one
-    (if `args.dataloader_drop_last`) for training, all of them in order for evaluation.
+    Batches of an [`ImageDataset`], an [`ImageStream`] or any other data set: shuffled (unless
+    `args.train_sampling_strategy` is sequential) and without an incomplete last one (if `args.dataloader_drop_last`) for
+    training, all of them in order for evaluation.
     """
     sampler = None
     if train and not isinstance(dataset, IterableDataset):
-        is_ours = isinstance(dataset, ImageDataset) and dataset.seed is not None
-        sampler = EpochSampler(dataset) if is_ours else torch.utils.data.RandomSampler(dataset)
+        shuffle = args.train_sampling_strategy == "random"
+        if isinstance(dataset, ImageDataset) and dataset.seed is not None:
+            sampler = EpochSampler(dataset, shuffle)
+        elif shuffle:
+            sampler = torch.utils.data.RandomSampler(dataset)
     return DataLoader(
         dataset,
         batch_size=args.train_batch_size if train else args.eval_batch_size,

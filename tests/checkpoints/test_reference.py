@@ -8,8 +8,8 @@ from conftest import FIXTURES, digit_pixel_values, load_example, load_original, 
 from sklearn.datasets import load_digits
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
-from supmae_hf.checkpoints.original import convert_original_state_dict, revert_original_state_dict
-from supmae_hf.data.images import build_image_processor
+from supmae_hf.checkpoints.convert import convert_original_state_dict, revert_original_state_dict
+from supmae_hf.data.transforms import build_image_processor
 from supmae_hf.training.arguments import PreTrainingArguments
 from supmae_hf.training.optimization import parameter_groups
 from supmae_hf.training.trainer import PreTrainer
@@ -75,17 +75,12 @@ def test_gradients_equal_the_authors(reference):
             assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-class OrderedTrainer(PreTrainer):
-    def _get_train_sampler(self, *args):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
-
-
 class Items(list):
-    """A data set that is not shuffled, and whose epochs do not differ."""
+    """A data set whose epochs do not differ."""
 
 
 def train_with_trainer(model, items, args):
-    trainer = OrderedTrainer(model=model, train_dataset=items, args=args)
+    trainer = PreTrainer(model=model, train_dataset=items, args=args)
     trainer.train()
     return trainer.state.log_history
 
@@ -93,7 +88,7 @@ def train_with_trainer(model, items, args):
 def train_with_accelerate(model, items, args):
     script = load_example("run_pretrain_no_trainer.py")
     image_processor = build_image_processor(model.config)
-    return script.train(args, model, image_processor, items, Items(items[:8]))[0].log_history
+    return script.train(args, model, image_processor, items, Items(items[:8]), checkpoint=None)[0]
 
 
 @pytest.mark.parametrize("train", [train_with_trainer, train_with_accelerate])
@@ -113,7 +108,10 @@ def test_training_trajectory_equals_the_authors(tmp_path, train):
     model = reference_model(classification_loss_weight=trajectory["classification_loss_weight"])
     args = PreTrainingArguments(
         output_dir=tmp_path,
-        base_learning_rate=None,
+        lr_scheduler_type="cosine",
+        weight_decay=0.05,
+        adam_beta2=0.95,
+        train_sampling_strategy="sequential",
         learning_rate=trajectory["peak_learning_rate"],
         num_train_epochs=1,
         warmup_epochs=trajectory["warmup_epochs"] / trajectory["epochs"],  # all its epochs are one epoch here

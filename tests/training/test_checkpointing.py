@@ -1,20 +1,20 @@
 """Checkpoints that are complete or absent, and runs that stop in order."""
 
-import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import TINY, digit_pixel_values, reference_config, run_example
+from conftest import digit_pixel_values, reference_config
 from sklearn.datasets import load_digits
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from supmae_hf import SupMAEForPreTraining
 from supmae_hf.training.arguments import PreTrainingArguments
-from supmae_hf.training.resuming import find_checkpoint, list_checkpoints, new_checkpoint, prepare_output_dir
+from supmae_hf.training.checkpointing import find_checkpoint, list_checkpoints, mark_complete, prepare_output_dir
 from supmae_hf.training.trainer import PreTrainer
 
 
@@ -43,11 +43,13 @@ def arguments(tmp_path, **fields) -> PreTrainingArguments:
     )
 
 
-def write(args, step: int, content: bytes = b"weights"):
-    with new_checkpoint(args, Accelerator(cpu=True), step) as folder:
-        (folder / "model.safetensors").write_bytes(content)
-        (folder / "sub").mkdir()
-        (folder / "sub" / "optimizer.pt").write_bytes(content)
+def write(args, step: int, content: bytes = b"weights", complete: bool = True):
+    folder = Path(args.output_dir) / f"checkpoint-{step}"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(content)
+    (folder / "sub" / "optimizer.pt").write_bytes(content)
+    if complete:
+        mark_complete(folder, Accelerator(cpu=True))
 
 
 @pytest.fixture
@@ -61,43 +63,19 @@ def names(args) -> list[str]:
     return [path.name for path in list_checkpoints(args.output_dir)]
 
 
-def test_checkpoints_appear_when_they_are_complete(run, tmp_path):
-    with new_checkpoint(run, Accelerator(cpu=True), 1) as folder:
-        (folder / "model.safetensors").write_bytes(b"weights")
-        assert names(run) == []
-    assert names(run) == ["checkpoint-1"]
-    assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes() == b"weights"
-    assert os.listdir(tmp_path / "run") == ["checkpoint-1"]
-
-
-def test_only_the_newest_checkpoints_stay(run):
-    for step in (8, 9, 10, 11):
-        write(run, step)
-    assert names(run) == ["checkpoint-10", "checkpoint-11"]
-
-
-def test_the_best_checkpoint_stays(run, tmp_path):
-    for step in (8, 9, 10):
-        with new_checkpoint(run, Accelerator(cpu=True), step, keep=str(tmp_path / "run" / "checkpoint-8")) as folder:
-            (folder / "model.safetensors").write_bytes(b"weights")
-    assert names(run) == ["checkpoint-8", "checkpoint-9", "checkpoint-10"]
-
-
-def test_a_damaged_checkpoint_does_not_push_out_a_good_one(run, tmp_path):
-    for step in (10, 20):
-        write(run, step)
-    (tmp_path / "run" / "checkpoint-20" / "model.safetensors").unlink()
-    write(run, 15)  # having gone on from 10
-    assert names(run) == ["checkpoint-10", "checkpoint-15", "checkpoint-20"]
-    write(run, 20)
-    assert names(run) == ["checkpoint-15", "checkpoint-20"] and find_checkpoint(run.output_dir).name == "checkpoint-20"
+def test_a_checkpoint_counts_when_it_is_marked(run, tmp_path):
+    write(run, 1)
+    write(run, 2, complete=False)
+    assert find_checkpoint(run.output_dir) == tmp_path / "run" / "checkpoint-1"
+    write(run, 2)
+    assert find_checkpoint(run.output_dir) == tmp_path / "run" / "checkpoint-2"
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "missing", "without manifest", "empty"])
 def test_damaged_checkpoints_are_reported_and_passed_over(run, tmp_path, warnings, damage):
-    write(run, 1)
-    write(run, 2)
-    path = tmp_path / "run" / "checkpoint-2"
+    write(run, 9)
+    write(run, 10)
+    path = tmp_path / "run" / "checkpoint-10"
     if damage == "truncated":
         (path / "model.safetensors").write_bytes(b"wei")
     elif damage == "changed":
@@ -108,29 +86,13 @@ def test_damaged_checkpoints_are_reported_and_passed_over(run, tmp_path, warning
         (path / "manifest.json").unlink()
     else:
         (path / "manifest.json").write_text("")
-    assert find_checkpoint(run.output_dir) == tmp_path / "run" / "checkpoint-1"
-    assert "checkpoint-2 is not used:" in warnings.text
-
-
-def test_nothing_changes_when_writing_fails(run, tmp_path):
-    write(run, 1)
-    with (
-        pytest.raises(
-            OSError, match=r"step 2 cannot be written to .*run: No space left.*last one kept is checkpoint-1"
-        ),
-        new_checkpoint(run, Accelerator(cpu=True), 2) as folder,
-    ):
-        (folder / "model.safetensors").write_bytes(b"wei")
-        raise OSError("No space left on device")
-    assert names(run) == ["checkpoint-1"] and find_checkpoint(run.output_dir) is not None
-    write(run, 2)
-    assert names(run) == ["checkpoint-1", "checkpoint-2"]
-
-
-def test_a_lost_folder_is_an_error(run, tmp_path):
-    (tmp_path / "run").rename(tmp_path / "moved")
-    with pytest.raises(OSError, match="step 5 cannot be written to .*the output folder has disappeared.*none before"):
-        write(run, 5)
+    assert find_checkpoint(run.output_dir) == tmp_path / "run" / "checkpoint-9"
+    if damage in ("truncated", "changed"):  # somebody may want to look at it
+        assert "checkpoint-10 is not used, because" in warnings.text
+        assert (tmp_path / "run" / "_damaged-checkpoint-10" / "sub").is_dir()
+    else:
+        assert "checkpoint-10 is incomplete: deleted" in warnings.text
+    assert names(run) == ["checkpoint-9"]
 
 
 # --- the folder a run writes to ---
@@ -151,7 +113,7 @@ def test_output_folder_in_use(tmp_path, warnings):
     assert "Going on from" in warnings.text
     args.overwrite_output_dir = True
     assert prepare_output_dir(args) is None
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["runs", "thesis.txt"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]  # nothing of the earlier run
 
 
 def test_checkpoints_elsewhere_can_be_resumed(tmp_path):
@@ -204,8 +166,8 @@ def test_losses_that_are_not_finite_end_the_run(tmp_path):
 
 
 class Break(TrainerCallback):
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step == 3:
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 2:  # counted at the end of the step
             model.decoder.decoder_norm.weight.data[0] = torch.inf
 
 
@@ -231,10 +193,33 @@ def test_sigterm_saves_and_stops(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
-def test_what_a_killed_run_was_deleting_is_cleared_away(tmp_path):
-    flags = ["--model_config", json.dumps(TINY), "--max_train_samples", 32, "--per_device_train_batch_size", 16]
-    flags += ["--num_train_epochs", 1, "--warmup_epochs", 0, "--max_eval_samples", 8, "--output_dir", tmp_path / "run"]
-    run_example("run_pretrain.py", *flags, cwd=tmp_path)
-    (tmp_path / "run" / ".unfinished" / "old-checkpoint-1").mkdir(parents=True)
-    run_example("run_pretrain.py", *flags, cwd=tmp_path)  # there is nothing left to train
-    assert not (tmp_path / "run" / ".unfinished").exists()
+def test_a_checkpoint_that_cannot_be_written_is_an_error(tmp_path):
+    class Fill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:  # a file is where the checkpoint's folder would be
+                (tmp_path / "run" / "checkpoint-2").write_text("in the way")
+
+    run = trainer(tmp_path, Items())
+    run.add_callback(Fill())
+    with pytest.raises(
+        OSError, match="step 2 cannot be written to .*run: .*The last one kept is checkpoint-1. Make room"
+    ):
+        run.train()
+    assert find_checkpoint(run.args.output_dir) == tmp_path / "run" / "checkpoint-1"
+
+
+def test_the_newest_checkpoints_and_the_best_one_stay(tmp_path):
+    run = trainer(tmp_path, Items())
+    run.train()
+    assert names(run.args) == ["checkpoint-5", "checkpoint-6"]
+    items = Items()
+    args = arguments(tmp_path, output_dir=str(tmp_path / "best"), eval_strategy="steps", eval_steps=1)
+    args.metric_for_best_model, args.greater_is_better = "reconstruction_loss", True  # the first, then
+    args.load_best_model_at_end = True
+    prepare_output_dir(args)
+    torch.manual_seed(0)
+    model = SupMAEForPreTraining(reference_config())
+    run = PreTrainer(model=model, args=args, train_dataset=items, eval_dataset=items)
+    run.train()
+    best = Path(run.state.best_model_checkpoint).name
+    assert best in names(args) and len(names(args)) == 2

@@ -13,9 +13,9 @@ from packaging import version
 from safetensors.torch import load_file
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
-from supmae_hf.checkpoints import stock
-from supmae_hf.checkpoints.original import convert_original
-from supmae_hf.checkpoints.stock import export_onnx, export_stock
+from supmae_hf.checkpoints import export
+from supmae_hf.checkpoints.convert import convert_original
+from supmae_hf.checkpoints.export import export_onnx, export_stock
 
 
 old_torch = version.parse(torch.__version__) < version.parse("2.9")
@@ -92,7 +92,7 @@ def test_timm(tmp_path, use_mean_pooling, digits):
     torch.testing.assert_close(scope["model"].eval()(digits), model(digits).logits, atol=1e-5, rtol=1e-5)
     wrapped = AutoModelForImageClassification.from_pretrained(folder).eval()
     assert wrapped.config.id2label == labels
-    photograph = stock.load_sample_images().images[0]
+    photograph = export.load_sample_images().images[0]
     from PIL import Image
 
     assert (
@@ -109,14 +109,14 @@ def test_timm_takes_classifiers_only(tmp_path):
 def test_an_export_that_differs_leaves_nothing_behind(tmp_path, timm, monkeypatch):
     model = seeded(SupMAEForImageClassification)
     name = "to_timm" if timm else "to_stock"
-    convert = getattr(stock, name)
+    convert = getattr(export, name)
 
     def broken(model):
         converted = convert(model)
         converted.state_dict = {k: v * 1.1 if k.endswith("cls_token") else v for k, v in converted.state_dict.items()}
         return converted
 
-    monkeypatch.setattr(stock, name, broken)
+    monkeypatch.setattr(export, name, broken)
     with pytest.raises(RuntimeError, match="does not compute the same as the model"):
         export_stock(model, tmp_path / "out", timm=timm)
     assert not list(tmp_path.iterdir())
@@ -139,9 +139,9 @@ def test_what_a_stock_class_cannot_run_is_refused(tmp_path):
 
 def test_half_precision_is_refused(tmp_path):
     model = copy.deepcopy(seeded(SupMAEModel)).to(torch.bfloat16)
-    for export in (export_stock,) if old_torch else (export_stock, export_onnx):
+    for function in (export_stock,) if old_torch else (export_stock, export_onnx):
         with pytest.raises(ValueError, match=r"bfloat16.*dtype=torch\.float32"):
-            export(model, tmp_path / "out")
+            function(model, tmp_path / "out")
 
 
 WITHOUT_US = """

@@ -1,0 +1,238 @@
+import io
+from functools import partial
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import digit_images, make_dataset, reference_config
+from PIL import Image
+from timm.data import Mixup
+from torch.utils.data import DataLoader
+
+from supmae_hf.data.dataset import EpochSampler, ImageDataset, ImageStream, MixupCollator, collate
+from supmae_hf.data.labels import Labels
+from supmae_hf.data.sources import load_training_splits
+from supmae_hf.data.transforms import TrainTransform, build_image_processor
+
+
+CLASSES = datasets.ClassLabel(names=["cat", "dog"])
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("image_size", [32, (32, 48)])
+def test_image_dataset(num_channels, image_size, photographs):
+    config = reference_config(num_channels=num_channels, image_size=image_size)
+    images = [Image.fromarray(photographs[0]), Image.fromarray(photographs[1]).convert("L")]
+    dataset = make_dataset({"image": images, "label": [1, None]}, {"image": datasets.Image(), "label": CLASSES})
+    labels = Labels.of(dataset)
+    for transform in (TrainTransform(config), build_image_processor(config)):
+        batch = collate([*ImageDataset(dataset, labels, transform, num_channels)])
+        height, width = (32, 32) if image_size == 32 else image_size
+        assert batch["pixel_values"].shape == (2, num_channels, height, width)
+        assert batch["labels"].tolist() == [1, -100]
+
+
+def test_evaluation_has_a_fixed_mask_for_each_image():
+    config = reference_config()
+    dataset = make_dataset({"image": digit_images(4)}, {"image": datasets.Image()})
+    items = ImageDataset(dataset, Labels.of(dataset), build_image_processor(config), num_patches=16)
+    assert items[2]["noise"].shape == (16,) and torch.equal(items[2]["noise"], items[2]["noise"])
+    assert not torch.equal(items[2]["noise"], items[3]["noise"])
+    assert items[0]["labels"] == -100
+
+
+def test_images_that_cannot_be_decoded_are_named(digit_folder):
+    (digit_folder / "train" / "digit-3" / "broken.png").write_bytes(b"not an image")
+    data = load_training_splits(train_dir=str(digit_folder / "train"), validation_dir=str(digit_folder / "held_out"))
+    config = reference_config()
+    items = ImageDataset(data["train"], Labels.of(data["train"]), build_image_processor(config))
+    with pytest.raises(ValueError, match=r"digit-3/broken.png \(image \d+\) cannot be decoded.*repair it or remove"):
+        collate([items[index] for index in range(len(items))])
+
+
+def test_truncated_bytes_are_named():
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "jpeg")
+    records = [{"bytes": buffer.getvalue(), "path": None}, {"bytes": buffer.getvalue()[:500], "path": None}]
+    dataset = make_dataset({"image": records}, {"image": datasets.Image()})
+    config = reference_config()
+    items = ImageDataset(dataset, Labels.of(dataset), build_image_processor(config))
+    assert items[0]["pixel_values"].shape == (3, 32, 32)
+    with pytest.raises(ValueError, match="Image 1 cannot be decoded"):
+        items[1]
+
+
+def test_channels_that_images_do_not_have_are_refused():
+    dataset = make_dataset({"image": digit_images(1)}, {"image": datasets.Image()})
+    with pytest.raises(ValueError, match="`num_channels` is 7"):
+        ImageDataset(dataset, Labels.of(dataset), None, num_channels=7)
+
+
+# --- randomness ---
+
+
+def train_dataset(size=20, seed=3, **kwargs):
+    dataset = make_dataset(
+        {"image": digit_images(size), "label": [index % 2 for index in range(size)]},
+        {"image": datasets.Image(), "label": CLASSES},
+    )
+    transform = TrainTransform(reference_config())
+    return ImageDataset(dataset, Labels.of(dataset), transform, seed=seed, num_patches=16, **kwargs)
+
+
+def assert_same(first: dict, second: dict):
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
+
+
+def test_items_follow_from_seed_epoch_and_index_alone():
+    items, again = train_dataset(), train_dataset()
+    for position in (7, 27, 3):
+        again[3], torch.rand(5)
+        assert_same(items[position], again[position])
+    assert torch.equal(items[7]["labels"], items[27]["labels"])  # the same image in another epoch
+    for name in ("pixel_values", "noise"):
+        assert not torch.equal(items[7][name], items[27][name])
+        assert not torch.equal(items[7][name], train_dataset(seed=4)[7][name])
+
+
+def test_epochs_are_shuffled_anew_and_complete():
+    sampler = EpochSampler(train_dataset())
+    orders = []
+    for epoch in (0, 1, 0):
+        sampler.epoch = epoch
+        positions = list(sampler)
+        assert sorted(positions) == list(range(20 * epoch, 20 * epoch + 20)) and len(sampler) == 20
+        orders.append([position % 20 for position in positions])
+    assert orders[0] == orders[2] != orders[1]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_change_nothing(num_workers):
+    items = train_dataset()
+    sampler = EpochSampler(items)
+    sampler.epoch = 2
+    plain, workers = (
+        list(DataLoader(items, 5, sampler=sampler, collate_fn=collate, num_workers=n)) for n in (0, num_workers)
+    )
+    for first, second in zip(plain, workers, strict=True):
+        assert_same(first, second)
+
+
+def test_only_chosen_labels_are_used():
+    assert [train_dataset(4, labeled=[1, 2])[index]["labels"].item() for index in range(4)] == [-100, 1, 0, -100]
+
+
+# --- mixing ---
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_mixing_is_timms_and_follows_from_the_images(mixup, cutmix):
+    mix = partial(Mixup, mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.1, num_classes=2)
+    items = [train_dataset()[index] for index in range(8)]
+    batch, again = (MixupCollator(mix())(items) for _ in range(2))
+    assert_same(batch, again)
+    assert batch["labels"].shape == (8, 2) and torch.allclose(batch["labels"].sum(dim=1), torch.ones(8))
+    plain = collate(items)["pixel_values"]
+    assert not torch.equal(batch["pixel_values"], plain)
+    if not cutmix:  # mixed half with half: the weight follows from the pixels
+        weight = (batch["pixel_values"] - plain.flip(0)) / (plain - plain.flip(0))
+        weight = weight[(plain - plain.flip(0)).abs() > 0.1].median()
+        smoothed = torch.full((8, 2), 0.05) + 0.9 * torch.nn.functional.one_hot(torch.arange(8) % 2, 2)
+        torch.testing.assert_close(
+            batch["labels"], weight * smoothed + (1 - weight) * smoothed.flip(0), atol=1e-5, rtol=0
+        )
+    assert_same(MixupCollator(mix())(items[::-1]), MixupCollator(mix())(items[::-1]))
+
+
+# --- broken images ---
+
+
+def with_broken(indices, **kwargs):
+    images = [{"bytes": None, "path": None} for _ in range(10)]
+    for index, image in enumerate(digit_images(10)):
+        buffer = io.BytesIO()
+        image.save(buffer, "png")
+        images[index]["bytes"] = buffer.getvalue()[: 30 if index in indices else None]
+    dataset = make_dataset(
+        {"image": images, "label": [index % 2 for index in range(10)]}, {"image": datasets.Image(), "label": CLASSES}
+    )
+    return dataset, {
+        "labels": Labels.of(dataset),
+        "transform": build_image_processor(reference_config()),
+        "skip_bad_images": True,
+    }
+
+
+def test_the_next_image_takes_the_place_of_a_broken_one():
+    dataset, arguments = with_broken([3, 4, 9])
+    items = ImageDataset(dataset, **arguments, seed=0)
+    assert [items[index]["skipped"].item() for index in range(10)] == [0, 0, 0, 2, 1, 0, 0, 0, 0, 1]
+    assert torch.equal(items[3]["pixel_values"], items[5]["pixel_values"]) and items[3]["labels"] == 1
+    assert torch.equal(items[9]["pixel_values"], items[0]["pixel_values"])
+    # in evaluation it does not count twice
+    assert [item["labels"].item() for item in ImageDataset(dataset, **arguments)] == [
+        0,
+        1,
+        0,
+        -100,
+        -100,
+        1,
+        0,
+        1,
+        0,
+        -100,
+    ]
+
+
+def test_nothing_but_broken_images_is_an_error():
+    dataset, arguments = with_broken(range(10))
+    with pytest.raises(ValueError, match="None of the images can be decoded"):
+        ImageDataset(dataset, **arguments, seed=0)[0]
+
+
+def test_streams_leave_broken_images_out():
+    dataset, arguments = with_broken([3, 4, 9])
+    items = list(ImageStream(dataset.to_iterable_dataset(), **arguments))
+    assert [item["skipped"].item() for item in items] == [0, 0, 0, 2, 0, 0, 0]
+
+
+# --- streams ---
+
+
+def stream(num_images=16, seed=3):
+    items = train_dataset(20)
+    dataset = items.dataset.to_iterable_dataset(num_shards=4)
+    dataset = dataset.cast_column("image", datasets.Image())
+    return ImageStream(dataset, items.labels, items.transform, seed=seed, num_patches=16, num_images=num_images)
+
+
+def take(images: ImageStream, epoch: int, count: int = 20) -> list[dict]:
+    images.epoch = epoch
+    return [item for _, item in zip(range(count), images)]
+
+
+def test_streams_follow_from_seed_and_epoch():
+    first, again, next_epoch = take(stream(), 0), take(stream(), 0), take(stream(), 1)
+    for one, other in zip(first, again, strict=True):
+        assert_same(one, other)
+    assert not torch.equal(first[0]["pixel_values"], next_epoch[0]["pixel_values"])
+    assert len(stream()) == 16
+
+
+def test_streams_see_every_image_once():
+    images = stream()
+    images.transform = build_image_processor(reference_config())  # so that images can be recognised
+    seen = {item["pixel_values"].numpy().tobytes() for item in take(images, 0)}
+    assert len(seen) == len({image.tobytes() for image in digit_images(20)}) == 20
+
+
+def test_streamed_evaluation_ends():
+    config = reference_config()
+    dataset = make_dataset({"image": digit_images(7)}, {"image": datasets.Image()})
+    images = ImageStream(dataset.to_iterable_dataset(), Labels(None), build_image_processor(config))
+    assert len(list(images)) == 7
+    with pytest.raises(TypeError, match="does not know its length"):
+        len(images)
