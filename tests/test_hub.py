@@ -132,7 +132,7 @@ torch.save(model.eval()(torch.load("images.pt")).logits, "logits.pt")
 """
 
 
-@pytest.mark.parametrize(("stock", "revision"), [(False, None), (True, "stock")])
+@pytest.mark.parametrize(("stock", "revision"), [(False, None), pytest.param(True, "stock", marks=pytest.mark.slow)])
 def test_publish_and_load_back(runs, tmp_path, stock, revision):
     flags = ["--license", "apache-2.0", "--private"]
     flags += ["--stock"] if stock else []

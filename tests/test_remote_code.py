@@ -26,20 +26,25 @@ else:
         pass
     else:
         raise SystemExit("supmae_hf can be imported")
-import torch
-from transformers import {auto_class}, AutoConfig, AutoImageProcessor
+import torch, transformers
 options = dict({options})
-config = AutoConfig.from_pretrained("org/supmae-tiny", **options)
-processor = AutoImageProcessor.from_pretrained("org/supmae-tiny", **options)
-model = {auto_class}.from_pretrained("org/supmae-tiny", **options).eval()
-assert model.__class__.__module__.startswith("{module}"), model.__class__
-images = torch.load("images.pt")
-noise = {{"noise": torch.load("noise.pt")}} if "Classification" not in "{auto_class}" else {{}}
-outputs = model(images, **noise)
-torch.save({{name: value for name, value in outputs.items() if torch.is_tensor(value)}}, "outputs.pt")
-model.save_pretrained("again")
-processor.save_pretrained("again")
-{auto_class}.from_pretrained("again", **options)
+images, noise = torch.load("images.pt"), torch.load("noise.pt")
+for auto_class, inputs in (
+    ("AutoModel", {{"noise": noise}}),
+    ("AutoModelForPreTraining", {{"noise": noise}}),
+    ("AutoModelForImageClassification", {{}}),
+):
+    name = "org/" + auto_class
+    loader = getattr(transformers, auto_class)
+    config = transformers.AutoConfig.from_pretrained(name, **options)
+    processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
+    model = loader.from_pretrained(name, **options).eval()
+    assert model.__class__.__module__.startswith("{module}"), model.__class__
+    outputs = model(images, **inputs)
+    torch.save({{name: value for name, value in outputs.items() if torch.is_tensor(value)}}, auto_class + ".pt")
+    model.save_pretrained("again/" + auto_class)
+    processor.save_pretrained("again/" + auto_class)
+    loader.from_pretrained("again/" + auto_class, **options)
 """
 
 
@@ -58,9 +63,9 @@ def bare_python(tmp_path_factory) -> str:
     return str(python)
 
 
-def to_hub_cache(model, home):
+def to_hub_cache(model, name, home):
     """As the Hub client lays out what it downloads."""
-    repository = home / "hub" / "models--org--supmae-tiny"
+    repository = home / "hub" / f"models--org--{name}"
     snapshot = repository / "snapshots" / ("0" * 40)
     model.save_pretrained(snapshot)
     build_image_processor(model.config).save_pretrained(snapshot)
@@ -69,22 +74,18 @@ def to_hub_cache(model, home):
 
 
 @pytest.mark.parametrize("with_package", [True, False])
-@pytest.mark.parametrize(
-    ("model_class", "auto_class"),
-    [
-        (SupMAEModel, "AutoModel"),
-        (SupMAEForPreTraining, "AutoModelForPreTraining"),
-        (SupMAEForImageClassification, "AutoModelForImageClassification"),
-    ],
-)
-def test_loading_by_name(bare_python, model_class, auto_class, with_package, tmp_path, digits):
-    model = model_class(reference_config()).eval()
-    to_hub_cache(model, tmp_path / "home")
+def test_loading_by_name(bare_python, with_package, tmp_path, digits):
+    models = {
+        "AutoModel": SupMAEModel(reference_config()).eval(),
+        "AutoModelForPreTraining": SupMAEForPreTraining(reference_config()).eval(),
+        "AutoModelForImageClassification": SupMAEForImageClassification(reference_config()).eval(),
+    }
+    for name, model in models.items():
+        to_hub_cache(model, name, tmp_path / "home")
     noise = torch.rand(len(digits), 16)
     torch.save(digits, tmp_path / "images.pt")
     torch.save(noise, tmp_path / "noise.pt")
     code = CODE.format(
-        auto_class=auto_class,
         with_package=with_package,
         options="" if with_package else "trust_remote_code=True",
         module="supmae_hf" if with_package else "transformers_modules",
@@ -100,8 +101,11 @@ def test_loading_by_name(bare_python, model_class, auto_class, with_package, tmp
         stdin=subprocess.DEVNULL,
     )
     assert result.returncode == 0, result.stderr
-    outputs = torch.load(tmp_path / "outputs.pt")
-    for name, value in model(digits, **({} if "Classification" in auto_class else {"noise": noise})).items():
-        if torch.is_tensor(value):
-            assert torch.equal(outputs[name], value), name
-    assert {"modeling_supmae.py", "configuration_supmae.py"} <= {path.name for path in (tmp_path / "again").iterdir()}
+    for auto_class, model in models.items():
+        outputs = torch.load(tmp_path / f"{auto_class}.pt")
+        inputs = {} if auto_class == "AutoModelForImageClassification" else {"noise": noise}
+        for name, value in model(digits, **inputs).items():
+            if torch.is_tensor(value):
+                assert torch.equal(outputs[name], value), name
+        saved = {path.name for path in (tmp_path / "again" / auto_class).iterdir()}
+        assert {"modeling_supmae.py", "configuration_supmae.py"} <= saved

@@ -164,57 +164,48 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining, pipeline
 
-folder, inputs, outputs, name = sys.argv[1:]
-inputs = load_file(inputs)
-auto_class = {"ViTModel": AutoModel, "ViTMAEForPreTraining": AutoModelForPreTraining}.get(
-    name, AutoModelForImageClassification
-)
-model = auto_class.from_pretrained(folder).eval()
-assert type(model).__name__ == name, type(model)
-with torch.no_grad():
-    result = model(**inputs)
-save_file({"result": result[0] if name == "ViTModel" else result.logits.contiguous()}, outputs)
-if auto_class is AutoModelForImageClassification:
-    print(pipeline("image-classification", model=folder)(Image.new("RGB", (60, 40), "red"))[0]["label"])
+for name in sys.argv[1:]:
+    inputs = load_file(name + ".inputs")
+    auto_class = {"ViTModel": AutoModel, "ViTMAEForPreTraining": AutoModelForPreTraining}.get(
+        name, AutoModelForImageClassification
+    )
+    model = auto_class.from_pretrained(name).eval()
+    assert type(model).__name__ == name, type(model)
+    with torch.no_grad():
+        result = model(**inputs)
+    save_file({"result": result[0] if name == "ViTModel" else result.logits.contiguous()}, name + ".outputs")
+    if auto_class is AutoModelForImageClassification:
+        label = pipeline("image-classification", model=name)(Image.new("RGB", (60, 40), "red"))[0]["label"]
+        assert label.startswith("digit "), label
 """
 
 
-@pytest.mark.parametrize(
-    ("model_class", "fields", "timm", "name"),
-    [
-        (SupMAEForImageClassification, {}, False, "BeitForImageClassification"),
-        (SupMAEForImageClassification, {"use_mean_pooling": False}, False, "ViTForImageClassification"),
-        (SupMAEForImageClassification, {}, True, "TimmWrapperForImageClassification"),
-        (SupMAEModel, {}, False, "ViTModel"),
-        (SupMAEForPreTraining, {}, False, "ViTMAEForPreTraining"),
-    ],
-)
-def test_exports_run_without_us(tmp_path, model_class, fields, timm, name, digits):
+def test_exports_run_without_us(tmp_path, digits):
     from safetensors.torch import save_file
 
-    fields = {**fields, "id2label": {index: f"digit {index}" for index in range(10)}}
-    model = seeded(model_class, **fields)
-    export_stock(model, tmp_path / "out", timm=timm)
-    inputs = {"pixel_values": digits}
-    if model_class is SupMAEForPreTraining:
-        inputs["noise"] = torch.rand(8, 16)
-    save_file(inputs, tmp_path / "inputs.safetensors")
-    arguments = [tmp_path / "out", tmp_path / "inputs.safetensors", tmp_path / "outputs.safetensors", name]
-    ran = subprocess.run(
-        [sys.executable, "-c", WITHOUT_US, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=300,
-    )
+    expected = {}
+    for name, model_class, fields in (
+        ("BeitForImageClassification", SupMAEForImageClassification, {}),
+        ("ViTForImageClassification", SupMAEForImageClassification, {"use_mean_pooling": False}),
+        ("TimmWrapperForImageClassification", SupMAEForImageClassification, {}),
+        ("ViTModel", SupMAEModel, {}),
+        ("ViTMAEForPreTraining", SupMAEForPreTraining, {}),
+    ):
+        model = seeded(model_class, **fields, id2label={index: f"digit {index}" for index in range(10)})
+        export_stock(model, tmp_path / name, timm=name.startswith("Timm"))
+        inputs = {"pixel_values": digits}
+        if model_class is SupMAEForPreTraining:
+            inputs["noise"] = torch.rand(8, 16)
+        save_file(inputs, tmp_path / f"{name}.inputs")
+        with torch.no_grad():
+            outputs = model(**inputs)
+        expected[name] = outputs.last_hidden_state if model_class is SupMAEModel else outputs.logits
+    command = [sys.executable, "-c", WITHOUT_US, *expected]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    if "Classification" in name:
-        assert ran.stdout.strip().splitlines()[-1].startswith("digit ")
-    with torch.no_grad():
-        expected = model(**inputs)
-    expected = expected.last_hidden_state if model_class is SupMAEModel else expected.logits
-    actual = load_file(tmp_path / "outputs.safetensors")["result"]
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+    for name, tensor in expected.items():
+        actual = load_file(tmp_path / f"{name}.outputs")["result"]
+        torch.testing.assert_close(actual, tensor, atol=1e-5, rtol=1e-5, msg=name)
 
 
 @pytest.mark.skipif(old_torch, reason="ONNX export needs PyTorch 2.9")

@@ -64,8 +64,8 @@ def assert_killed_run_equals(script, arguments, cwd, processes=1, **kwargs):
 @pytest.mark.parametrize(
     ("script", "arguments", "kills"),
     [
-        ("run_pretrain.py", ["--dataloader_num_workers", 1], 5),
-        ("run_pretrain_no_trainer.py", ["--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 2], 2),
+        ("run_pretrain.py", ["--dataloader_num_workers", 1], 3),
+        ("run_pretrain_no_trainer.py", ["--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 2], 1),
     ],
 )
 def test_killed_runs_end_bit_for_bit_the_same(tmp_path, script, arguments, kills):
@@ -128,7 +128,7 @@ def test_sigterm_saves_before_leaving(tmp_path, script, processes):
     assert checkpoint is not None and 4 <= newest_step(tmp_path / "out") < 2200
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_persistent_workers_end_with_the_run(tmp_path, context):
     arguments = [*RUN, "--max_steps", 2, "--warmup_epochs", 0, "--dataloader_num_workers", 1, "--output_dir", "out"]
     arguments += ["--dataloader_persistent_workers", "True", "--dataloader_multiprocessing_context", context]

@@ -61,12 +61,12 @@ def assert_same(one, other, tolerance: float):
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    run_command(example_command("run_pretrain.py", *arguments(64), "--output_dir", "out"), folder)
+    run_example("run_pretrain.py", *arguments(64), "--output_dir", "out", cwd=folder)
     return results(folder / "out")
 
 
 def test_the_loop_equals_the_trainer_step_by_step(tmp_path, one_process):
-    run_command(example_command("run_pretrain_no_trainer.py", *arguments(64), "--output_dir", "out"), tmp_path)
+    run_example("run_pretrain_no_trainer.py", *arguments(64), "--output_dir", "out", cwd=tmp_path)
     assert_same(one_process, results(tmp_path / "out"), tolerance=0)
 
 
@@ -84,8 +84,11 @@ def test_streams_are_split_between_processes(tmp_path):
     """Two processes see what one sees, in both scripts."""
     for script, batch_size, processes in (("run_pretrain", 64, 1), ("run_pretrain_no_trainer", 32, 2)):
         flags = arguments(batch_size, **{"--label_fraction": 1.0, "--streaming": True})
-        command = example_command(f"{script}.py", *flags, "--output_dir", script, processes=processes)
-        run_command(command, tmp_path)
+        command = [f"{script}.py", *flags, "--output_dir", script]
+        if processes == 1:
+            run_example(*command, cwd=tmp_path)
+        else:
+            run_command(example_command(*command, processes=processes), tmp_path)
     one, two = (results(tmp_path / script) for script in ("run_pretrain", "run_pretrain_no_trainer"))
     assert_same(one, two, tolerance=1e-5)
     first_epoch, second_epoch = one[1][:22], one[1][23:45]
@@ -142,6 +145,9 @@ def test_evaluation(tmp_path):
         assert len((files[0].parent / "results.jsonl").read_text().splitlines()) == 2
     assert scores[0] == scores[1]
 
-    few_shot = example_command("run_few_shot.py", "--models", model, processes=2)
+
+@pytest.mark.slow
+def test_few_shot_runs_in_one_process(tmp_path):
+    few_shot = example_command("run_few_shot.py", "--models", make_model("supmae", tmp_path), processes=2)
     refused = subprocess.run(few_shot, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert refused.returncode != 0 and "runs in one process, not 2" in refused.stderr
