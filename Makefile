@@ -10,6 +10,7 @@ BENCH_PAIR = SupMAE 'ViTMAE + head, 1 block'
 $(VENV)/installed: setup.py pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	rm -rf $(VENV)/transformers-tests
 	$(RUN) -m pip download --quiet --no-deps --no-binary transformers --dest $(VENV)/transformers-tests \
 	  $$($(RUN) -m pip freeze | grep '^transformers==')
 	cd $(VENV)/transformers-tests && $(abspath $(RUN)) -m tarfile -e transformers-*.tar.gz

@@ -23,9 +23,9 @@ TRAIN = [
     "tabulate>=0.9",
     "tensorboard>=2.18",
     "timm>=1.0.24",
-    "torchvision>=0.21",
+    "torchvision>=0.24",
 ]
-ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.7"]  # and torch>=2.9
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.7"]
 DEV = [
     "gradio>=6.0",
     "parameterized>=0.9",  # by Transformers' own tests
@@ -51,10 +51,9 @@ setup(
     install_requires=[
         "huggingface_hub>=1.5",
         "numpy>=2.0",
-        "packaging>=23.0",
-        "safetensors>=0.5",
-        "torch>=2.6",
-        "transformers>=5.12,<6",
+        "safetensors>=0.8",
+        "torch>=2.9",
+        "transformers>=5.16,<6",
     ],
     extras_require={"train": TRAIN, "onnx": TRAIN + ONNX, "dev": TRAIN + ONNX + DEV},
 )

@@ -62,7 +62,6 @@ def main():
             num_classes=model.config.num_labels,
         )
 
-    report = Report(model, args, data_args, train_dataset, eval_dataset, image_processor)
     trainer = FineTuner(
         model=model,
         args=args,
@@ -72,9 +71,9 @@ def main():
         processing_class=image_processor,
         compute_metrics=compute_accuracy,
         mixup=mixup,
-        write_card=lambda: report.write_card(trainer.state.log_history),
+        report=Report("Fine-tuned", model, args, data_args, train_dataset, eval_dataset, image_processor),
     )
-    trainer.run(checkpoint, lambda metrics: report.write(trainer.state.log_history, metrics, "Fine-tuned"))
+    trainer.run(checkpoint)
 
 
 if __name__ == "__main__":

@@ -103,8 +103,9 @@ def main():
             classifier.save_pretrained(args.output_dir)
             image_processor.save_pretrained(args.output_dir)
         if is_trained:
-            report = Report(classifier, args, data_args, train_dataset, eval_dataset, image_processor)
-            report.write(trainer.state.log_history, metrics, "Probed (lars)")
+            what = "Probed (lars)"
+            report = Report(what, classifier, args, data_args, train_dataset, eval_dataset, image_processor)
+            report.write(trainer.state.log_history, metrics)
         else:
             say_results(f"Probed ({args.probe})", train_dataset, eval_dataset, metrics)
             print(f"  figures     {Path(args.output_dir) / 'eval_results.json'}")

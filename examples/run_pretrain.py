@@ -30,7 +30,6 @@ def main():
     checkpoint = prepare_output_dir(args)
     set_seed(args.seed)
     model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args)
-    report = Report(model, args, data_args, train_dataset, eval_dataset, image_processor)
     trainer = PreTrainer(
         model=model,
         args=args,
@@ -38,9 +37,9 @@ def main():
         eval_dataset=eval_dataset,
         data_collator=collate,
         processing_class=image_processor,
-        write_card=lambda: report.write_card(trainer.state.log_history),
+        report=Report("Pre-trained", model, args, data_args, train_dataset, eval_dataset, image_processor),
     )
-    trainer.run(checkpoint, lambda metrics: report.write(trainer.state.log_history, metrics, "Pre-trained"))
+    trainer.run(checkpoint)
 
 
 if __name__ == "__main__":

@@ -222,8 +222,8 @@ def main():
     model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args)
     log_history, metrics = train(args, model, image_processor, train_dataset, eval_dataset, checkpoint)
     if args.process_index == 0:
-        report = Report(model, args, data_args, train_dataset, eval_dataset, image_processor)
-        report.write(log_history, metrics, "Pre-trained")
+        report = Report("Pre-trained", model, args, data_args, train_dataset, eval_dataset, image_processor)
+        report.write(log_history, metrics)
 
 
 if __name__ == "__main__":

@@ -240,13 +240,14 @@ def test_registration_in_a_fresh_process(tmp_path):
     from transformers import CONFIG_MAPPING
 
     SupMAEModel(reference_config()).save_pretrained(tmp_path)
-    config, mapping = pickle.dumps(reference_config()), pickle.dumps(CONFIG_MAPPING)
+    config = pickle.dumps(reference_config())
+    (tmp_path / "mapping").write_bytes(pickle.dumps(CONFIG_MAPPING))
     pieces = [
         f"import supmae_hf; AutoModel.from_pretrained({str(tmp_path)!r})",
         "from supmae_hf.configuration_supmae import SupMAEConfig; AutoModel.from_config(SupMAEConfig(num_hidden_layers=1))",
         f"AutoModel.from_config(pickle.loads({config!r}))",
         f"UperNetConfig(backbone_config=pickle.loads({config!r}))",
-        f"assert pickle.loads({mapping!r})['supmae'].__name__ == 'SupMAEConfig'",
+        f"assert pickle.load(open({str(tmp_path / 'mapping')!r}, 'rb'))['supmae'].__name__ == 'SupMAEConfig'",
     ]
     code = f"""import os, pickle, sys, torch
 from transformers import AutoModel, UperNetConfig

@@ -120,6 +120,7 @@ def test_a_single_visible_patch(digits, digit_labels):
         ({"mask": torch.zeros(8, 4)}, r"`mask` must have shape .*\(8, 16\), got \(8, 4\)"),
         ({"mask": torch.ones(8, 16)}, "`mask` must be 1 for hidden .* at least one"),
         ({"mask": torch.full((8, 16), 2)}, "`mask` must be 1 for hidden"),
+        ({"mask": torch.full((8, 16), 0.5)}, "`mask` must be 1 for hidden"),
         ({"mask": torch.eye(8, 16).cumsum(0)}, r"same number .*got \[1, 2, 3, 4, 5, 6, 7, 8\] hidden"),
         ({"mask": torch.zeros(8, 16), "mask_ratio": 0.5}, "leave out `noise` and `mask_ratio`"),
     ],

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_supmae import SupMAEConfig, to_pair
@@ -300,15 +300,16 @@ class SupMAEEmbeddings(nn.Module):
                     f"`{name}` must have shape (batch_size, num_patches) = {shape}, got {tuple(value.shape)}."
                 )
         if mask is not None:
-            mask = mask.to(device=device, dtype=torch.int)
-            counts = mask.sum(dim=1)
+            hidden = mask.to(device) == 1
+            counts = hidden.sum(dim=1)
             num_hidden = int(counts[0])
-            if not (counts == num_hidden).all() or not ((mask == 0) | (mask == 1)).all() or num_hidden == num_patches:
+            is_binary = (hidden | (mask.to(device) == 0)).all()
+            if not is_binary or not (counts == num_hidden).all() or num_hidden == num_patches:
                 raise ValueError(
                     "`mask` must be 1 for hidden and 0 for visible patches, with the same number of visible patches, at "
                     f"least one, in every image; got {counts.tolist()} hidden of {num_patches}."
                 )
-            return torch.argsort(mask, dim=1, stable=True), num_patches - num_hidden
+            return torch.argsort(hidden.int(), dim=1, stable=True), num_patches - num_hidden
         num_visible = self.config.num_visible_patches(num_patches, mask_ratio)
         if num_visible < 1 or num_visible > num_patches:
             ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
@@ -618,7 +619,9 @@ _READ = {
 
 def check_arguments(model: nn.Module, arguments: dict):
     """Refuse, as Python would, arguments that nobody reads; those that Transformers passes along are only warned about."""
-    for name in arguments.keys() - _READ:
+    for name in arguments:
+        if name in _READ:
+            continue
         if name not in _PASSED_ALONG:
             raise TypeError(f"{type(model).__name__}.forward() got an unexpected keyword argument '{name}'")
         if name in ("use_cache", "position_ids", "output_router_logits", "num_items_in_batch") and arguments[name]:
@@ -661,7 +664,6 @@ class SupMAEModel(SupMAEPreTrainedModel):
         self.post_init()
         self._freeze_positions()
 
-    @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,

@@ -9,16 +9,12 @@ import pytest
 import torch
 from conftest import FIXTURES, load_reference, reference_config
 from huggingface_hub import ModelCard
-from packaging import version
 from safetensors.torch import load_file
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
 from supmae_hf.checkpoints import export
 from supmae_hf.checkpoints.convert import convert_original
 from supmae_hf.checkpoints.export import export_onnx, export_stock
-
-
-old_torch = version.parse(torch.__version__) < version.parse("2.9")
 
 
 def seeded(model_class, **fields):
@@ -139,7 +135,7 @@ def test_what_a_stock_class_cannot_run_is_refused(tmp_path):
 
 def test_half_precision_is_refused(tmp_path):
     model = copy.deepcopy(seeded(SupMAEModel)).to(torch.bfloat16)
-    for function in (export_stock,) if old_torch else (export_stock, export_onnx):
+    for function in (export_stock, export_onnx):
         with pytest.raises(ValueError, match=r"bfloat16.*dtype=torch\.float32"):
             function(model, tmp_path / "out")
 
@@ -208,7 +204,6 @@ def test_exports_run_without_us(tmp_path, digits):
         torch.testing.assert_close(actual, tensor, atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.skipif(old_torch, reason="ONNX export needs PyTorch 2.9")
 @pytest.mark.parametrize("model_class", [SupMAEForImageClassification, SupMAEModel])
 def test_onnx(tmp_path, model_class, digits):
     import onnxruntime
@@ -225,13 +220,6 @@ def test_onnx(tmp_path, model_class, digits):
             torch.testing.assert_close(torch.tensor(output), expected_output.detach(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(not old_torch, reason="this PyTorch can export")
-def test_onnx_with_old_torch_is_refused(tmp_path):
-    with pytest.raises(ImportError, match="ONNX export needs PyTorch 2.9"):
-        export_onnx(seeded(SupMAEModel), tmp_path / "out")
-
-
-@pytest.mark.skipif(old_torch, reason="ONNX export needs PyTorch 2.9")
 def test_onnx_of_a_pretraining_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match="draw random masks"):
         export_onnx(seeded(SupMAEForPreTraining), tmp_path / "out")

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from packaging import version
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import nn
@@ -403,10 +402,7 @@ def export_onnx(
         FileExistsError: if the folder exists.
         RuntimeError: if the ONNX model does not compute the same to 1e-5.
         ValueError: if the model is neither a classifier nor an encoder, or not in float32.
-        ImportError: if PyTorch is older than 2.9, whose exporter fixes the size of the batch.
     """
-    if version.parse(torch.__version__) < version.parse("2.9"):
-        raise ImportError(f"ONNX export needs PyTorch 2.9 or later, and this is {torch.__version__}: upgrade it.")
     import onnxruntime
 
     if isinstance(model, SupMAEForPreTraining):

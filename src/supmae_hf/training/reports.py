@@ -18,6 +18,7 @@ class Report:
     Of a run.
 
     Args:
+        what: Was done, such as "Pre-trained".
         model: What is trained.
         args, data_args: With what, and on what.
         train_dataset, eval_dataset: On which images.
@@ -26,6 +27,7 @@ class Report:
 
     def __init__(
         self,
+        what: str,
         model: torch.nn.Module,
         args: RecipeArguments,
         data_args: DataArguments,
@@ -33,7 +35,8 @@ class Report:
         eval_dataset: ImageDataset | ImageStream,
         image_processor,
     ):
-        self.model, self.args, self.data_args, self.image_processor = model, args, data_args, image_processor
+        self.what, self.model, self.args, self.data_args = what, model, args, data_args
+        self.image_processor = image_processor
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.output_dir = Path(args.output_dir)
 
@@ -42,7 +45,7 @@ class Report:
         card = training_card(self.model, self.args, self.data_args, self.train_dataset, self.eval_dataset, log_history)
         card.save(self.output_dir / "README.md")
 
-    def write(self, log_history: list[dict], metrics: dict[str, float], what: str):
+    def write(self, log_history: list[dict], metrics: dict[str, float]):
         """Pictures and card, and what came of it."""
         is_pretraining = isinstance(self.model, SupMAEForPreTraining)
         pictures = []
@@ -56,7 +59,7 @@ class Report:
         save_curves(log_history, pictures[-1], (*curves, "learning_rate"))
         self.write_card(log_history)
         epochs = next((entry["epoch"] for entry in reversed(log_history) if "epoch" in entry), 0)
-        say_results(f"{what} for {epochs:g} epochs", self.train_dataset, self.eval_dataset, metrics)
+        say_results(f"{self.what} for {epochs:g} epochs", self.train_dataset, self.eval_dataset, metrics)
         print(f"  checkpoint  {self.output_dir}")
         print(f"  log         {self.output_dir / 'runs'} (tensorboard --logdir {self.output_dir / 'runs'})")
         print(f"  pictures    {', '.join(map(str, pictures))}")

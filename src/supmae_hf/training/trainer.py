@@ -135,14 +135,13 @@ class RecipeTrainer(Trainer):
     written with an `OSError`.
 
     Args:
-        write_card (*optional*): Called without arguments when the run is published: writes the model card into the output
-            folder. By default Transformers' own.
+        report ([`Report`], *optional*): Writes the model card, in the place of Transformers' own, and what [`run`] leaves.
     """
 
-    def __init__(self, *args, write_card: Callable[[], None] | None = None, **kwargs):
+    def __init__(self, *args, report=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False  # losses are means over a batch, which the Trainer averages over a step
-        self.write_card = write_card
+        self.report = report
         self.was_stopped = False
         self.order = None
         self.learning_rate = None
@@ -232,19 +231,15 @@ class RecipeTrainer(Trainer):
 
     def create_model_card(self, *args, **kwargs):
         """The card of the run into the output folder."""
-        if self.write_card is None:
+        if self.report is None:
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
-            self.write_card()
+            self.report.write_card(self.state.log_history)
 
-    def run(self, checkpoint: str | None = None, report: Callable[[dict], None] | None = None) -> dict[str, float]:
+    def run(self, checkpoint: str | None = None) -> dict[str, float]:
         """
-        Train, save, evaluate, report, publish: what the scripts do. Ends the process with the exit status of SIGTERM, and a
-        word on how to go on, if it was asked to stop.
-
-        Args:
-            checkpoint: To go on from.
-            report: Called with the figures of the evaluation by the first process.
+        Train (going on from a checkpoint), save, evaluate, report, publish: what the scripts do. Ends the process with the
+        exit status of SIGTERM, and a word on how to go on, if it was asked to stop. Returns the figures of the evaluation.
         """
         self.train(resume_from_checkpoint=checkpoint)
         if self.was_stopped:
@@ -254,8 +249,8 @@ class RecipeTrainer(Trainer):
         metrics = self.evaluate() if self.eval_dataset is not None else {}
         if metrics:
             self.save_metrics("eval", metrics)
-        if report is not None and self.is_world_process_zero():
-            report(metrics)
+        if self.report is not None and self.is_world_process_zero():
+            self.report.write(self.state.log_history, metrics)
         if self.args.push_to_hub:
             self.push_to_hub()
         return metrics
