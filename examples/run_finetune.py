@@ -44,8 +44,7 @@ def main():
     )
     if "classifier.weight" in new_parameters:
         torch.nn.init.trunc_normal_(model.classifier.weight, std=args.classifier_init_std)
-    if args.device.type == "cpu":
-        prepare_cpu(model)
+    prepare_cpu(model, args)
     image_processor = build_image_processor(model.config, data_args.eval_crop_ratio)
     transform = build_finetune_transform(
         model.config, data_args.crop_scale, data_args.horizontal_flip, args.auto_augment, args.random_erasing

@@ -56,8 +56,7 @@ def main():
     classifier, _ = model_args.build(
         SupMAEForImageClassification, args, use_mean_pooling=args.use_mean_pooling, **labels.config_fields()
     )
-    if args.device.type == "cpu":
-        prepare_cpu(classifier)
+    prepare_cpu(classifier, args)
     image_processor = build_image_processor(classifier.config, data_args.eval_crop_ratio)
     # the other probes see each image once, as evaluation does
     transform = image_processor

@@ -32,6 +32,7 @@ from supmae_hf.evaluation.segmentation import (
 from supmae_hf.evaluation.tables import save_bars, say_written, write_table
 from supmae_hf.training.arguments import SegmentationArguments
 from supmae_hf.training.checkpointing import prepare_output_dir
+from supmae_hf.training.cpu import prepare_cpu
 from supmae_hf.training.recipes import parse_arguments
 from supmae_hf.training.trainer import RecipeTrainer
 
@@ -48,6 +49,7 @@ def run(name: str, args: SegmentationArguments, data, data_args: SegmentationDat
         train_dataset=SegmentationDataset(data["train"], data_args, args.seed),
         data_collator=collate,
     )
+    prepare_cpu(trainer.model, args)
     trainer.run(checkpoint)
     metrics, shown = evaluate_segmentation(trainer.model, SegmentationDataset(data["validation"], data_args))
     if trainer.is_world_process_zero():

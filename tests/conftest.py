@@ -4,6 +4,7 @@ import os
 # before anything imports a Hugging Face library: tests never touch the network
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start; of this one see below
 
 import argparse
 import contextlib

@@ -50,9 +50,15 @@ def kill_at_random_moments(script, arguments, cwd, kills: int, most_steps: int, 
 
 
 def assert_killed_run_equals(script, arguments, cwd, processes=1, **kwargs):
-    run_command(example_command(script, *arguments, "--output_dir", "whole", processes=processes), cwd)
+    def run(folder):
+        if processes == 1:
+            run_example(script, *arguments, "--output_dir", folder, cwd=cwd)
+        else:
+            run_command(example_command(script, *arguments, "--output_dir", folder, processes=processes), cwd)
+
+    run("whole")
     kill_at_random_moments(script, arguments, cwd, processes=processes, **kwargs)
-    run_command(example_command(script, *arguments, "--output_dir", "killed", processes=processes), cwd)
+    run("killed")
     whole, killed = ((cwd / name / "model.safetensors").read_bytes() for name in ("whole", "killed"))
     assert whole == killed
     # nothing unfinished is left over

@@ -429,8 +429,7 @@ def prepare_pretraining(model_args: ModelArguments, data_args: DataArguments, ar
                 "branch only."
             )
     model, _ = model_args.build(SupMAEForPreTraining, args, **labels.config_fields())
-    if args.device.type == "cpu":
-        prepare_cpu(model)
+    prepare_cpu(model, args)
     image_processor = build_image_processor(model.config, data_args.eval_crop_ratio)
     train_dataset, eval_dataset = data_args.build(
         data,

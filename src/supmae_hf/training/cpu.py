@@ -5,6 +5,7 @@ import ctypes
 import platform
 
 import torch
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
 
@@ -36,9 +37,12 @@ def keep_freed_memory() -> bool:
     return True
 
 
-def prepare_cpu(model: torch.nn.Module):
-    """Make the process fit for training on the CPU, and say in one line what was chosen."""
+def prepare_cpu(model: PreTrainedModel, args: TrainingArguments):
+    """If a run is on the CPU, make the process fit for it, and say in one line what was chosen."""
+    if args.device.type != "cpu":
+        return
     choices = [f"{model.config._attn_implementation} attention"]
     if keep_freed_memory():
         choices.append("glibc keeps freed memory")
-    logger.warning(f"On the CPU: {', '.join(choices)}.")
+    if args.process_index == 0:
+        logger.warning(f"On the CPU: {', '.join(choices)}.")

@@ -121,7 +121,10 @@ class _RunCallback(TrainerCallback):
             self.trainer.monitor.check(model, state.global_step)
 
     def on_save(self, args, state, control, **kwargs):
-        mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.trainer.accelerator)
+        try:
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.trainer.accelerator)
+        except OSError as error:
+            raise writing_failed(args.output_dir, state.global_step, error) from error
 
 
 class RecipeTrainer(Trainer):
