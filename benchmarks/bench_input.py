@@ -24,6 +24,7 @@ from supmae_hf import SupMAEConfig
 from supmae_hf.data.dataset import ImageDataset, collate
 from supmae_hf.data.labels import Labels
 from supmae_hf.data.transforms import TrainTransform
+from supmae_hf.training.cpu import keep_freed_memory
 
 
 def photographs(size: tuple[int, int], quality: int, count: int) -> datasets.Dataset:
@@ -78,6 +79,7 @@ def main():
     parser.add_argument("--images", type=int, default=256)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the training scripts do; workers inherit it
     rows = []
     for size, quality, workers in [
         ((500, 375), 75, 0),
