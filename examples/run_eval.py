@@ -10,7 +10,6 @@ Without a data set the held-out digits are classified. Prints a table, writes re
 into --output_dir. After an interruption the same command goes on.
 """
 
-from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
 from supmae_hf.evaluation.metrics import TopKAccuracy
 from supmae_hf.evaluation.models import (
@@ -22,23 +21,23 @@ from supmae_hf.evaluation.models import (
     predict,
 )
 from supmae_hf.evaluation.tables import save_bars, say_written, write_table
-from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.training.recipes import parse_arguments, run
 
 
 def main():
     args, data_args = parse_arguments((EvaluationArguments, EvaluationDataArguments), description=__doc__)
     check_models(args.models, load_classifier, load_transform)
     output_dir, journal = args.prepare_output_dir()
-    data, labels = data_args.load()
+    data = data_args.load()
     rows = []
     for name in args.models:
-        key = {"model": fingerprint(name), "data": vars(data_args)}
+        key = {"model": fingerprint(name), "data": data_args.key(data)}
         row = journal.get(key)
         if row is None:
             model = load_classifier(name)
-            columns = map_classes(labels.names, model)
+            columns = map_classes(data.labels.names, model)
             num_channels = getattr(model.config, "num_channels", 3)  # timm models do not say
-            dataset = ImageDataset(data, labels, load_transform(name), num_channels, **data_args.options())
+            dataset = data_args.build(data, load_transform(name), num_channels)
             scores, targets = predict(model, dataset, **args.options())
             # the data set's classes in the model's numbers
             targets = [columns[target] if target >= 0 else target for target in targets]
@@ -55,4 +54,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

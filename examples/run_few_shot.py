@@ -18,7 +18,7 @@ from supmae_hf.evaluation.arguments import EvaluationArguments
 from supmae_hf.evaluation.few_shot import BENCHMARK, FewShotTask, FineTuning, load_few_shot_data
 from supmae_hf.evaluation.models import check_models, fingerprint, load_transform
 from supmae_hf.evaluation.tables import Journal, save_bars, say_written, write_table
-from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.training.recipes import parse_arguments, run
 
 
 @dataclass
@@ -74,14 +74,14 @@ def measure(args: EvaluationArguments, few_shot: FewShotArguments, data: dict, j
                     accuracies = []
                     for seed in few_shot.seeds:
                         key = {"model": fingerprint(name), "dataset": dataset, "pooling": few_shot.pooling}
-                        key.update(method=method, shots=shots, seed=seed)
+                        key.update(method=method, shots=shots, seed=seed, data=data[dataset].fingerprint())
                         if method == "finetune":
                             key["settings"] = {**vars(settings), "learning_rates": few_shot.learning_rates}
                         result = journal.get(key)
                         if result is None:
                             if task is None:
                                 transform = load_transform(name)
-                                task = FewShotTask(name, few_shot.pooling, *data[dataset], transform, **args.options())
+                                task = FewShotTask(name, few_shot.pooling, data[dataset], transform, **args.options())
                             run = task.probe if method == "probe" else task.finetune
                             result = run(shots, seed) if method == "probe" else run(shots, seed, settings)
                             journal.add(key, result)
@@ -127,4 +127,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

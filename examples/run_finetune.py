@@ -19,13 +19,14 @@ from transformers import set_seed
 
 from supmae_hf import SupMAEForImageClassification
 from supmae_hf.data.dataset import collate
-from supmae_hf.data.transforms import build_finetune_transform, build_image_processor
+from supmae_hf.data.transforms import build_finetune_transform
 from supmae_hf.evaluation.metrics import compute_accuracy
 from supmae_hf.training.arguments import DataArguments, FineTuningArguments, ModelArguments
 from supmae_hf.training.checkpointing import prepare_output_dir
 from supmae_hf.training.cpu import prepare_cpu
-from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report
+from supmae_hf.training.runs import describe_run
 from supmae_hf.training.trainer import FineTuner
 
 
@@ -35,23 +36,20 @@ def main():
         base="finetune",
         default_recipe=Path(__file__).parent / "configs" / "finetune_digits.yaml",
     )
-    checkpoint = prepare_output_dir(args)
+    data = data_args.load_labeled("Fine-tuning", args.output_dir)
     set_seed(args.seed)
-
-    data, labels = data_args.load_labeled(job="Fine-tuning")
+    fields = {**data.labels.config_fields(), **data_args.config_fields(model_args)}
     model, new_parameters = model_args.build(
-        SupMAEForImageClassification, args, drop_path_rate=args.drop_path_rate, **labels.config_fields()
+        SupMAEForImageClassification, args, drop_path_rate=args.drop_path_rate, **fields
     )
     if "classifier.weight" in new_parameters:
         torch.nn.init.trunc_normal_(model.classifier.weight, std=args.classifier_init_std)
     prepare_cpu(model, args)
-    image_processor = build_image_processor(model.config, data_args.eval_crop_ratio)
+    image_processor = data_args.build_image_processor(data, model.config, model_args.model_name_or_path)
     transform = build_finetune_transform(
-        model.config, data_args.crop_scale, data_args.horizontal_flip, args.auto_augment, args.random_erasing
+        image_processor, data_args.crop_scale, data_args.horizontal_flip, args.auto_augment, args.random_erasing
     )
-    train_dataset, eval_dataset = data_args.build(
-        data, labels, args, transform, image_processor, num_channels=model.config.num_channels
-    )
+    train_dataset, eval_dataset = data_args.build(data, args, transform, image_processor)
     mixup = None
     if args.mixup or args.cutmix:
         mixup = Mixup(
@@ -61,6 +59,7 @@ def main():
             num_classes=model.config.num_labels,
         )
 
+    checkpoint = prepare_output_dir(args, describe_run("fine-tuning", model_args, data_args, args, data))
     trainer = FineTuner(
         model=model,
         args=args,
@@ -70,10 +69,10 @@ def main():
         processing_class=image_processor,
         compute_metrics=compute_accuracy,
         mixup=mixup,
-        report=Report("Fine-tuned", model, args, data_args, train_dataset, eval_dataset, image_processor),
+        report=Report("Fine-tuned", model, args, data_args, data, train_dataset, eval_dataset, image_processor),
     )
     trainer.run(checkpoint)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -17,7 +17,7 @@ from transformers import EvalPrediction, set_seed
 
 from supmae_hf import SupMAEForImageClassification
 from supmae_hf.data.dataset import collate
-from supmae_hf.data.transforms import TrainTransform, build_image_processor
+from supmae_hf.data.transforms import TrainTransform
 from supmae_hf.evaluation.metrics import compute_accuracy
 from supmae_hf.evaluation.probes import (
     LinearProbe,
@@ -30,8 +30,9 @@ from supmae_hf.evaluation.probes import (
 from supmae_hf.training.arguments import DataArguments, ModelArguments
 from supmae_hf.training.checkpointing import prepare_output_dir
 from supmae_hf.training.cpu import prepare_cpu
-from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report, say_results
+from supmae_hf.training.runs import describe_run
 from supmae_hf.training.trainer import leave
 
 
@@ -49,22 +50,21 @@ def main():
             f"`--probe {args.probe}` computes the features of every image once, but a training stream has no "
             "end: leave out `--streaming`, or use `--probe lars`."
         )
-    checkpoint = prepare_output_dir(args)
+    data = data_args.load_labeled("A linear probe", args.output_dir)
+    if data.validation is None:
+        raise ValueError("A probe is judged by held-out images: leave out `--train_val_split 0`.")
     set_seed(args.seed)
-
-    data, labels = data_args.load_labeled(job="A linear probe")
     classifier, _ = model_args.build(
-        SupMAEForImageClassification, args, use_mean_pooling=args.use_mean_pooling, **labels.config_fields()
+        SupMAEForImageClassification, args, use_mean_pooling=args.use_mean_pooling, **data.labels.config_fields()
     )
     prepare_cpu(classifier, args)
-    image_processor = build_image_processor(classifier.config, data_args.eval_crop_ratio)
+    image_processor = data_args.build_image_processor(data, classifier.config, model_args.model_name_or_path)
     # the other probes see each image once, as evaluation does
     transform = image_processor
     if is_trained:
-        transform = TrainTransform(classifier.config, data_args.crop_scale, data_args.horizontal_flip)
-    train_dataset, eval_dataset = data_args.build(
-        data, labels, args, transform, image_processor, num_channels=classifier.config.num_channels
-    )
+        transform = TrainTransform(image_processor, data_args.crop_scale, data_args.horizontal_flip)
+    train_dataset, eval_dataset = data_args.build(data, args, transform, image_processor)
+    checkpoint = prepare_output_dir(args, describe_run(f"probe {args.probe}", model_args, data_args, args, data))
     trainer = LinearProbeTrainer(
         model=LinearProbe(classifier) if is_trained else classifier,
         args=args,
@@ -103,7 +103,7 @@ def main():
             image_processor.save_pretrained(args.output_dir)
         if is_trained:
             what = "Probed (lars)"
-            report = Report(what, classifier, args, data_args, train_dataset, eval_dataset, image_processor)
+            report = Report(what, classifier, args, data_args, data, train_dataset, eval_dataset, image_processor)
             report.write(trainer.state.log_history, metrics)
         else:
             say_results(f"Probed ({args.probe})", train_dataset, eval_dataset, metrics)
@@ -111,4 +111,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,8 +16,9 @@ from transformers import set_seed
 from supmae_hf.data.dataset import collate
 from supmae_hf.training.arguments import DataArguments, ModelArguments, PreTrainingArguments, prepare_pretraining
 from supmae_hf.training.checkpointing import prepare_output_dir
-from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report
+from supmae_hf.training.runs import describe_run
 from supmae_hf.training.trainer import PreTrainer
 
 
@@ -27,9 +28,10 @@ def main():
         base="pretrain",
         default_recipe=Path(__file__).parent / "configs" / "pretrain_digits.yaml",
     )
-    checkpoint = prepare_output_dir(args)
+    data = data_args.load(args.output_dir, model_args.model_config.get("problem_type"))
     set_seed(args.seed)
-    model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args)
+    model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args, data)
+    checkpoint = prepare_output_dir(args, describe_run("pre-training", model_args, data_args, args, data))
     trainer = PreTrainer(
         model=model,
         args=args,
@@ -37,10 +39,10 @@ def main():
         eval_dataset=eval_dataset,
         data_collator=collate,
         processing_class=image_processor,
-        report=Report("Pre-trained", model, args, data_args, train_dataset, eval_dataset, image_processor),
+        report=Report("Pre-trained", model, args, data_args, data, train_dataset, eval_dataset, image_processor),
     )
     trainer.run(checkpoint)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

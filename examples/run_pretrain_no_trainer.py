@@ -35,8 +35,9 @@ from supmae_hf.training.checkpointing import (
 )
 from supmae_hf.training.objective import add, averages, batch_figures, image_figures, step_loss
 from supmae_hf.training.optimization import create_optimizer, create_scheduler
-from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report
+from supmae_hf.training.runs import describe_run
 from supmae_hf.training.trainer import build_dataloader, epoch_order, leave, prepare_batch_norm, seed_step
 
 
@@ -103,12 +104,10 @@ def train(args: PreTrainingArguments, model, image_processor, train_dataset, eva
         bare_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
     loader = build_dataloader(train_dataset, args, collate, train=True)
     order = epoch_order(loader)
-    model, optimizer, loader, eval_loader = accelerator.prepare(
-        bare_model,
-        create_optimizer(bare_model, args),
-        loader,
-        build_dataloader(eval_dataset, args, collate, train=False),
-    )
+    model, optimizer, loader = accelerator.prepare(bare_model, create_optimizer(bare_model, args), loader)
+    eval_loader = None
+    if eval_dataset is not None:
+        eval_loader = accelerator.prepare(build_dataloader(eval_dataset, args, collate, train=False))
     accumulation = args.gradient_accumulation_steps
     steps_per_epoch = math.ceil(len(loader) / accumulation)
     max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
@@ -201,7 +200,7 @@ def train(args: PreTrainingArguments, model, image_processor, train_dataset, eva
     if is_stopped:
         leave(args)
 
-    metrics = evaluate(model, eval_loader, accelerator)
+    metrics = {} if eval_loader is None else evaluate(model, eval_loader, accelerator)
     state_dict = accelerator.get_state_dict(model)
     bare_model.save_pretrained(output_dir, is_main_process=accelerator.is_main_process, state_dict=state_dict)
     if accelerator.is_main_process:
@@ -217,14 +216,19 @@ def main():
         base="pretrain",
         default_recipe=Path(__file__).parent / "configs" / "pretrain_digits.yaml",
     )
-    checkpoint = prepare_output_dir(args)
+    if args.early_stopping_patience is not None or args.load_best_model_at_end:
+        raise ValueError(
+            "`--early_stopping_patience` and `--load_best_model_at_end` are the Trainer's: run_pretrain.py."
+        )
+    data = data_args.load(args.output_dir, model_args.model_config.get("problem_type"))
     set_seed(args.seed)
-    model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args)
+    model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args, data)
+    checkpoint = prepare_output_dir(args, describe_run("pre-training", model_args, data_args, args, data))
     log_history, metrics = train(args, model, image_processor, train_dataset, eval_dataset, checkpoint)
     if args.process_index == 0:
-        report = Report("Pre-trained", model, args, data_args, train_dataset, eval_dataset, image_processor)
+        report = Report("Pre-trained", model, args, data_args, data, train_dataset, eval_dataset, image_processor)
         report.write(log_history, metrics)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,11 +16,7 @@ interruption the same command goes on.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
-
-from supmae_hf.data.dataset import ImageDataset
-from supmae_hf.data.labels import Labels
-from supmae_hf.data.sources import load_dataset, load_image_folder
+from supmae_hf.data.sources import ImageData, load_evaluation_data
 from supmae_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, Corrupt
 from supmae_hf.evaluation.models import (
@@ -40,7 +36,7 @@ from supmae_hf.evaluation.robustness import (
     subset_classes,
 )
 from supmae_hf.evaluation.tables import Journal, save_bars, say_written, write_table
-from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.training.recipes import parse_arguments, run
 
 
 @dataclass
@@ -82,16 +78,19 @@ class RobustnessArguments:
                 )
 
 
-def open_folder(source: str, *parts: str) -> datasets.Dataset:
+def open_folder(data_args: EvaluationDataArguments, source: str, *parts: str) -> ImageData:
     """Images of a local folder, or of a folder in a repository of the Hub."""
+    columns = {"image_column": data_args.image_column_name, "label_columns": data_args.label_column_name}
     if Path(source).exists():
-        return load_image_folder(Path(source, *parts))
-    data = load_dataset(source, data_dir="/".join(parts) or None)
-    return data[next(iter(data))]
+        data = load_evaluation_data(str(Path(source, *parts)), **columns)
+    else:
+        data = load_evaluation_data(source, data_dir="/".join(parts) or None, **columns)
+    data.labels.require_classes("Evaluation", data.validation)
+    return data
 
 
 def open_subsets(args: RobustnessArguments, data_args: EvaluationDataArguments) -> dict:
-    """ImageNet-A, -R and -Sketch as far as they are given: title to source, images, labels and classes to choose from."""
+    """ImageNet-A, -R and -Sketch as far as they are given: title to source, images and classes to choose from."""
     subsets = {}
     for title, source, classes in (
         ("A", args.imagenet_a, subset_classes("a")),
@@ -99,13 +98,13 @@ def open_subsets(args: RobustnessArguments, data_args: EvaluationDataArguments) 
         ("Sketch", args.imagenet_sketch, None),
     ):
         if source is not None:
-            data = open_folder(source)
-            labels = Labels.of_classes(data, data_args.label_column_name, job="Evaluation")
-            if classes and imagenet_indices(labels.names) is not None and not set(labels.names) <= set(classes):
+            data = open_folder(data_args, source)
+            names = data.labels.names
+            if classes and imagenet_indices(names) is not None and not set(names) <= set(classes):
                 raise ValueError(
                     f"{source} has classes that are not among ImageNet-{title}'s published 200: check it."
                 )
-            subsets[title] = source, data, labels, classes
+            subsets[title] = source, data, classes
     return subsets
 
 
@@ -115,20 +114,22 @@ class Evaluator:
     def __init__(self, name: str, args: EvaluationArguments, data_args: EvaluationDataArguments, journal: Journal):
         self.name, self.args, self.data_args, self.journal = name, args, data_args, journal
         self.model, self.transform = load_classifier(name), load_transform(name)
-        self.key = {"model": fingerprint(name), "data": vars(data_args)}
+        if getattr(self.transform.image_processor, "pixel_type", "uint8") != "uint8":
+            raise ValueError(f"'{name}' takes images of more than 8 bits, for which no corruptions are defined.")
+        self.key = {"model": fingerprint(name)}
 
     def is_imagenet(self, names: list[str]) -> bool:
         return self.model.config.num_labels == 1000 and (imagenet_indices(names) is not None or len(names) == 1000)
 
-    def accuracy(self, key: dict, data: datasets.Dataset, labels: Labels, transform=None, subset=None) -> float:
-        key = {**self.key, **key}
+    def accuracy(self, key: dict, data: ImageData, transform=None, subset=None) -> float:
+        key, labels = {**self.key, **key, "data": self.data_args.key(data)}, data.labels
         known = self.journal.get(key)
         if known is not None:
             return known
         columns = map_classes(labels.names, self.model)
         num_channels = getattr(self.model.config, "num_channels", 3)  # timm models do not say
         transform = transform or self.transform
-        dataset = ImageDataset(data, labels, transform, num_channels, **self.data_args.options())
+        dataset = self.data_args.build(data, transform, num_channels)
         logits, targets = predict(self.model, dataset, **self.args.options())
         targets[targets >= 0] = [columns[target] for target in targets[targets >= 0]]
         if subset is None:
@@ -146,18 +147,17 @@ def corrupted_accuracies(evaluator: Evaluator, args: RobustnessArguments) -> tup
     """Error rates by (corruption, severity), and whether they are ImageNet's."""
     errors = {}
     if args.imagenet_c is None:
-        data, labels = evaluator.data_args.load()
+        data = evaluator.data_args.load()
     for name in args.corruptions:
         for severity in args.severities:
             key = {"benchmark": "corrupted", "source": args.imagenet_c, "corruption": name, "severity": severity}
             if args.imagenet_c is None:
                 transform = Corrupt(evaluator.transform, name, severity)
             else:
-                data = open_folder(args.imagenet_c, name, str(severity))
-                labels = Labels.of_classes(data, evaluator.data_args.label_column_name, job="Evaluation")
+                data = open_folder(evaluator.data_args, args.imagenet_c, name, str(severity))
                 transform = evaluator.transform.without_crop
-            errors[name, severity] = 1 - evaluator.accuracy(key, data, labels, transform)
-    return errors, evaluator.is_imagenet(labels.names)
+            errors[name, severity] = 1 - evaluator.accuracy(key, data, transform)
+    return errors, evaluator.is_imagenet(data.labels.names)
 
 
 def evaluate(evaluator: Evaluator, args: RobustnessArguments, subsets: dict) -> dict:
@@ -169,9 +169,9 @@ def evaluate(evaluator: Evaluator, args: RobustnessArguments, subsets: dict) -> 
     has_all = set(CORRUPTIONS) <= set(args.corruptions) and set(SEVERITIES) <= set(args.severities)
     if is_imagenet and has_all:
         row["mCE"] = 100 * mean_corruption_error(errors)
-    for title, (source, data, labels, classes) in subsets.items():
+    for title, (source, data, classes) in subsets.items():
         key = {"benchmark": title, "source": source}
-        row[title] = 100 * evaluator.accuracy(key, data, labels, subset=classes)
+        row[title] = 100 * evaluator.accuracy(key, data, subset=classes)
     if all(title in row for title in ("mCE", "A", "R", "Sketch")):
         row["score"] = robustness_score(row["mCE"], row["A"], row["R"], row["Sketch"])
     return row
@@ -195,4 +195,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -33,25 +33,32 @@ from supmae_hf.evaluation.tables import save_bars, say_written, write_table
 from supmae_hf.training.arguments import SegmentationArguments
 from supmae_hf.training.checkpointing import prepare_output_dir
 from supmae_hf.training.cpu import prepare_cpu
-from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.training.recipes import parse_arguments, run
+from supmae_hf.training.runs import describe_recipe
 from supmae_hf.training.trainer import RecipeTrainer
 
 
-def run(name: str, args: SegmentationArguments, data, data_args: SegmentationDataArguments, upernet: UperNetArguments):
+def train(
+    name: str, args: SegmentationArguments, data, data_args: SegmentationDataArguments, upernet: UperNetArguments
+):
     """Train and evaluate one model; returns a row of the table."""
-    checkpoint = prepare_output_dir(args)
+    facts = {"model": name, "data": data_args.describe(data), **vars(upernet)}
+    checkpoint = prepare_output_dir(args, describe_recipe("segmentation", args, facts))
     set_seed(args.seed)
+    image_processor = build_segmentation_processor(data_args, name)
     backbone = load_backbone(name, data_args.crop_size, upernet.out_indices, args.drop_path_rate)
     trainer = RecipeTrainer(
         model=build_upernet(backbone, data_args.num_classes, upernet.decoder_hidden_size),
         args=args,
-        processing_class=build_segmentation_processor(data_args),
-        train_dataset=SegmentationDataset(data["train"], data_args, args.seed),
+        processing_class=image_processor,
+        train_dataset=SegmentationDataset(data["train"], data_args, image_processor, args.seed),
         data_collator=collate,
     )
     prepare_cpu(trainer.model, args)
     trainer.run(checkpoint)
-    metrics, shown = evaluate_segmentation(trainer.model, SegmentationDataset(data["validation"], data_args))
+    metrics, shown = evaluate_segmentation(
+        trainer.model, SegmentationDataset(data["validation"], data_args, image_processor)
+    )
     if trainer.is_world_process_zero():
         (Path(args.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         save_masks(shown, data_args.num_classes, Path(args.output_dir) / "masks.png")
@@ -69,7 +76,7 @@ def main():
     for name in upernet.models:
         own = copy.copy(args)
         own.output_dir = str(output_dir / name.strip("/").replace("/", "-"))
-        rows.append(run(name, own, data, data_args, upernet))
+        rows.append(train(name, own, data, data_args, upernet))
     if args.process_index == 0:
         print(f"\nPercent, {len(data['validation'])} held-out images.\n")
         write_table(rows, output_dir, "results")
@@ -78,4 +85,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -23,6 +23,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits, load_sample_images
+from transformers.utils import logging
 
 from supmae_hf import SupMAEConfig
 
@@ -71,6 +72,13 @@ def digit_folder(tmp_path) -> Path:
             path.mkdir(parents=True, exist_ok=True)
             image.save(path / f"{index}.png")
     return tmp_path
+
+
+@pytest.fixture
+def warnings(caplog):
+    """What is logged."""
+    logging.enable_propagation()
+    return caplog
 
 
 @pytest.fixture

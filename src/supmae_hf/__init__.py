@@ -8,10 +8,10 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
-    ViTImageProcessor,
 )
 
 from .configuration_supmae import SupMAEConfig
+from .image_processing_supmae import SupMAEImageProcessor
 from .modeling_supmae import (
     SupMAEBackbone,
     SupMAEForImageClassification,
@@ -30,7 +30,8 @@ AutoModel.register(SupMAEConfig, SupMAEModel)
 AutoModelForPreTraining.register(SupMAEConfig, SupMAEForPreTraining)
 AutoModelForImageClassification.register(SupMAEConfig, SupMAEForImageClassification)
 AutoBackbone.register(SupMAEConfig, SupMAEBackbone)
-AutoImageProcessor.register(SupMAEConfig, ViTImageProcessor)
+# for checkpoints that name it; those of 8-bit RGB models name Transformers' ViTImageProcessor
+AutoImageProcessor.register(SupMAEConfig, image_processor_classes={"torchvision": SupMAEImageProcessor})
 
 __all__ = [
     "SupMAEBackbone",
@@ -38,6 +39,7 @@ __all__ = [
     "SupMAEForImageClassification",
     "SupMAEForPreTraining",
     "SupMAEForPreTrainingOutput",
+    "SupMAEImageProcessor",
     "SupMAEModel",
     "SupMAEModelOutput",
     "SupMAEPreTrainedModel",

@@ -23,6 +23,8 @@ import supmae_hf
 
 from .configuration_supmae import to_pair
 from .data.dataset import ImageDataset, ImageStream
+from .data.sources import ImageData
+from .data.transforms import to_pil
 from .modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
 
 
@@ -49,25 +51,24 @@ def save_widget_images(dataset: ImageDataset, folder: str | Path) -> list[dict[s
     """
     if not isinstance(dataset, ImageDataset):
         return []
-    records, feature, column = dataset.dataset, dataset.image_feature, dataset.labels.column
+    records, labels = dataset.dataset, dataset.labels
     widget, titles = [], set()
     for index in range(min(len(records), 200)):
-        title = f"image {index}"
-        if column is not None:
-            names = getattr(records.features[column], "names", None)
-            label = records[index][column]
-            title = str(names[label]) if names and isinstance(label, int) and label >= 0 else str(label)
+        title, label = f"image {index}", labels.encode(records[index])
+        if labels.problem_type == "single_label_classification" and label >= 0:
+            title = labels.names[label]
+        elif labels.problem_type == "regression":
+            title = f"{label:g}"
         if title in titles:
             continue
         try:
-            image = feature.decode_example(records[index][dataset.image_column])
+            image = to_pil(dataset.read(records[index][dataset.image_column])[0])
         except Exception as error:  # what a broken image raises is up to its format
             logger.warning(f"Image {index} is no example for the widget: {error}")
             continue
         titles.add(title)
         path = Path("widget") / f"{len(widget)}.png"
         (Path(folder) / path.parent).mkdir(exist_ok=True)
-        image = image.convert("RGB")
         image.thumbnail((WIDGET_IMAGE_SIDE, WIDGET_IMAGE_SIDE))
         image.save(Path(folder) / path)
         widget.append({"src": path.as_posix(), "example_title": title})
@@ -80,8 +81,9 @@ def training_card(
     model: SupMAEPreTrainedModel,
     args,
     data_args,
+    data: ImageData,
     train_dataset: ImageDataset | ImageStream,
-    eval_dataset: ImageDataset | ImageStream,
+    eval_dataset: ImageDataset | ImageStream | None,
     log_history: list[dict],
 ) -> ModelCard:
     """
@@ -91,7 +93,7 @@ def training_card(
     Args:
         model: What was trained.
         args, data_args ([`RecipeArguments`], [`DataArguments`]): With what.
-        train_dataset, eval_dataset: On what.
+        data, train_dataset, eval_dataset: On what.
         log_history: `trainer.state.log_history`; the last evaluation in it gives the results.
     """
     folder = Path(args.output_dir)
@@ -116,12 +118,17 @@ def training_card(
         else f"Image classifier with {config.num_labels} classes, a SupMAE encoder "
         f"([arXiv 2205.14540](https://arxiv.org/abs/2205.14540)) trained on {dataset_name}: {size}."
     )
+    warmup = (
+        f"{args.warmup_epochs:g} epochs"
+        if args.warmup_epochs or not args.warmup_steps
+        else f"{args.warmup_steps:g} steps"
+    )
     facts = {
         "data set": f"{dataset_name}, {len(train_dataset)} training images",
         "epochs, steps": f"{last['epoch']:g}, {last['step']}",
         "images a step": args.total_batch_size,
         "optimiser": f"{_name(args.optim)}, peak learning rate {args.learning_rate:.3g}, weight decay {args.weight_decay:g}",
-        "schedule": f"{_name(args.lr_scheduler_type)}, {args.warmup_epochs:g} epochs of warm-up",
+        "schedule": f"{_name(args.lr_scheduler_type)}, warm-up of {warmup}",
         "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
         "seed": args.seed,
     }
@@ -186,6 +193,7 @@ def training_card(
         dataset_name=dataset_name,
         results={_METRICS[key][1]: value for key, value in figures.items()},
         facts=facts,
+        data_table=data.table(),
         command=_command(args.world_size),
         pictures={file: what for file, what in pictures.items() if (folder / file).is_file()},
         cost=cost,

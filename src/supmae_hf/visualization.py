@@ -53,6 +53,7 @@ def save_reconstructions(
     image_mean,
     image_std,
     noise: torch.Tensor | None = None,
+    stretch: bool = False,
 ):
     """
     Draw a picture with one column per image and the rows original, masked, reconstruction and pasted.
@@ -60,17 +61,24 @@ def save_reconstructions(
     Args:
         image_mean, image_std: The image processor's, which turn `pixel_values` back into colours.
         path: File to write; the ending decides the format.
+        stretch: Whether the darkest and brightest hundredth of each image become black and white, for instruments that
+            use little of their range.
 
     See [`reconstruct`] for the others.
     """
     rows = reconstruct(model, pixel_values, noise)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
+    rows = {name: images.cpu() * std + mean for name, images in rows.items()}
+    if stretch:
+        levels = rows["original"].flatten(1)
+        low, high = (levels.quantile(share, dim=1).view(-1, 1, 1, 1) for share in (0.01, 0.99))
+        rows = {name: (images - low) / (high - low).clamp(min=1e-6) for name, images in rows.items()}
     figure = Figure(figsize=(1.2 * len(pixel_values) + 1.6, 5.2), layout="constrained")
     axes = figure.subplots(len(rows), len(pixel_values), squeeze=False)
     for row, (name, images) in zip(axes, rows.items()):
         row[0].set_ylabel("reconstruction,\nvisible pasted" if name == "pasted" else name)
-        for axis, image in zip(row, images.cpu()):
-            image = (image * std + mean).clamp(0, 1).permute(1, 2, 0)
+        for axis, image in zip(row, images):
+            image = image.clamp(0, 1).permute(1, 2, 0)
             axis.imshow(image[..., :1] if image.shape[-1] < 3 else image[..., :3], cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=150)

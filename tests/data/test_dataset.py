@@ -4,6 +4,7 @@ from functools import partial
 import datasets
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import digit_images, make_dataset, reference_config
 from PIL import Image
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from supmae_hf.data.dataset import EpochSampler, ImageDataset, ImageStream, MixupCollator, collate
 from supmae_hf.data.labels import Labels
-from supmae_hf.data.sources import load_training_splits
+from supmae_hf.data.sources import load_training_data
 from supmae_hf.data.transforms import TrainTransform, build_image_processor
 
 
@@ -26,7 +27,7 @@ def test_image_dataset(num_channels, image_size, photographs):
     images = [Image.fromarray(photographs[0]), Image.fromarray(photographs[1]).convert("L")]
     dataset = make_dataset({"image": images, "label": [1, None]}, {"image": datasets.Image(), "label": CLASSES})
     labels = Labels.of(dataset)
-    for transform in (TrainTransform(config), build_image_processor(config)):
+    for transform in (TrainTransform(build_image_processor(config)), build_image_processor(config)):
         batch = collate([*ImageDataset(dataset, labels, transform, num_channels)])
         height, width = (32, 32) if image_size == 32 else image_size
         assert batch["pixel_values"].shape == (2, num_channels, height, width)
@@ -44,9 +45,8 @@ def test_evaluation_has_a_fixed_mask_for_each_image():
 
 def test_images_that_cannot_be_decoded_are_named(digit_folder):
     (digit_folder / "train" / "digit-3" / "broken.png").write_bytes(b"not an image")
-    data = load_training_splits(train_dir=str(digit_folder / "train"), validation_dir=str(digit_folder / "held_out"))
-    config = reference_config()
-    items = ImageDataset(data["train"], Labels.of(data["train"]), build_image_processor(config))
+    data = load_training_data(str(digit_folder / "train"), validation_source=str(digit_folder / "held_out"))
+    items = ImageDataset(data.train, data.labels, build_image_processor(reference_config()))
     with pytest.raises(ValueError, match=r"digit-3/broken.png \(image \d+\) cannot be decoded.*repair it or remove"):
         collate([items[index] for index in range(len(items))])
 
@@ -65,8 +65,30 @@ def test_truncated_bytes_are_named():
 
 def test_channels_that_images_do_not_have_are_refused():
     dataset = make_dataset({"image": digit_images(1)}, {"image": datasets.Image()})
-    with pytest.raises(ValueError, match="`num_channels` is 7"):
-        ImageDataset(dataset, Labels.of(dataset), None, num_channels=7)
+    processor = build_image_processor(reference_config(num_channels=7))
+    for transform in (processor, TrainTransform(processor)):
+        with pytest.raises(ValueError, match="it has 1 channels, the model 7: set `num_channels`"):
+            ImageDataset(dataset, Labels.of(dataset), transform)[0]
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_arrays_are_images(dtype):
+    """A column of arrays reaches the model as the same numbers in a TIFF do."""
+    pixels = np.random.default_rng(0).integers(0, 65535, (3, 20, 24, 5)).astype(dtype)
+    pixels = pixels / 65535 if dtype == "float32" else pixels
+    arrays = make_dataset({"scan": pixels.tolist()}, {"scan": datasets.Array3D((20, 24, 5), dtype)})
+    files = []
+    for array in pixels.astype(dtype):
+        file = io.BytesIO()
+        tifffile.imwrite(file, array, photometric="minisblack", planarconfig="contig")
+        files.append({"bytes": file.getvalue(), "path": None})
+    tiffs = make_dataset({"image": files}, {"image": datasets.Image(decode=False)})
+    processor = build_image_processor(reference_config(num_channels=5), pixel_type=dtype)
+    for transform in (processor, TrainTransform(processor)):
+        ours, theirs = (ImageDataset(data, Labels(), transform, seed=1) for data in (arrays, tiffs))
+        for index in range(3):
+            assert ours[index]["pixel_values"].shape == (5, 32, 32)
+            assert torch.equal(ours[index]["pixel_values"], theirs[index]["pixel_values"])
 
 
 # --- randomness ---
@@ -77,7 +99,7 @@ def train_dataset(size=20, seed=3, **kwargs):
         {"image": digit_images(size), "label": [index % 2 for index in range(size)]},
         {"image": datasets.Image(), "label": CLASSES},
     )
-    transform = TrainTransform(reference_config())
+    transform = TrainTransform(build_image_processor(reference_config()))
     return ImageDataset(dataset, Labels.of(dataset), transform, seed=seed, num_patches=16, **kwargs)
 
 
@@ -232,7 +254,7 @@ def test_streams_see_every_image_once():
 def test_streamed_evaluation_ends():
     config = reference_config()
     dataset = make_dataset({"image": digit_images(7)}, {"image": datasets.Image()})
-    images = ImageStream(dataset.to_iterable_dataset(), Labels(None), build_image_processor(config))
+    images = ImageStream(dataset.to_iterable_dataset(), Labels(), build_image_processor(config))
     assert len(list(images)) == 7
     with pytest.raises(TypeError, match="does not know its length"):
         len(images)

@@ -23,11 +23,11 @@ from supmae_hf.data.transforms import (
 def test_train_transform(photographs):
     config = reference_config(image_size=64)
     image = Image.fromarray(photographs[0])
-    whole = TrainTransform(config, crop_scale=[1.0, 1.0], horizontal_flip=False)
+    whole = TrainTransform(build_image_processor(config), crop_scale=[1.0, 1.0], horizontal_flip=False)
     assert whole(image).shape == (3, 64, 64) and whole(image).dtype == torch.float32
-    random = TrainTransform(config)
+    random = TrainTransform(build_image_processor(config))
     assert not torch.equal(random(image), random(image))
-    flipping = TrainTransform(config, crop_scale=[1.0, 1.0])
+    flipping = TrainTransform(build_image_processor(config), crop_scale=[1.0, 1.0])
     flipped = [flipping(image.resize((64, 64))) for _ in range(20)]
     unflipped = whole(image.resize((64, 64)))
     same = sum(torch.equal(x, unflipped) for x in flipped)
@@ -78,10 +78,13 @@ def test_crops_and_pixels_are_the_usual_ones(photographs, file_format, mode, opt
     config = reference_config(image_size=(160, 128), patch_size=16)
 
     def items(transform):
-        images = ImageDataset(dataset, Labels(None), transform, seed=5, num_patches=80)
+        images = ImageDataset(dataset, Labels(), transform, seed=5, num_patches=80)
         return collate([images[epoch] for epoch in range(12)])
 
-    ours, usual = items(TrainTransform(config, crop_scale)), items(usual_transform((160, 128), crop_scale))
+    ours, usual = (
+        items(TrainTransform(build_image_processor(config), crop_scale)),
+        items(usual_transform((160, 128), crop_scale)),
+    )
     assert torch.equal(ours["noise"], usual["noise"])
     difference = (ours["pixel_values"] - usual["pixel_values"]).abs() * 0.225 * 255
     # levels of 255, of another crop or a missed flip about 60 on average; JPEG files may be decoded at half their size
@@ -92,7 +95,7 @@ def test_crops_and_pixels_are_the_usual_ones(photographs, file_format, mode, opt
 
 def test_jpeg_files_with_bytes_behind_their_end(photographs):
     file = encode(Image.fromarray(photographs[0]).resize((200, 150)), format="JPEG") + b"\0"
-    transform = TrainTransform(reference_config(image_size=224, patch_size=16))
+    transform = TrainTransform(build_image_processor(reference_config(image_size=224, patch_size=16)))
     for _ in range(4):  # of crops smaller than the model's images
         assert transform(Image.open(io.BytesIO(file)), file).shape == (3, 224, 224)
 
@@ -133,11 +136,13 @@ def test_image_processor_resizes_then_crops(photographs):
 def test_finetune_transform_is_timms(photographs, num_channels):
     config = reference_config(image_size=(64, 48), num_channels=num_channels)
     image = Image.fromarray(photographs[0]).convert({1: "L", 3: "RGB"}[num_channels])
-    transform = build_finetune_transform(config, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
-    names = [type(step).__name__ for step in transform.transforms]
+    transform = build_finetune_transform(
+        build_image_processor(config), auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25
+    )
+    names = [type(step).__name__ for step in transform.transform.transforms]
     assert names.index("RandomHorizontalFlip") < names.index("RandAugment") < names.index("Normalize")
     assert names[-1] == "RandomErasing"
-    erasing = transform.transforms[-1]
+    erasing = transform.transform.transforms[-1]
     assert (erasing.probability, erasing.per_pixel) == (0.25, True)
     results = []
     for key in (1, 1, 2):

@@ -1,3 +1,4 @@
+import datasets
 import numpy as np
 import pytest
 from conftest import reference_config
@@ -19,8 +20,8 @@ def digits_data():
     return load_few_shot_data("digits")
 
 
-def make_task(name, data, labels):
-    return FewShotTask(name, "model", data, labels, load_transform(name), use_cpu=True)
+def make_task(name, data):
+    return FewShotTask(name, "model", data, load_transform(name), use_cpu=True)
 
 
 def test_shots_are_balanced_and_follow_the_seed():
@@ -34,9 +35,9 @@ def test_shots_are_balanced_and_follow_the_seed():
 
 
 def test_probe_is_chosen_on_its_own_images(digits_data, tmp_path):
-    data, labels = digits_data
-    pixels = np.stack(data["train"]["image"]).reshape(len(data["train"]), -1).astype(float)
-    classes = np.array(data["train"]["label"])
+    train = digits_data.train.cast_column("image", datasets.Image())
+    pixels = np.stack(train["image"]).reshape(len(train), -1).astype(float)
+    classes = np.array(train["label"])
     places = draw_shots(classes, 20, seed=0)
     features, targets = pixels[places], classes[places]
     probe, score = select_probe(features, targets, seed=0)
@@ -58,19 +59,19 @@ def test_probe_is_chosen_on_its_own_images(digits_data, tmp_path):
 
 
 def test_probe_and_finetuning_learn_without_a_look_at_the_test_images(digits_data, tmp_path):
-    data, labels = digits_data
-    data["validation"] = data["validation"].select(range(100))
+    data = digits_data
+    data.validation = data.validation.select(range(100))
     name = str(tmp_path / "model")
     SupMAEForPreTraining(reference_config()).save_pretrained(name)
     build_image_processor(reference_config(), 1.0).save_pretrained(name)
     settings = FineTuning(epochs=15, batch_size=20, learning_rates=(1e-7, 3e-3), layer_decay=1.0, flip=False)
-    task = make_task(name, data, labels)
+    task = make_task(name, data)
     probed, tuned = task.probe(20, 0), task.finetune(20, 0, settings)
     assert probed["accuracy"] > 0.5 and tuned["accuracy"] > 0.3
     assert tuned["chosen"]["learning_rate"] == 3e-3
-    wrong = [(label + 1) % 10 for label in data["validation"]["label"]]
-    data["validation"] = data["validation"].remove_columns("label").add_column("label", wrong)
-    task = make_task(name, data, labels)
+    wrong = [(label + 1) % 10 for label in data.validation["label"]]
+    data.validation = data.validation.remove_columns("label").add_column("label", wrong)
+    task = make_task(name, data)
     for method, before in ((task.probe(20, 0), probed), (task.finetune(20, 0, settings), tuned)):
         # the same choice by the same validation score, so reproducible as well
         assert method["chosen"] == before["chosen"] and method["accuracy"] < before["accuracy"]
@@ -78,9 +79,8 @@ def test_probe_and_finetuning_learn_without_a_look_at_the_test_images(digits_dat
 
 @pytest.mark.parametrize("family", ["vit_mae", "deit", "beit", "clip", "timm", "resnet"])
 def test_any_encoder(family, digits_data, tmp_path):
-    data, labels = digits_data
-    data["validation"] = data["validation"].select(range(20))
-    task = make_task(make_model(family, tmp_path), data, labels)
+    digits_data.validation = digits_data.validation.select(range(20))
+    task = make_task(make_model(family, tmp_path), digits_data)
     before = {name: value.clone() for name, value in task.encoder.named_parameters()}
     result = task.finetune(2, 0, FineTuning(epochs=1, learning_rates=(1e-3,)))
     assert 0 <= result["accuracy"] <= 1 and 0 <= task.probe(2, 0)["accuracy"] <= 1

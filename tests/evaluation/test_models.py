@@ -8,7 +8,6 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 from supmae_hf import SupMAEModel
 from supmae_hf.evaluation.models import (
     ImageEncoder,
-    imagenet_indices,
     load_classifier,
     load_transform,
     map_classes,
@@ -111,7 +110,6 @@ def test_class_mapping(tmp_path):
     assert map_classes([f"class {i}" for i in range(10)], model) == list(range(10))  # in order, with a warning
     with pytest.raises(ValueError, match="has 3 classes"):
         map_classes(["a", "b", "c"], model)
-    assert imagenet_indices(["n01440764", "n15075141"]) == [0, 999] and imagenet_indices(["cat"]) is None
     model.config.id2label = {index: f"name {index}" for index in range(1000)}
     assert map_classes(["n15075141", "n01440764"], model) == [999, 0]
     assert np.array_equal(map_classes(["Name 7", "name 3"], model), [7, 3])

@@ -15,6 +15,7 @@ from supmae_hf.evaluation.metrics import count_pixels, segmentation_scores
 from supmae_hf.evaluation.segmentation import (
     SegmentationDataArguments,
     SegmentationDataset,
+    build_segmentation_processor,
     build_upernet,
     load_backbone,
     load_segmentation_data,
@@ -106,12 +107,12 @@ def folders(tmp_path, mask_values, names=("a", "b")):
 def test_folders_with_reduced_labels(tmp_path):
     args = folders(tmp_path, [0, 1, 2, 3])
     data = load_segmentation_data(args)
-    item = SegmentationDataset(data["validation"], args)[0]
+    item = SegmentationDataset(data["validation"], args, build_segmentation_processor(args))[0]
     assert item["pixel_values"].shape == (3, 32, 40) and item["labels"].shape == (40, 50)
     stored = np.asarray(data["validation"][0]["annotation"])
     expected = np.where(stored == 0, 255, stored.astype(int) - 1)
     assert np.array_equal(item["labels"], expected)
-    training = SegmentationDataset(data["train"], args, seed=0)
+    training = SegmentationDataset(data["train"], args, build_segmentation_processor(args), seed=0)
     crop, again, next_epoch = training[1], training[1], training[1 + len(training)]
     assert crop["pixel_values"].shape == (3, 32, 32) and crop["labels"].shape == (32, 32)
     assert torch.equal(crop["pixel_values"], again["pixel_values"]) and torch.equal(crop["labels"], again["labels"])
@@ -121,7 +122,7 @@ def test_folders_with_reduced_labels(tmp_path):
 
 def test_images_and_masks_are_augmented_together():
     args = SegmentationDataArguments(crop_size=64)
-    dataset = SegmentationDataset(make_shapes(8, 64, 0), args, seed=0)
+    dataset = SegmentationDataset(make_shapes(8, 64, 0), args, build_segmentation_processor(args), seed=0)
     for index in range(8):
         item = dataset[index]
         red, green = item["pixel_values"][0], item["pixel_values"][1]
@@ -133,7 +134,7 @@ def test_images_and_masks_are_augmented_together():
 def test_bad_data(tmp_path):
     args = folders(tmp_path, [0, 4])
     with pytest.raises(ValueError, match=r"a.png holds class 3, outside \[0, 3\): set"):
-        SegmentationDataset(load_segmentation_data(args)["train"], args)[0]
+        SegmentationDataset(load_segmentation_data(args)["train"], args, build_segmentation_processor(args))[0]
     (tmp_path / "train" / "masks" / "a.png").unlink()
     with pytest.raises(ValueError, match="1 have no partner of the same name, such as .'a'."):
         load_segmentation_data(args)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -144,13 +145,14 @@ def test_persistent_workers_end_with_the_run(tmp_path, context):
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
-    run_example("run_pretrain.py", *RUN, "--max_steps", 3, "--warmup_epochs", 0, "--output_dir", "out", cwd=tmp_path)
+    arguments = [*RUN, "--max_steps", 6, "--save_steps", 3, "--warmup_epochs", 0, "--output_dir", "out"]
+    run_example("run_pretrain.py", *arguments, cwd=tmp_path)
+    shutil.rmtree(tmp_path / "out" / "checkpoint-6")
     size = (tmp_path / "out" / "checkpoint-3" / "model.safetensors").stat().st_size
 
     def no_large_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
 
-    arguments = [*RUN, "--max_steps", 6, "--warmup_epochs", 0, "--output_dir", "out"]
     process = start("run_pretrain.py", arguments, tmp_path, preexec_fn=no_large_files)
     printed = process.communicate(timeout=120)[0]
     assert process.returncode not in (0, None)

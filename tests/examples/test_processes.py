@@ -135,7 +135,8 @@ def test_evaluation(tmp_path):
     segmentation += ["--crop_size", 32, "--decoder_hidden_size", 16, "--max_eval_samples", 7, "--output_dir", "masks"]
     scores = []
     for processes in (1, 2):  # the second segmentation finds the model trained and evaluates it
-        for command in ([*robustness, "--output_dir", f"robustness-{processes}"], segmentation):
+        batch = ["--per_device_train_batch_size", 4 // processes]
+        for command in ([*robustness, "--output_dir", f"robustness-{processes}"], [*segmentation, *batch]):
             if processes == 1:
                 run_example(*command, cwd=tmp_path)
             else:

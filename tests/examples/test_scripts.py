@@ -82,13 +82,13 @@ def test_streamed_folders(photo_folder, script):
     arguments = ["--model_config", TINY, "--train_dir", "photos", "--validation_dir", "photos", "--output_dir", "out"]
     arguments += ["--streaming", "True", "--max_train_samples", 40, "--per_device_train_batch_size", 4, *SHORT]
     printed = run(script, *arguments, "--on_bad_image", "skip", cwd=photo_folder)
-    assert "for 2 epochs on 40 images; on the held-out images: " in printed
+    assert "for 2 epochs on 40 images; on 40 held-out images: " in printed
 
 
 def test_partly_labeled_images_are_counted(tmp_path):
     arguments = ["--model_config", TINY, "--label_fraction", 0.1, "--output_dir", "out", *SHORT]
     printed = run("run_pretrain.py", *arguments, "--save_strategy", "no", cwd=tmp_path)
-    assert "142 of 1437 training images are labelled" in printed
+    assert "142 training images keep their label" in printed
     log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     counts = [entry["labeled_images_per_step"] for entry in log if "labeled_images_per_step" in entry]
     assert len(counts) == 44 and 0 < sum(counts) <= 2 * 142 and all(np.isfinite(entry.get("loss", 0)) for entry in log)
@@ -124,7 +124,10 @@ def test_images_without_labels_train_as_mae(photo_folder):
     (photo_folder / "photos" / "flower").rename(photo_folder / "flat")
     arguments = ["--train_dir", "flat", "--output_dir", "out", "--per_device_train_batch_size", 4, *SHORT]
     printed = run("run_pretrain.py", "--model_config", TINY, *arguments, cwd=photo_folder)
-    assert "No label column" in printed and "classification loss" not in printed
+    assert (
+        "No labels: the reconstruction branch alone is trained (MAE)" in printed
+        and "classification loss" not in printed
+    )
 
 
 @pytest.mark.parametrize(

@@ -83,12 +83,23 @@ def test_warmup_steps_follow_the_epochs():
         (["--eval_crop_ratio", "0"], "`--eval_crop_ratio` must be above 0"),
         (["--dataset_name", "a", "--train_dir", "b"], "give one of them"),
         (["--validation_dir", "b"], "`--validation_dir` needs `--train_dir`"),
-        (["--train_val_split", "1.5"], "`--train_val_split` must be between 0 and 1, got 1.5"),
+        (["--train_val_split", "1.5"], "`--train_val_split` must be at least 0 and below 1, got 1.5"),
         (["--model_config", "{mask_ratio: 0.6}"], "`--model_config` is not JSON"),
         (["--num_train_epochs", "3", "--warmup_epochs", "5"], "`warmup_epochs` 5 is longer than the whole run of 3"),
         (["--label_fraction", "0"], "`--label_fraction` must be above 0"),
         (["--on_bad_image", "ignore"], "invalid choice: 'ignore'"),
         (["--no_such_flag", "1"], "--no_such_flag"),
+        (["--train_di", "photos"], "unrecognized arguments: --train_di photos: did you mean `train_dir`?"),
+        (["--model_config", "[1]"], "`--model_config` must map fields to values"),
+        (["--model_config", '{"mask_ratio": "much"}'], "`--model_config` sets `mask_ratio` to 'much'"),
+        (["--learning_rate", "0.1", "--base_learning_rate", "0.1"], "say the same in two ways: give one"),
+        (["--warmup_steps", "3", "--warmup_epochs", "1"], "say the same in two ways: give one"),
+        (["--pixel_range", "9", "3"], "`--pixel_range` needs two numbers, LOW below HIGH, got [9.0, 3.0]"),
+        (["--channels", "-1"], "`--channels` are counted from 0"),
+        (["--image_mean", "0.5"], "`--image_mean` and `--image_std` go together"),
+        (["--image_mean", "0.5", "--image_std", "0"], "`--image_std` must be above 0"),
+        (["--normalization", "imagenet"], "invalid choice: 'imagenet'"),
+        (["--early_stopping_patience", "0"], "`--early_stopping_patience` must be 1 or more"),
         (["--model_config", '{"mask_ratoi": 0.6}'], "did you mean `mask_ratio`?"),
     ],
 )
@@ -151,16 +162,52 @@ def test_bad_finetuning_arguments_are_refused(capsys, argv, message):
     assert message in capsys.readouterr().err
 
 
-def test_recipes_set_nothing_but_arguments(tmp_path, capsys):
-    recipe = tmp_path / "recipe.yaml"
-    for line, hint in (
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
         ("learning_rat: 1", "did you mean `learning_rate`?"),
         ("model_config: {hidden: 3}", "`hidden`"),
-    ):
-        recipe.write_text(line)
-        with pytest.raises(SystemExit):
-            parse([str(recipe), *CPU])
-        assert hint in capsys.readouterr().err
+        ("num_train_epochs: many", "sets `num_train_epochs` to 'many'"),
+        ("save_strategy: sometimes", "sometimes is not a valid SaveStrategy"),
+        ("crop_scale: [a, b]", "sets `crop_scale` to ['a', 'b']"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_recipes_set_nothing_but_arguments(tmp_path, capsys, line, hint):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(line)
+    with pytest.raises(SystemExit):
+        parse([str(recipe), *CPU])
+    assert hint in capsys.readouterr().err
+
+
+def test_recipes_mean_what_people_write(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "save_strategy: no\neval_strategy: no\nbf16: no\nweight_decay: 1e-2\nlabel_column_name: [a, b]\n"
+        "model_config: {classification_loss_weight: 1e-2, mask_ratio: '0.5', norm_pix_loss: false}\n"
+    )
+    model_args, data_args, args = parse([str(recipe), "--output_dir", "y", *CPU])
+    assert (args.save_strategy, args.eval_strategy, args.bf16, args.weight_decay) == ("no", "no", False, 0.01)
+    expected = {"classification_loss_weight": 0.01, "mask_ratio": 0.5, "norm_pix_loss": False}
+    assert model_args.model_config == expected and data_args.label_column_name == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "rate", "warmup"),
+    [
+        ("", ["--learning_rate", "0.01", "--warmup_steps", "3", "--warmup_epochs", "0"], 0.01, 3),
+        ("learning_rate: 0.01\nwarmup_steps: 3", [], 0.01, 3),
+        ("learning_rate: 0.01", ["--base_learning_rate", "0.1"], 0.1 / 4, 20),
+        ("base_learning_rate: 0.1\nwarmup_epochs: 40", ["--learning_rate", "0.02"], 0.02, 40),
+        ("base_learning_rate: null\nwarmup_epochs: 0", [], 5e-5, 0),
+    ],
+)
+def test_learning_rate_and_warmup_are_the_last_ones_given(tmp_path, recipe, flags, rate, warmup):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"output_dir: y\n{recipe}")
+    args = parse([str(path), *flags, *CPU])[2]
+    assert args.learning_rate == pytest.approx(rate) and args.get_warmup_steps(400) == warmup
 
 
 def test_missing_recipes_are_refused(capsys):

@@ -10,18 +10,11 @@ from accelerate import Accelerator
 from conftest import digit_pixel_values, reference_config
 from sklearn.datasets import load_digits
 from transformers import TrainerCallback
-from transformers.utils import logging
 
 from supmae_hf import SupMAEForPreTraining
 from supmae_hf.training.arguments import PreTrainingArguments
 from supmae_hf.training.checkpointing import find_checkpoint, list_checkpoints, mark_complete, prepare_output_dir
 from supmae_hf.training.trainer import PreTrainer
-
-
-@pytest.fixture(autouse=True)
-def warnings(caplog):
-    logging.enable_propagation()
-    return caplog
 
 
 def arguments(tmp_path, **fields) -> PreTrainingArguments:
@@ -43,6 +36,9 @@ def arguments(tmp_path, **fields) -> PreTrainingArguments:
     )
 
 
+RUN = {"data": "digits", "learning_rate": 0.1}
+
+
 def write(args, step: int, content: bytes = b"weights", complete: bool = True):
     folder = Path(args.output_dir) / f"checkpoint-{step}"
     (folder / "sub").mkdir(parents=True)
@@ -55,7 +51,7 @@ def write(args, step: int, content: bytes = b"weights", complete: bool = True):
 @pytest.fixture
 def run(tmp_path):
     args = arguments(tmp_path)
-    prepare_output_dir(args)
+    prepare_output_dir(args, RUN)
     return args
 
 
@@ -100,28 +96,51 @@ def test_damaged_checkpoints_are_reported_and_passed_over(run, tmp_path, warning
 
 def test_output_folder_in_use(tmp_path, warnings):
     args = arguments(tmp_path)
-    assert prepare_output_dir(args) is None  # does not exist
-    assert prepare_output_dir(args) is None  # empty
+    assert prepare_output_dir(args, RUN) is None  # does not exist
+    assert prepare_output_dir(args, RUN) is None  # empty
     (tmp_path / "run" / "runs").mkdir()
-    assert prepare_output_dir(args) is None  # stopped before its first checkpoint
+    other = {**RUN, "data": "others"}
+    assert prepare_output_dir(args, other) is None  # nothing is lost
+    assert prepare_output_dir(args, RUN) is None  # stopped before its first checkpoint
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="is not empty and holds no checkpoint.*overwrite_output_dir"):
-        prepare_output_dir(args)
+        prepare_output_dir(args, RUN)
     write(args, 9)
     write(args, 10)
-    assert prepare_output_dir(args) == str(tmp_path / "run" / "checkpoint-10")
+    assert prepare_output_dir(args, RUN) == str(tmp_path / "run" / "checkpoint-10")
     assert "Going on from" in warnings.text
     args.overwrite_output_dir = True
-    assert prepare_output_dir(args) is None
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]  # nothing of the earlier run
+    assert prepare_output_dir(args, RUN) is None
+    # nothing of the earlier run
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["_supmae_run.json", "thesis.txt"]
+
+
+def test_another_run_is_not_gone_on_with(tmp_path):
+    args = arguments(tmp_path)
+    prepare_output_dir(args, RUN)
+    write(args, 9)
+    other = {**RUN, "learning_rate": 0.2, "version": "2", "new flag of that version": 1}
+    with pytest.raises(FileExistsError) as error:
+        prepare_output_dir(args, other)
+    lines = str(error.value).splitlines()
+    assert lines[1:-1] == ["  learning_rate: 0.1 before, 0.2 now"] and "--overwrite_output_dir True" in lines[-1]
+    assert prepare_output_dir(args, RUN) == str(tmp_path / "run" / "checkpoint-9")
+    args.overwrite_output_dir = True
+    assert prepare_output_dir(args, other) is None
+    write(args, 9)
+    args.overwrite_output_dir = False
+    assert prepare_output_dir(args, other) == str(tmp_path / "run" / "checkpoint-9")
+    (tmp_path / "run" / "_supmae_run.json").unlink()  # somebody else's checkpoints
+    with pytest.raises(FileExistsError, match="not what they were trained with"):
+        prepare_output_dir(args, other)
 
 
 def test_checkpoints_elsewhere_can_be_resumed(tmp_path):
     args = arguments(tmp_path, resume_from_checkpoint=str(tmp_path / "elsewhere"))
     with pytest.raises(FileNotFoundError, match="There is no checkpoint '.*elsewhere'"):
-        prepare_output_dir(args)
+        prepare_output_dir(args, RUN)
     (tmp_path / "elsewhere").mkdir()
-    assert prepare_output_dir(args) == str(tmp_path / "elsewhere")
+    assert prepare_output_dir(args, RUN) == str(tmp_path / "elsewhere")
 
 
 # --- stopping ---
@@ -147,7 +166,7 @@ class Items(torch.utils.data.Dataset):
 
 def trainer(tmp_path, items, **fields) -> PreTrainer:
     args = arguments(tmp_path, **fields)
-    prepare_output_dir(args)
+    prepare_output_dir(args, RUN)
     torch.manual_seed(0)
     return PreTrainer(model=SupMAEForPreTraining(reference_config()), args=args, train_dataset=items)
 
@@ -216,7 +235,7 @@ def test_the_newest_checkpoints_and_the_best_one_stay(tmp_path):
     args = arguments(tmp_path, output_dir=str(tmp_path / "best"), eval_strategy="steps", eval_steps=1)
     args.metric_for_best_model, args.greater_is_better = "reconstruction_loss", True  # the first, then
     args.load_best_model_at_end = True
-    prepare_output_dir(args)
+    prepare_output_dir(args, RUN)
     torch.manual_seed(0)
     model = SupMAEForPreTraining(reference_config())
     run = PreTrainer(model=model, args=args, train_dataset=items, eval_dataset=items)

@@ -30,6 +30,7 @@ from transformers import (
     TimmWrapperForImageClassification,
     ViTConfig,
     ViTForImageClassification,
+    ViTImageProcessor,
     ViTMAEConfig,
     ViTMAEForPreTraining,
     ViTModel,
@@ -37,6 +38,7 @@ from transformers import (
 
 from ..configuration_supmae import SupMAEConfig, to_pair
 from ..data.transforms import build_image_processor, pixel_statistics
+from ..image_processing_supmae import SupMAEImageProcessor
 from ..modeling_supmae import (
     SupMAEForImageClassification,
     SupMAEForPreTraining,
@@ -201,10 +203,14 @@ def to_vit_mae(model: SupMAEForPreTraining) -> StockModel:
     )
 
 
-def to_timm(model: SupMAEForImageClassification) -> StockModel:
-    """A classifier as timm's `VisionTransformer`, for `timm.create_model` and Transformers' timm wrapper."""
+def to_timm(model: SupMAEForImageClassification, image_processor=None) -> StockModel:
+    """
+    A classifier as timm's `VisionTransformer`, for `timm.create_model` and Transformers' timm wrapper; `image_processor`
+    says how its images are normalised.
+    """
     config = model.config
-    mean, std = pixel_statistics(config.num_channels)
+    image_processor = image_processor or build_image_processor(config)
+    mean, std, size_of = image_processor.image_mean, image_processor.image_std, image_processor.size
     sizes = {(192, 12): "tiny", (384, 12): "small", (768, 12): "base", (1024, 24): "large", (1280, 32): "huge"}
     size = sizes.get((config.hidden_size, config.num_hidden_layers), "base")
     architecture = f"vit_{size}_patch14_224" if size == "huge" else f"vit_{size}_patch16_224"
@@ -230,7 +236,7 @@ def to_timm(model: SupMAEForImageClassification) -> StockModel:
             "input_size": [config.num_channels, *to_pair(config.image_size)],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": 0.875,
+            "crop_pct": image_processor.crop_size.height / (size_of.shortest_edge or size_of.height),
             "crop_mode": "center",
             "mean": list(mean),
             "std": list(std),
@@ -329,8 +335,8 @@ def export_stock(
     if model.dtype != torch.float32:
         raise ValueError(f"The model is in {model.dtype}: load it with `dtype=torch.float32` to export it.")
     model = model.eval()
-    stock = to_timm(model) if timm else to_stock(model)
     image_processor = image_processor or build_image_processor(model.config)
+    stock = to_timm(model, image_processor) if timm else to_stock(model)
     with new_folder(output_dir, overwrite) as folder:
         state_dict = {name: tensor.contiguous() for name, tensor in stock.state_dict.items()}
         save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
@@ -340,14 +346,14 @@ def export_stock(
             stock.config.architectures = [stock.load.__self__.__name__]
             stock.config.dtype = torch.float32
             stock.config.save_pretrained(folder)
-            if "shortest_edge" in image_processor.size:
+            if isinstance(image_processor, ViTImageProcessor) and "shortest_edge" in image_processor.size:
                 # the processor that resizes and crops in this way in older releases of Transformers, too
                 fields = image_processor.to_dict()
                 fields.pop("image_processor_type", None)
                 image_processor = BitImageProcessor(**fields)
             image_processor.save_pretrained(folder)
         name = stock.load.__self__.__name__
-        (folder / "README.md").write_text(_readme(model, stock, name, Path(output_dir).name))
+        (folder / "README.md").write_text(_readme(model, stock, name, Path(output_dir).name, image_processor))
 
         loaded, info = stock.load(folder, output_loading_info=True)
         strange = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
@@ -362,10 +368,14 @@ def export_stock(
     return name
 
 
-def _readme(model: SupMAEPreTrainedModel, stock: StockModel, name: str, folder: str) -> str:
+def _readme(model: SupMAEPreTrainedModel, stock: StockModel, name: str, folder: str, image_processor) -> str:
     left_out = (
         "\nThe classification head of pre-training is left out.\n" if isinstance(model, SupMAEForPreTraining) else ""
     )
+    usage = stock.usage.replace("FOLDER", folder)
+    if isinstance(image_processor, SupMAEImageProcessor):
+        left_out += "\nIts images are not 8-bit RGB, so its image processor comes with its own code.\n"
+        usage = usage.replace(f'model="{folder}"', f'model="{folder}", trust_remote_code=True')
     return f"""---
 library_name: {stock.library_name}
 pipeline_tag: {stock.pipeline_tag}
@@ -380,7 +390,7 @@ so that it runs without supmae-hf. supmae-hf made it and checked that it gives t
 images and on photographs.
 {left_out}
 ```python
-{stock.usage.replace("FOLDER", folder)}
+{usage}
 ```
 """
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Records as model inputs, the order of an epoch, batches."""
 
-import io
+import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,18 +9,21 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from timm.data import Mixup
 from transformers import ViTImageProcessor
 from transformers.utils import logging
 
+from ..image_processing_supmae import SupMAEImageProcessor, channels_last, read_image, to_pixels
 from ..modeling_supmae import UNLABELED
 from .labels import Labels
 from .sources import find_image_column
-from .transforms import MODES, TrainTransform, seeded
+from .transforms import FineTuneTransform, TrainTransform, pixel_options, seeded, to_pil
 
 
 logger = logging.get_logger(__name__)
+
+_AS_READ = {"input_data_format": "channels_first", "return_tensors": "pt"}
 
 
 class _Images:
@@ -37,37 +40,45 @@ class _Images:
         seed: int | None = None,
         skip_bad_images: bool = False,
     ):
-        if num_channels not in MODES:
-            raise ValueError(
-                f"Images have {list(MODES)} channels, but `num_channels` is {num_channels}: train on a "
-                "data set of your own that yields `pixel_values`."
-            )
         self.image_column = find_image_column(dataset.features, image_column)
-        # decoded in _item, where the image can be named if that fails
-        self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
-        self.image_feature = datasets.Image()
-        self.mode = MODES[num_channels]
+        self.dtype = getattr(dataset.features[self.image_column], "dtype", None)  # of a column of arrays
+        self.dataset = dataset
+        if not isinstance(dataset.features[self.image_column], (datasets.Array2D, datasets.Array3D)):
+            # decoded in _item, where the image can be named if that fails
+            self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
         self.labels = labels
         self.transform = transform
+        self.num_channels = num_channels
         self.num_patches = num_patches
         self.seed = seed
         self.skip_bad_images = skip_bad_images
 
-    def _open(self, record: dict) -> tuple[Image.Image, bytes | None]:
-        """The image, not decoded yet if its file is at hand (and need not be rotated), and that file."""
-        file = record["bytes"]
-        if file is None and Path(record["path"]).is_file():
-            file = Path(record["path"]).read_bytes()
-        if file is not None:
-            image = Image.open(io.BytesIO(file))
-            if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-                return image, file
-        return self.image_feature.decode_example(record), None
+    def read(self, encoded) -> tuple[Image.Image | np.ndarray, bytes | None]:
+        """A record's image as [`read_image`] gives it, and its file if that holds nothing else."""
+        if not isinstance(encoded, dict):
+            return channels_last(np.asarray(encoded, dtype=self.dtype)), None
+        file, path = encoded["bytes"], encoded["path"]
+        if file is None and path is not None and os.path.exists(path):
+            if not os.path.isfile(path):
+                raise OSError("it is not a file")
+            file = Path(path).read_bytes()
+        if file is None:  # in an archive, or on the Hub
+            return datasets.Image().decode_example(encoded), None
+        image = read_image(file)
+        # one that has been turned is not as its file has it
+        return image, file if getattr(image, "format", None) is not None else None
 
-    def _pixels(self, encoded: dict) -> torch.Tensor:
+    def _pixels(self, encoded) -> torch.Tensor:
+        image, file = self.read(encoded)
         if isinstance(self.transform, TrainTransform):  # which does not decode all of the image
-            return self.transform(*self._open(encoded))
-        image = self.image_feature.decode_example(encoded).convert(self.mode)
+            return self.transform(image, file)
+        if isinstance(self.transform, FineTuneTransform):
+            return self.transform(image)
+        processor = getattr(self.transform, "image_processor", self.transform)
+        if isinstance(processor, SupMAEImageProcessor):
+            pixels = to_pixels(image, **pixel_options(processor))
+            return processor(pixels, channels=None, pixel_range=None, **_AS_READ)["pixel_values"][0]
+        image = to_pil(image, self.num_channels)
         if isinstance(self.transform, ViTImageProcessor):
             return self.transform(image, return_tensors="pt")["pixel_values"][0]
         return self.transform(image)
@@ -81,7 +92,8 @@ class _Images:
             try:
                 item["pixel_values"] = self._pixels(encoded)
             except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-                where = f"{encoded['path']} ({place})" if encoded and encoded.get("path") else place.capitalize()
+                path = encoded.get("path") if isinstance(encoded, dict) else None
+                where = f"{path} ({place})" if path else place.capitalize()
                 message = (
                     f"{where} cannot be decoded ({error}): repair it or remove it from the data set, or pass "
                     "`--on_bad_image skip`."
@@ -90,8 +102,7 @@ class _Images:
                     raise ValueError(message) from error
                 logger.warning(f"Skipped: {message}")
                 return None
-        label = UNLABELED if self.labels.column is None else self.labels.encode(record[self.labels.column])
-        item["labels"] = torch.as_tensor(label)
+        item["labels"] = torch.as_tensor(self.labels.encode(record))
         return item
 
 
@@ -105,10 +116,10 @@ class ImageDataset(_Images, torch.utils.data.Dataset):
     Args:
         dataset (`datasets.Dataset`): The records.
         labels ([`Labels`]): The meaning of the label column.
-        transform: From a PIL image to `pixel_values` of shape `(num_channels, height, width)`: a [`TrainTransform`], a
-            torchvision or timm transform, or an image processor.
-        num_channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        image_column: Its name, if there are several of the type Image.
+        transform: From an image to `pixel_values` of shape `(num_channels, height, width)`: a [`TrainTransform`], a
+            [`FineTuneTransform`], an image processor, or any function of 8-bit PIL images.
+        num_channels: Of the PIL images for the last of these: 1 (grey), 3 (RGB) or 4 (RGBA).
+        image_column: Its name, if there are several; see [`find_image_column`].
         num_patches: For pre-training: items come with masking `noise` of this shape.
         seed: For training: the data set is then indexed by `epoch * len(dataset) + index`, as by [`EpochSampler`].
         skip_bad_images: Whether the next image takes the place of one that cannot be decoded.
@@ -208,7 +219,9 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
         while True:
             for index, record in enumerate(self.dataset):
                 image = record[self.image_column]
-                content = zlib.crc32(image["bytes"] or image["path"].encode())
+                content = zlib.crc32(
+                    (image["bytes"] or image["path"].encode()) if isinstance(image, dict) else repr(image).encode()
+                )
                 item = self._item(record, f"image {index} of the stream", (*key, content))
                 if item is None:
                     skipped += 1

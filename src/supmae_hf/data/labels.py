@@ -1,139 +1,272 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What a label column means: class names, the problem type, and labels as the models take them."""
+"""What label columns mean: class names, the problem type, and labels as the models take them."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from timm.data import ImageNetInfo
 
 from ..modeling_supmae import UNLABELED
 
 
-def find_label_column(features: datasets.Features, name: str | None = None) -> str | None:
+# names under which a column is taken for the labels if its type does not say so
+LABEL_NAMES = ("label", "labels", "cls", "class", "classes", "category", "target", "fine_label")
+# what integer columns of public data sets hold for images without a label
+_MISSING = (-1, UNLABELED)
+
+
+def find_label_columns(features: datasets.Features, names: Sequence[str] | None = None) -> list[str]:
     """
-    The column `name`, or else the only one of the type ClassLabel (or list of ClassLabel, for multi-label problems);
-    `None` if there is none.
+    The columns `names`, or else the only one of the type ClassLabel (or list of ClassLabel), or else the only one that
+    is called like one of [`LABEL_NAMES`]; none if there is none.
 
     Raises:
-        ValueError: if there are several, or `name` is not a column.
+        ValueError: if there are several, or a name is not a column.
     """
-    if name is not None:
-        if name not in features:
-            raise ValueError(f"There is no label column '{name}': the columns are {list(features)}.")
-        return name
-    columns = [column for column, feature in features.items() if _class_label(feature) is not None]
+    if names:
+        for name in names:
+            if name not in features:
+                raise ValueError(f"There is no label column '{name}': the columns are {list(features)}.")
+        return list(names)
+    columns = [name for name, feature in features.items() if isinstance(_element(feature), datasets.ClassLabel)]
+    if len(columns) != 1:
+        named = [name for name in columns or features if name.lower() in LABEL_NAMES]
+        if not columns or len(named) == 1:
+            columns = named
     if len(columns) > 1:
-        raise ValueError(f"Several columns hold classes, {columns}: name one with `--label_column_name`.")
-    return columns[0] if columns else None
+        raise ValueError(f"Several columns may hold the labels, {columns}: name one with `--label_column_name`.")
+    return columns
 
 
-def _class_label(feature) -> datasets.ClassLabel | None:
-    """The class names of a column of classes, or of lists of classes."""
-    element = getattr(feature, "feature", feature)
-    return element if isinstance(element, datasets.ClassLabel) else None
+def _element(feature):
+    """The type of a column's values, or of the elements of its lists."""
+    return feature.feature if _is_list(feature) else feature
+
+
+def _is_list(feature) -> bool:
+    return isinstance(feature, (datasets.List, datasets.LargeList))
 
 
 @dataclass
 class Labels:
     """
+    What the labels of a data set mean.
+
     Args:
-        column: The label column, `None` if there is none.
+        columns: The label column, or several with one class each; none if there are no labels.
         names: Of the classes.
         problem_type: As in Transformers' configurations.
+        values: What stands for each class in the column, if not its index.
+        notes: What was decided about them, for people to read.
     """
 
-    column: str | None
+    columns: list[str] = field(default_factory=list)
     names: list[str] | None = None
     problem_type: str | None = None
+    values: list | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        values = range(len(self.names or [])) if self.values is None else self.values
+        self._places = {value: place for place, value in enumerate(values)}
 
     @classmethod
-    def of(cls, dataset: datasets.Dataset, name: str | None = None) -> "Labels":
+    def of(
+        cls,
+        splits: datasets.Dataset | datasets.IterableDataset | Sequence,
+        names: Sequence[str] | None = None,
+        problem_type: str | None = None,
+    ) -> "Labels":
         """
-        Read the meaning of a label column off its type: ClassLabel, text and integers are single-label classes, lists
-        of ClassLabel multi-label ones, and floating-point numbers a regression target.
+        Read the meaning of label columns off their types and values.
+
+        Single-label classes: ClassLabel, text, whole numbers (gaps allowed), booleans. Multi-label: lists of classes, and
+        several columns of 0 and 1. Regression: numbers with fractions, or any if `problem_type` says so.
+
+        Args:
+            splits: One data set or several, whose classes are joined; the columns are the first one's.
+            names: Of the columns; see [`find_label_columns`].
+            problem_type: `"regression"` for numbers that are whole, but no classes.
 
         Raises:
-            ValueError: if the column is of another type, or holds a label outside of its classes.
+            ValueError: if a column cannot hold labels, or one of them cannot be used.
         """
-        column = find_label_column(dataset.features, name)
-        if column is None:
-            return cls(None)
-        feature = dataset.features[column]
-        class_label = _class_label(feature)
-        if class_label is not None and class_label is not feature:
-            return cls(column, class_label.names, "multi_label_classification")
-        dtype = getattr(feature, "dtype", "")
-        if dtype.startswith("float"):
-            return cls(column, None, "regression")
-        is_text = dtype.startswith(("string", "large_string"))
-        if not is_text and not dtype.startswith(("int", "uint")):
-            raise ValueError(f"Column '{column}' of the type {feature} cannot be used as labels.")
-        if isinstance(dataset, datasets.IterableDataset):
-            if class_label is None:
-                raise ValueError(
-                    f"Column '{column}' of the type {feature} does not name its classes, and a stream cannot be "
-                    "searched for them: leave out `--streaming`, or use a column of the type ClassLabel."
-                )
-            return cls(column, class_label.names, "single_label_classification")
-        # without the images, of which `unique` may make a copy
-        values = dataset.select_columns(column).unique(column)
-        values = sorted(value for value in values if value is not None and value != UNLABELED)
-        if class_label is not None:
-            names = class_label.names
-        elif is_text:
-            names = values
+        splits = [splits] if isinstance(splits, (datasets.Dataset, datasets.IterableDataset)) else list(splits)
+        features = splits[0].features
+        columns = find_label_columns(features, names)
+        if not columns:
+            return cls()
+        if len(columns) > 1:
+            for column in columns:
+                if str(getattr(features[column], "dtype", "")).rstrip("0123456789") not in (
+                    "bool",
+                    "int",
+                    "uint",
+                    "float",
+                ):
+                    raise ValueError(f"Column '{column}' of the type {features[column]} is not one of 0 and 1.")
+            return cls(columns, columns, "multi_label_classification")
+        column, feature = columns[0], features[columns[0]]
+        element, is_list = _element(feature), _is_list(feature)
+        if is_list:
+            problem = "multi_label_classification"
         else:
-            names = [str(index) for index in range(max(values, default=-1) + 1)]
-        if not is_text and values and not 0 <= values[0] <= values[-1] < len(names):
-            wrong = values[0] if values[0] < 0 else values[-1]
+            problem = "single_label_classification"
+        if isinstance(element, datasets.ClassLabel):
+            values = list(range(len(element.names)))
+            labels = cls(columns, element.names, problem)
+            found = set() if isinstance(splits[0], datasets.IterableDataset) else _distinct(splits, column)
+            wrong = sorted(value for value in found if value not in labels._places and value not in _MISSING)
+            if wrong:
+                raise ValueError(
+                    f"Column '{column}' holds the label {wrong[0]}, outside [0, {len(values)}): correct it, or write "
+                    f"{UNLABELED} or None for images without a label."
+                )
+            return labels
+        kind = str(getattr(element, "dtype", ""))
+        if kind == "bool" and not is_list:
+            return cls(columns, ["False", "True"], problem, [False, True])
+        is_text = kind in ("string", "large_string")
+        is_float = kind.startswith(("float", "double", "decimal"))
+        if not is_text and not is_float and not kind.startswith(("int", "uint", "bool")):
+            raise ValueError(f"Column '{column}' of the type {feature} cannot be used as labels.")
+        if problem_type == "regression" and not is_text and not is_list:
+            return cls(columns, None, "regression")
+        if isinstance(splits[0], datasets.IterableDataset):
+            if is_float and not is_list:
+                return cls(columns, None, "regression")
             raise ValueError(
-                f"Column '{column}' holds the label {wrong}, outside [0, {len(names)}): correct it, or write "
-                f"{UNLABELED} or None for images without a label."
+                f"Column '{column}' of the type {feature} does not name its classes, and a stream cannot be "
+                "searched for them: leave out `--streaming`, or use a column of the type ClassLabel."
             )
-        return cls(column, names, "single_label_classification")
+        if is_list and not is_text:
+            size = _indicator_size(splits, column)
+            if size:
+                note = f"lists of {size} zeros and ones: each place is a class"
+                return cls(columns, list(map(str, range(size))), problem, "indicators", [note])
+        found = _distinct(splits, column)
+        if is_float:
+            if any(value != int(value) for value in found):
+                if is_list:
+                    raise ValueError(f"Column '{column}' holds lists of numbers that are no classes.")
+                return cls(columns, None, "regression")
+            note = f"the numbers in '{column}' are whole: they are classes, not a regression target"
+            hint = """ (`--model_config '{"problem_type": "regression"}'` makes them one)"""
+            found, notes = {int(value) for value in found}, [note + hint]
+        else:
+            notes = []
+        if not is_text:
+            negative = sorted(value for value in found if value < 0 and value != UNLABELED)
+            if negative and (negative != [-1] or found <= {-1, 1}):
+                raise ValueError(
+                    f"Column '{column}' holds {negative[0]}, which may be a class or say that there is none: write the "
+                    "classes as text or as numbers from 0, and nothing where there is no label."
+                )
+            found -= set(_MISSING)
+        values = sorted(found)
+        if not values:
+            raise ValueError(f"Column '{column}' holds no label: name another one with `--label_column_name`.")
+        return cls(columns, list(map(str, values)), problem, values, notes)
 
     @classmethod
-    def of_classes(cls, dataset: datasets.Dataset, name: str | None, job: str) -> "Labels":
+    def of_classes(cls, splits, names: Sequence[str] | None, job: str) -> "Labels":
         """
         [`~Labels.of`], where `job` needs one class per image.
 
         Raises:
             ValueError: if the label column holds anything else.
         """
-        labels = cls.of(dataset, name)
-        if labels.problem_type != "single_label_classification":
-            raise ValueError(
-                f"{job} needs one class per image, but the label column is {labels.column}: name a column of classes "
-                f"with `--label_column_name`. The columns are {list(dataset.features)}."
-            )
+        labels = cls.of(splits, names)
+        labels.require_classes(job, splits)
         return labels
 
-    @cached_property
-    def _indices(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.names)}
+    def require_classes(self, job: str, splits):
+        """Raise a `ValueError` unless there is one class per image."""
+        if self.problem_type != "single_label_classification":
+            splits = [splits] if hasattr(splits, "features") else splits
+            raise ValueError(
+                f"{job} needs one class per image, but "
+                + (
+                    f"'{', '.join(self.columns)}' holds a {self.problem_type}"
+                    if self.columns
+                    else "there are no labels"
+                )
+                + f": name a column of classes with `--label_column_name`. The columns are {list(splits[0].features)}."
+            )
 
-    def encode(self, value):
+    def encode(self, record: Mapping):
         """One image's label as the model takes it; -100 if there is none."""
-        if self.problem_type == "multi_label_classification":
-            target = np.full(len(self.names), UNLABELED if value is None else 0, dtype=np.float32)
-            target[value or []] = 1
-            return target
-        if self.problem_type == "regression":
-            return np.float32(UNLABELED if value is None else value)
-        if value is None:
+        if not self.columns:
             return UNLABELED
-        if isinstance(value, str) and value not in self._indices:
-            raise ValueError(f"The label '{value}' is not one of the training images' labels, {self.names}.")
-        return self._indices[value] if isinstance(value, str) else value
+        if len(self.columns) > 1:
+            row = [record[column] for column in self.columns]
+            known = [value for value in row if not _is_none(value)]
+            if any(value not in (0, 1) for value in known):
+                raise ValueError(f"The columns {self.columns} hold {known}: only 0 and 1 can be used.")
+            if not known:
+                return np.full(len(row), UNLABELED, dtype=np.float32)
+            return np.array([0 if _is_none(value) else value for value in row], dtype=np.float32)
+        value = record[self.columns[0]]
+        if self.problem_type == "multi_label_classification":
+            if value is None:
+                return np.full(len(self.names), UNLABELED, dtype=np.float32)
+            if self.values == "indicators":
+                return np.asarray(value, dtype=np.float32)
+            target = np.zeros(len(self.names), dtype=np.float32)
+            target[[self._place(element) for element in value]] = 1
+            return target
+        if not self._is_label(value):
+            return np.float32(UNLABELED) if self.problem_type == "regression" else UNLABELED
+        return np.float32(value) if self.problem_type == "regression" else self._place(value)
 
-    def is_label(self, value) -> bool:
-        """Whether an image with this entry in the label column is labelled."""
-        return self.column is not None and value is not None and value != UNLABELED
+    def _place(self, value) -> int:
+        if value not in self._places:
+            raise ValueError(f"The label '{value}' is not one of the classes, {self.names[:20]}.")
+        return self._places[value]
+
+    def _is_label(self, value) -> bool:
+        if _is_none(value):
+            return False
+        if self.problem_type == "regression":
+            return value != UNLABELED
+        return isinstance(value, (str, bool)) or value not in _MISSING
+
+    def is_label(self, *values) -> bool:
+        """Whether an image with this entry in each of the label columns is labelled."""
+        if len(self.columns) > 1:
+            return any(not _is_none(value) for value in values)
+        return bool(values) and (values[0] is not None if self._has_lists else self._is_label(values[0]))
+
+    @property
+    def _has_lists(self) -> bool:
+        return self.problem_type == "multi_label_classification"
+
+    def classes(self, dataset: datasets.Dataset) -> np.ndarray:
+        """
+        The class of every image of a data set, -100 for those without a label; for other problems than single-label ones,
+        0 for every image with a label. Of shape `(num_images,)`.
+        """
+        result = np.full(len(dataset), UNLABELED)
+        if not self.columns:
+            return result
+        columns = [_values(dataset, column) for column in self.columns]
+        if self.problem_type != "single_label_classification":
+            result[[self.is_label(*row) for row in zip(*(column.to_pylist() for column in columns))]] = 0
+            return result
+        encoded = columns[0].combine_chunks().dictionary_encode()
+        places = [
+            self._place(value) if self._is_label(value) else UNLABELED for value in encoded.dictionary.to_pylist()
+        ]
+        # the last one, at -1, for missing values
+        return np.array([*places, UNLABELED])[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
 
     def config_fields(self) -> dict:
         """The fields of a model configuration that follow from the labels."""
-        if self.column is None:
+        if not self.columns:
             return {}
         names = self.names or ["LABEL_0"]
         return {
@@ -150,20 +283,52 @@ class Labels:
         Raises:
             ValueError: if there are no labels to take a fraction of.
         """
-        if self.column is None:
+        if not self.columns:
             if fraction < 1:
                 raise ValueError(
                     f"`--label_fraction` needs labels, but there are only the columns {list(dataset.features)}."
                 )
             return []
-        classes = {}
-        for index, value in enumerate(dataset[self.column]):
-            if self.is_label(value):
-                # lists of classes, and numbers, are no classes to balance
-                classes.setdefault(value if isinstance(value, (int, str)) else None, []).append(index)
+        classes = self.classes(dataset)
         generator = np.random.default_rng(seed)
         kept = []
-        for key in sorted(classes, key=str):
-            count = max(round(fraction * len(classes[key])), 1)
-            kept += generator.permutation(classes[key])[:count].tolist()
+        for label in np.unique(classes[classes != UNLABELED]):
+            places = np.flatnonzero(classes == label)
+            kept += generator.permutation(places)[: max(round(fraction * len(places)), 1)].tolist()
         return sorted(kept)
+
+
+def _is_none(value) -> bool:
+    return value is None or value == "" or value != value  # NaN
+
+
+def _values(split: datasets.Dataset, column: str) -> pa.ChunkedArray:
+    return split.select_columns(column).with_format("arrow")[:][column]
+
+
+def _distinct(splits: Sequence[datasets.Dataset], column: str) -> set:
+    """The labels in a column, or in its lists."""
+    found = set()
+    for split in splits:
+        if column in split.features:
+            values = _values(split, column)
+            if _is_list(split.features[column]):
+                values = pa.compute.list_flatten(values)
+            found |= {value for value in values.unique().to_pylist() if not _is_none(value)}
+    return found
+
+
+def _indicator_size(splits: Sequence[datasets.Dataset], column: str) -> int:
+    """The length of lists of zeros and ones that say for each class whether it is there; 0 for lists of classes."""
+    lists = [value for split in splits for value in _values(split, column).to_pylist() if value is not None]
+    sizes = {len(value) for value in lists}
+    if len(sizes) != 1 or not all(set(value) <= {0, 1} for value in lists):
+        return 0
+    # a list of classes would not repeat one
+    return sizes.pop() if any(len(set(value)) < len(value) for value in lists) else 0
+
+
+def imagenet_indices(names: Sequence[str]) -> list[int] | None:
+    """Places of WordNet identifiers (such as n01440764) among the 1,000 classes of ImageNet-1K; `None` for others."""
+    places = {name: index for index, name in enumerate(ImageNetInfo().label_names())}
+    return [places[name] for name in names] if all(name in places for name in names) else None

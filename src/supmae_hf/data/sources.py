@@ -1,51 +1,179 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where images come from: folders, data sets of the Hub, scikit-learn's digits; which column holds them."""
+"""Where images come from: folders, tables, data sets of the Hub, scikit-learn's digits; what is trained on, what held out."""
 
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 from PIL import Image
 from sklearn import datasets as scikit_learn
 from transformers.utils import logging
 
-from .labels import find_label_column
+from ..modeling_supmae import UNLABELED
+from .folders import HELD_OUT_SPLITS, check_names, find_splits, read_folder, to_dataset
+from .labels import Labels
 
 
 logger = logging.get_logger(__name__)
 
 # the same images are held out by every run, whatever its seed, so that fine-tuning never tests what pre-training saw
 _SPLIT_SEED = 0
-HELD_OUT_SPLITS = ("validation", "val", "test")
+# names under which a column of paths, bytes or arrays is taken for the images
+IMAGE_NAMES = (
+    "image",
+    "images",
+    "img",
+    "picture",
+    "photo",
+    "pixels",
+    "file_name",
+    "filename",
+    "file",
+    "path",
+    "image_path",
+)
+_TABLES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".arrow", ".tar", ".txt")
+
+Split = datasets.Dataset | datasets.IterableDataset
 
 
-def load_dataset(name: str, *args, **kwargs):
+@dataclass
+class ImageData:
     """
-    `datasets.load_dataset`, with one error for what does not exist and what cannot be reached.
+    Images and labels of a job.
+
+    Args:
+        train: The training images, if it is not an evaluation.
+        validation: The held-out images, or those to evaluate on, if there are any.
+        image_column: The column of the images, which are not decoded (`datasets.Image(decode=False)`), or arrays.
+        labels: What the label columns mean.
+        held_out: Where the held-out images come from, in words.
+        notes: What was decided about them, and left out, a line each.
+    """
+
+    train: Split | None
+    validation: Split | None
+    image_column: str
+    labels: Labels
+    held_out: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def splits(self) -> dict[str, Split]:
+        """By name; those that there are."""
+        names = {"training": self.train, "evaluation" if self.train is None else "held out": self.validation}
+        return {name: split for name, split in names.items() if split is not None}
+
+    def fingerprint(self) -> str:
+        """A number that changes with the images, as far as their names and some sizes tell, and with their labels."""
+        digest = hashlib.sha256()
+        for split in self.splits().values():
+            digest.update(repr((split.features, self.labels.columns, self.labels.names)).encode())
+            if isinstance(split, datasets.IterableDataset):
+                continue
+            if self.labels.problem_type == "single_label_classification":
+                digest.update(self.labels.classes(split).tobytes())
+            elif self.labels.columns:
+                digest.update(split.select_columns(self.labels.columns).to_pandas().to_json().encode())
+            column = split.data.column(self.image_column)
+            if pa.types.is_struct(column.type):
+                # the ends of the paths alone, so that a data set may be moved
+                paths = pa.compute.struct_field(column, "path").to_pylist()
+                digest.update("\n".join(os.path.basename(path or "") for path in paths).encode())
+                files = [path for path in paths[:: max(len(paths) // 1000, 1)] if path and os.path.isfile(path)]
+                digest.update(repr([os.path.getsize(path) for path in files]).encode())
+                column = pa.compute.struct_field(column, "bytes")
+            digest.update(repr((len(split), column.nbytes)).encode())
+        return digest.hexdigest()[:16]
+
+    def table(self) -> str:
+        """What was read, as a Markdown table and a few lines."""
+        lines = ["| | images | labelled |", "|---|---|---|"]
+        counts = None
+        for name, split in self.splits().items():
+            where = f" ({self.held_out})" if name != "training" and self.held_out else ""
+            if isinstance(split, datasets.IterableDataset):
+                lines.append(
+                    f"| {name}{where} | a stream | {'with labels' if self.labels.columns else 'without labels'} |"
+                )
+                continue
+            classes = self.labels.classes(split)
+            lines.append(f"| {name}{where} | {len(split)} | {int((classes != UNLABELED).sum())} |")
+            counts = counts if counts is not None else classes
+        names, notes = self.labels.names, [*self.labels.notes, *self.notes]
+        if not self.labels.columns:
+            lines += [
+                "",
+                "No labels" + ("." if self.train is None else ": the reconstruction branch alone is trained (MAE)."),
+            ]
+        elif self.labels.problem_type == "regression":
+            lines += ["", f"Regression on '{self.labels.columns[0]}'."]
+        else:
+            shown = names[:10]
+            if counts is not None and self.labels.problem_type == "single_label_classification":
+                number = np.bincount(counts[counts >= 0], minlength=len(names))
+                shown = [f"{name} {count}" for name, count in zip(names[:10], number)]
+                empty = [name for name, count in zip(names, number) if not count]
+                if empty and self.train is not None:
+                    notes.append(f"no training image: {_shortened(empty)}")
+                if len(names) == 1 and self.train is not None:
+                    notes.append("there is one class only, which teaches nothing")
+            more = f", and {len(names) - 10} more" if len(names) > 10 else ""
+            of = "" if self.labels.columns == ["label"] else f" (column{'s' * (len(self.labels.columns) > 1)} "
+            of += f"{_shortened(self.labels.columns)})" if of else ""
+            several = ", several an image" if self.labels.problem_type == "multi_label_classification" else ""
+            lines += ["", f"{len(names)} classes{several}{of}: {', '.join(shown)}{more}."]
+        if notes:
+            lines += ["", *(f"- {note}" for note in notes)]
+        return "\n".join(lines)
+
+
+def _paths(split: datasets.Dataset, image_column: str) -> list[str | None]:
+    """The files of all images of the table that a data set is drawn from; none for arrays."""
+    column = split.data.column(image_column)
+    return pa.compute.struct_field(column, "path").to_pylist() if pa.types.is_struct(column.type) else []
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def load_dataset(name: str, *args, **kwargs) -> dict[str, Split]:
+    """
+    `datasets.load_dataset`, and folders of `save_to_disk`, with one error for what does not exist and what cannot be
+    reached.
 
     Raises:
         FileNotFoundError: if there is no such data set.
+        ValueError: if its files cannot be read.
     """
     try:
-        return datasets.load_dataset(name, *args, **kwargs)
+        if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
+            data = datasets.load_from_disk(name)
+            splits = dict(data) if isinstance(data, datasets.DatasetDict) else {"train": data}
+            if kwargs.get("streaming"):
+                splits = {split: _stream(rows) for split, rows in splits.items()}
+            return splits
+        return dict(datasets.load_dataset(name, *args, **kwargs))
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
             f"There is no data set '{name}' that can be read, neither a folder here nor a repository that the Hub gave us: "
             f"check its name and your connection. ({error})"
         ) from error
+    except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid) as error:
+        raise ValueError(f"The files of '{name}' cannot be read as a table: {error.__cause__ or error}.") from error
 
 
-def load_image_folder(folder: str | Path) -> datasets.Dataset:
-    """
-    A folder with one sub-folder of images per class.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-    """
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"'{folder}' is not a folder of images.")
-    data = datasets.load_dataset("imagefolder", data_files={"train": f"{folder}/**"}, drop_labels=False)
-    return data["train"]
+def _stream(rows: datasets.Dataset) -> datasets.IterableDataset:
+    """A data set as a stream that knows its size, in an order of its own."""
+    stream = rows.shuffle(seed=_SPLIT_SEED).to_iterable_dataset(num_shards=max(min(len(rows), 64), 1))
+    stream.info.splits = datasets.SplitDict({"train": datasets.SplitInfo("train", num_examples=len(rows))})
+    return stream
 
 
 def load_digits() -> datasets.DatasetDict:
@@ -63,112 +191,358 @@ def load_digits() -> datasets.DatasetDict:
     return datasets.DatasetDict(train=split["train"], validation=split["test"])
 
 
-def load_evaluation_split(
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    split: str | None = None,
-    image_dir: str | None = None,
-    max_samples: int | None = None,
-) -> datasets.Dataset:
+def is_table(folder: str | Path) -> bool:
+    """Whether a folder holds a data set that `datasets` reads: tables, or what `save_to_disk` wrote."""
+    folders = [path for path in (Path(folder), Path(folder) / "data") if path.is_dir()]
+    files = [file.name for path in folders for file in path.iterdir() if file.is_file()]
+    if "state.json" in files or "dataset_dict.json" in files:
+        return True
+    names = [name for name in files if not name.startswith((".", "metadata."))]
+    tables = [name for name in names if Path(name).suffix.lower() in _TABLES and Path(name).suffix != ".txt"]
+    return bool(tables) and len(tables) * 2 > len(names)
+
+
+def open_splits(
+    source: str | Path, config: str | None = None, streaming: bool = False, exclude: str | Path | None = None
+) -> tuple[dict[str, Split], list[str]]:
     """
-    Images to evaluate on: a folder, a split (by default the held-out one) of a data set, or the held-out digits.
+    The splits of a folder of images, a folder of tables or a data set of the Hub, and what was left out. All rules for
+    folders, in training and in evaluation, are in [`read_folder`] and here.
+
+    Args:
+        exclude: A folder in it to leave out: where the run writes to.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or data set.
+        ValueError: if it holds no images.
+    """
+    if not Path(source).is_dir() or is_table(source):
+        splits = load_dataset(str(source), config, streaming=streaming)
+        return {name: _absolute_paths(split, Path(source)) for name, split in splits.items()}, []
+    folders = find_splits(source) or {"train": Path(source)}
+    read = {name: read_folder(path, exclude) for name, path in folders.items()}
+    names, notes = read["train"].names, [line for folder in read.values() for line in folder.left_out]
+    splits = {}
+    for name, folder in read.items():
+        check_names(folder.names, names, str(folder.root))
+        splits[name] = to_dataset(folder, names)
+    if "train" in folders and folders["train"] != Path(source):
+        notes.insert(0, f"{source} has the splits {', '.join(path.name for path in folders.values())}")
+    return ({name: _stream(split) for name, split in splits.items()} if streaming else splits), notes
+
+
+def _absolute_paths(split: Split, root: Path) -> Split:
+    """The paths in a table that are relative to the folder that it lies in."""
+    if isinstance(split, datasets.IterableDataset) or not root.is_dir():
+        return split
+    for column, feature in split.features.items():
+        if (
+            column.lower() in IMAGE_NAMES
+            and getattr(feature, "dtype", None) in ("string", "large_string")
+            and len(split)
+        ):
+            first = split[0][column]
+            if first and not Path(first).is_absolute() and (root / first).is_file():
+                values = [None if path is None else str(root / path) for path in split[column]]
+                rest = split.remove_columns(column)
+                return rest.add_column(column, values, feature=feature)
+    return split
+
+
+def find_image_column(features: datasets.Features, name: str | None = None) -> str:
+    """
+    The column `name`, or else the only one of the type Image, or else of arrays, or else one that is called like one of
+    [`IMAGE_NAMES`] and holds paths or bytes.
+
+    Raises:
+        ValueError: if there is no such column, or several.
+    """
+
+    def of(*types):
+        return [column for column, feature in features.items() if isinstance(feature, types)]
+
+    def is_file(feature) -> bool:
+        return (
+            isinstance(feature, dict)
+            and {"bytes", "path"} & set(feature)
+            or str(getattr(feature, "dtype", "")) in ("string", "large_string", "binary", "large_binary")
+        )
+
+    images, arrays = of(datasets.Image), of(datasets.Array2D, datasets.Array3D)
+    files = [column for column, feature in features.items() if is_file(feature)]
+    if name is not None:
+        if name in (*images, *arrays, *files):
+            return name
+        raise ValueError(
+            f"'{name}' is not a column of images, arrays, paths or bytes. The columns are {dict(features)}: name another one "
+            "with `--image_column_name`."
+        )
+    columns = images or arrays or [column for column in files if column.lower() in IMAGE_NAMES]
+    if len(columns) == 1:
+        return columns[0]
+    raise ValueError(
+        f"{len(columns) or 'No'} columns hold images. The columns are {dict(features)}: name one with `--image_column_name`; "
+        "paths and bytes will do."
+    )
+
+
+def _undecoded(split: Split, column: str) -> Split:
+    """With the images as files, which are decoded where they can be named if that fails."""
+    if isinstance(split.features[column], (datasets.Array2D, datasets.Array3D)):
+        return split
+    return split.cast_column(column, datasets.Image(decode=False))
+
+
+def load_evaluation_data(
+    source: str | None = None,
+    config: str | None = None,
+    split: str | None = None,
+    max_samples: int | None = None,
+    image_column: str | None = None,
+    label_columns: Sequence[str] | None = None,
+    data_dir: str | None = None,
+) -> ImageData:
+    """
+    Images to evaluate on, as `validation` of the result: those of a folder (if it has splits, the held-out ones), of a split (by
+    default the held-out one) of a data set, or the held-out digits. `data_dir` is a folder in a repository of the Hub.
 
     Raises:
         FileNotFoundError: if the folder or data set does not exist.
-        ValueError: if there is no such split.
+        ValueError: if there is no such split, or no column of images.
     """
-    if image_dir:
-        data = load_image_folder(image_dir)
+    if data_dir is not None:
+        splits, notes = load_dataset(source, config, data_dir=data_dir), []
     else:
-        splits = load_dataset(dataset_name, dataset_config_name) if dataset_name else load_digits()
-        split = split or next((name for name in HELD_OUT_SPLITS if name in splits), None)
-        if split not in splits:
-            raise ValueError(f"The data set has no split '{split}', only {sorted(splits)}: name one with `--split`.")
-        data = splits[split]
-    return take(data, max_samples)
+        splits, notes = open_splits(source, config) if source else (load_digits(), [])
+    if split is None and list(splits) == ["train"] and (data_dir or Path(source).is_dir()):
+        split = "train"  # a folder without splits
+    split = split or next((name for name in HELD_OUT_SPLITS if name in splits), None)
+    if split not in splits:
+        raise ValueError(f"The data set has no split '{split}', only {sorted(splits)}: name one with `--split`.")
+    data = splits[split]
+    image_column = find_image_column(data.features, image_column)
+    labels = Labels.of(list(splits.values()) if len(splits) > 1 else data, label_columns)
+    where = f"split '{split}'" if len(splits) > 1 else f"from {source}"
+    return ImageData(None, take(_undecoded(data, image_column), max_samples), image_column, labels, where, notes)
 
 
-def load_training_splits(
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    train_dir: str | None = None,
-    validation_dir: str | None = None,
-    label_column: str | None = None,
+def load_training_data(
+    source: str | None = None,
+    config: str | None = None,
+    validation_source: str | None = None,
+    unlabeled_sources: Sequence[str] = (),
+    image_column: str | None = None,
+    label_columns: Sequence[str] | None = None,
+    problem_type: str | None = None,
     train_val_split: float = 0.1,
     streaming: bool = False,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
-) -> datasets.DatasetDict | datasets.IterableDatasetDict:
+    use_labels: bool | None = None,
+    exclude: str | Path | None = None,
+) -> ImageData:
     """
-    A data set, a folder or (by default) the digits, with the splits `train` and `validation`. Without a held-out split of
-    its own, `train_val_split` of the training images are held out, the same in every run, balanced over the classes. With
-    `streaming` the training images are an `IterableDataset`.
+    A data set, a folder or (by default) the digits. Without a held-out split of its own, `train_val_split` of the training
+    images are held out, the same in every run, balanced over the classes. With `streaming` the images are an
+    `IterableDataset`.
+
+    Args:
+        source, config: A folder or a data set of the Hub, and its configuration; see [`open_splits`].
+        validation_source: A folder of held-out images.
+        unlabeled_sources: Folders of more training images, without labels.
+        image_column, label_columns: See [`find_image_column`] and [`find_label_columns`].
+        problem_type: See [`Labels.of`].
+        use_labels: Whether to: `False` leaves them aside; by default where there are any.
+        exclude: See [`open_splits`].
 
     Raises:
         FileNotFoundError: if a folder does not exist.
-        ValueError: if there are no training images, or a stream has no held-out split.
+        ValueError: if there are no training images, or a stream has no held-out split; if no image is labelled although
+            the user named a label column, or the folder has sub-folders.
     """
-    for folder in filter(None, (train_dir, validation_dir)):
-        if not Path(folder).is_dir():
-            raise FileNotFoundError(
-                f"'{folder}' is not a folder of images: check `--train_dir` and `--validation_dir`."
-            )
-    if train_dir:
-        data_files = {"train": f"{train_dir}/**"}
-        if validation_dir:
-            data_files["validation"] = f"{validation_dir}/**"
-        data = datasets.load_dataset("imagefolder", data_files=data_files, streaming=streaming)
-    elif dataset_name:
-        data = load_dataset(dataset_name, dataset_config_name, streaming=streaming)
-    else:
-        data = load_digits()
+    if source is None:
+        splits, notes = load_digits(), []
         if streaming:
-            size = datasets.SplitInfo("train", num_examples=len(data["train"]))
-            data["train"] = data["train"].to_iterable_dataset(num_shards=8)
-            data["train"].info.splits = datasets.SplitDict({"train": size})
-    if "train" not in data:
-        raise ValueError(f"The data set has no split 'train', only {sorted(data)}: choose another data set or folder.")
-
-    train = data["train"]
+            splits = {name: _stream(split) for name, split in splits.items()}
+    else:
+        splits, notes = open_splits(source, config, streaming, exclude)
+    if "train" not in splits:
+        raise ValueError(
+            f"The data set has no split 'train', only {sorted(splits)}: choose another data set or folder."
+        )
+    train = splits["train"]
     if train.features is None:
         raise ValueError(
             "The stream does not say which columns it has and of which types: leave out `--streaming`, or store the "
             "data set's features with it."
         )
-    held_out = next((split for split in HELD_OUT_SPLITS if split in data), None)
-    if held_out is not None:
-        validation = data[held_out]
-    elif streaming:
-        raise ValueError(
-            f"A stream needs a held-out split, but there is only {sorted(data)}: name one (`--validation_dir`), or "
-            "leave out `--streaming`."
-        )
+    held_out = {name: splits[name] for name in HELD_OUT_SPLITS if name in splits}
+    if validation_source is not None:
+        if held_out:
+            notes.append(f"{', '.join(held_out)} of {source} is not used: `--validation_dir` is")
+        more, more_notes = open_splits(validation_source, exclude=exclude)
+        if len(more) > 1:
+            raise ValueError(
+                f"`--validation_dir` {validation_source} has the splits {sorted(more)}: name one of them."
+            )
+        held_out, notes = {str(validation_source): more["train"]}, notes + more_notes
+    if not streaming:
+        for name, split in held_out.items():
+            held_out[name] = _with_classes_of(train, split, name)
+
+    image_column = find_image_column(train.features, image_column)
+    labels = Labels()
+    if use_labels is not False:
+        labels = Labels.of([train, *held_out.values()], label_columns, problem_type)
+        _require_labels(train, labels, image_column, label_columns, source, use_labels)
+    if labels.columns and not label_columns and labels.columns != ["label"]:
+        notes.append(f"the labels are the column '{labels.columns[0]}'")
+    if image_column != "image":
+        notes.append(f"the images are the column '{image_column}'")
+    train = _undecoded(train, image_column)
+    held_out = {name: _undecoded(split, image_column) for name, split in held_out.items()}
+
+    name, validation = _choose_held_out(train, held_out, labels, is_given=validation_source is not None)
+    if name is not None:
+        words = f"from {name}" if validation_source else f"split '{name}'"
+        blank = isinstance(validation, datasets.Dataset) and (labels.classes(validation) == UNLABELED).all()
+        if labels.columns and blank:
+            notes.append("the held-out images have no labels")
     else:
-        train, validation = _hold_out(train, train_val_split, find_label_column(train.features, label_column))
-    splits = {"train": take(train, max_train_samples), "validation": take(validation, max_eval_samples)}
-    return (datasets.IterableDatasetDict if streaming else datasets.DatasetDict)(splits)
+        for split in held_out:
+            notes.append(f"the split '{split}' has no labels and is not used")
+        if streaming:
+            raise ValueError(
+                f"A stream needs a held-out split, but there is only {sorted(splits)}: name one (`--validation_dir`), or "
+                "leave out `--streaming`."
+            )
+        train, validation = _hold_out(train, labels.classes(train), train_val_split)
+        words = f"{train_val_split:.0%} of the training images, the same in every run"
+    train, more_notes = _add_unlabeled(train, validation, unlabeled_sources, image_column, exclude)
+    if not streaming:  # a stream draws the images of an epoch itself
+        train = take(train, max_train_samples)
+    validation = None if validation is None else take(validation, max_eval_samples)
+    return ImageData(train, validation, image_column, labels, words, notes + more_notes)
 
 
-def _hold_out(train: datasets.Dataset, share: float, label_column: str | None):
-    stratify = isinstance(train.features.get(label_column), datasets.ClassLabel)
-    try:
-        split = train.train_test_split(share, seed=_SPLIT_SEED, stratify_by_column=label_column if stratify else None)
-    except ValueError as error:  # too few images of some class
-        logger.warning(f"The held-out images are not balanced over the classes: {error}")
-        split = train.train_test_split(share, seed=_SPLIT_SEED)
-    return split["train"], split["test"]
+def _require_labels(train: Split, labels: Labels, image_column: str, label_columns, source, use_labels: bool | None):
+    if isinstance(train, datasets.IterableDataset) or (labels.classes(train) != UNLABELED).any():
+        return
+    way_out = "pass `--classification_branch False` to train without labels (MAE)."
+    if label_columns or use_labels:
+        where = f"in {labels.columns}" if labels.columns else f"among the columns {list(train.features)}"
+        raise ValueError(
+            f"No training image has a label {where}: name a column with `--label_column_name`, or {way_out}"
+        )
+    if source is not None and Path(source).is_dir() and not is_table(source):
+        root = find_splits(source).get("train", Path(source))
+        below = [path for path in _paths(train, image_column) if path and Path(path).parent != root]
+        if below:
+            raise ValueError(
+                f"{root} has sub-folders, such as {Path(below[0]).parent.name}, but its metadata give no image a label: name "
+                f"one of the columns {list(train.features)} with `--label_column_name`, or {way_out}"
+            )
 
 
-def take(dataset, size: int | None):
-    """At most `size` images, drawn at random (of a stream: the first)."""
-    if isinstance(dataset, datasets.IterableDataset):
-        return dataset if size is None else dataset.take(size)
-    if size is None or size >= len(dataset):
+def _with_classes_of(train: datasets.Dataset, split: datasets.Dataset, name: str) -> datasets.Dataset:
+    """A held-out split in which a class has the number that it has in the training images."""
+    for column, feature in train.features.items():
+        if column not in split.features:
+            split = split.add_column(column, [None] * len(split), feature=feature)
+    for column, feature in split.features.items():
+        wanted = train.features.get(column)
+        both = isinstance(feature, datasets.ClassLabel) and isinstance(wanted, datasets.ClassLabel)
+        if both and feature.names != wanted.names:
+            check_names(feature.names, wanted.names, name)
+            place = [wanted.names.index(class_name) for class_name in feature.names]
+            codes = [None if value is None else place[value] if value >= 0 else value for value in split[column]]
+            split = split.remove_columns(column).add_column(column, codes, feature=wanted)
+    return split
+
+
+def _choose_held_out(train: Split, held_out: dict[str, Split], labels: Labels, is_given: bool):
+    """The first split with labels; one without if the user named it, or if there are no labels at all."""
+    for name, split in held_out.items():
+        if is_given or not labels.columns or isinstance(split, datasets.IterableDataset):
+            return name, split
+        if set(labels.columns) <= set(split.features) and (labels.classes(split) != UNLABELED).any():
+            return name, split
+    if held_out and not (labels.classes(train) != UNLABELED).any():
+        return next(iter(held_out.items()))
+    return None, None
+
+
+def _hold_out(
+    train: datasets.Dataset, classes: np.ndarray, share: float
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """Put a share of each class aside, at random, but never the last image of a class, and in all at least one."""
+    if share == 0:
+        return train, None
+    generator = np.random.default_rng(_SPLIT_SEED)
+    groups = [generator.permutation(np.flatnonzero(classes == label)) for label in np.unique(classes)]
+    wanted = np.array([share * len(group) for group in groups])
+    counts = np.floor(wanted).astype(int)
+    missing = max(round(share * len(train)), 1) - counts.sum()
+    for place in np.argsort(counts - wanted, kind="stable")[: max(missing, 0)]:  # the largest remainders
+        counts[place] += 1
+    counts = [min(count, len(group) - 1) for count, group in zip(counts, groups)]
+    labeled = np.unique(classes) != UNLABELED
+    if labeled.any() and not sum(np.array(counts)[labeled]):  # or else nothing could be said of the labels
+        largest = max(np.flatnonzero(labeled), key=lambda place: len(groups[place]))
+        counts[largest] = min(1, len(groups[largest]) - 1)
+    if not sum(counts):
+        raise ValueError(
+            f"{len(train)} training images are too few to hold out some of each class: name held-out images with "
+            "`--validation_dir`, or pass `--train_val_split 0`."
+        )
+    aside = np.zeros(len(train), dtype=bool)
+    for count, group in zip(counts, groups):
+        aside[group[:count]] = True
+    return train.select(np.flatnonzero(~aside)), train.select(np.flatnonzero(aside))
+
+
+def _add_unlabeled(train: Split, validation: Split | None, sources: Sequence[str], image_column: str, exclude):
+    """The training images, and those of folders of images without labels."""
+    notes = []
+    if not sources:
+        return train, notes
+    if isinstance(train, datasets.IterableDataset):
+        raise ValueError(
+            "`--unlabeled_dir` adds images to those of a folder, not to a stream: leave out `--streaming`."
+        )
+    if not isinstance(train.features[image_column], datasets.Image):
+        raise ValueError("`--unlabeled_dir` adds files, but the training images are arrays.")
+    known = set()
+    for split in filter(None, (train, validation)):
+        known |= {os.path.realpath(path) for path in _paths(split, image_column) if path}
+    parts = [train]
+    for source in sources:
+        folder = read_folder(source, exclude)
+        images = to_dataset(folder).select_columns("image")
+        new = []
+        for place, path in enumerate(map(os.path.realpath, folder.paths)):
+            if path not in known:
+                new.append(place)
+                known.add(path)
+        notes += [*folder.left_out, f"{len(new)} images without labels from {source}"]
+        if len(new) < len(images):
+            notes.append(f"{len(images) - len(new)} images of {source} are there already, in training or held out")
+        if new:
+            images = images if image_column == "image" else images.rename_column("image", image_column)
+            parts.append(images.select(new))
+    return datasets.concatenate_datasets(parts), notes
+
+
+def take(dataset: Split, size: int | None) -> Split:
+    """At most `size` images, drawn at random (of a stream: among the first 10,000 more)."""
+    if size is None:
         return dataset
-    return dataset.shuffle(seed=_SPLIT_SEED).select(range(size))
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset.shuffle(seed=_SPLIT_SEED, buffer_size=10_000).take(size)
+    return dataset if size >= len(dataset) else dataset.shuffle(seed=_SPLIT_SEED).select(range(size))
 
 
-def number_of_images(dataset: datasets.Dataset | datasets.IterableDataset, max_samples: int | None = None) -> int:
+def number_of_images(dataset: Split, max_samples: int | None = None) -> int:
     """
     The training images of an epoch.
 
@@ -185,20 +559,3 @@ def number_of_images(dataset: datasets.Dataset | datasets.IterableDataset, max_s
             "schedule can be computed."
         )
     return min(count for count in (known, max_samples) if count)
-
-
-def find_image_column(features: datasets.Features, name: str | None = None) -> str:
-    """
-    The column `name`, or else the only one of the type Image.
-
-    Raises:
-        ValueError: if there is no such column, or several.
-    """
-    columns = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    if name in columns or (name is None and len(columns) == 1):
-        return name or columns[0]
-    wanted = f"'{name}' is not a column" if name else f"{len(columns) or 'No'} columns are"
-    raise ValueError(
-        f"{wanted} of the type Image. The columns are {dict(features)}: name one with `--image_column_name`, after "
-        "`cast_column(..., datasets.Image())` if it holds paths or bytes."
-    )

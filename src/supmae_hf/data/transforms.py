@@ -3,23 +3,27 @@
 
 import contextlib
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from transformers import ViTImageProcessor
+from transformers.utils import logging
 
 from ..configuration_supmae import SupMAEConfig, to_pair
+from ..image_processing_supmae import SupMAEImageProcessor, to_pixels
+
+
+logger = logging.get_logger(__name__)
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# Pillow's image modes by number of channels
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def seed_of(*key: int) -> int:
@@ -47,16 +51,28 @@ def seeded(*key: int):
 
 
 def pixel_statistics(num_channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation for normalisation: ImageNet's, averaged over the channels unless there are three."""
+    """Mean and standard deviation where nothing else is known: ImageNet's, averaged over the channels unless there are 3."""
     if num_channels == 3:
         return IMAGENET_MEAN, IMAGENET_STD
     return (round(sum(IMAGENET_MEAN) / 3, 3),) * num_channels, (round(sum(IMAGENET_STD) / 3, 3),) * num_channels
 
 
-def build_image_processor(config: SupMAEConfig, crop_ratio: float = 0.875) -> ViTImageProcessor:
+def build_image_processor(
+    config: SupMAEConfig,
+    crop_ratio: float = 0.875,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    channels: Sequence[int] | None = None,
+    pixel_range: Sequence[float] | None = None,
+    pixel_type: str = "uint8",
+) -> ViTImageProcessor | SupMAEImageProcessor:
     """
     The image processor of evaluation and inference: the shorter side resized bicubically to `image_size / crop_ratio`,
-    centre crop, normalisation.
+    centre crop, normalisation. It is Transformers' own for 8-bit RGB images, which needs no code of ours.
+
+    Args:
+        image_mean, image_std: Of each channel; by default [`pixel_statistics`].
+        channels, pixel_range, pixel_type: See [`SupMAEImageProcessor`].
     """
     height, width = to_pair(config.image_size)
     mean, std = pixel_statistics(config.num_channels)
@@ -64,15 +80,26 @@ def build_image_processor(config: SupMAEConfig, crop_ratio: float = 0.875) -> Vi
         size = {"shortest_edge": round(height / crop_ratio)}
     else:
         size = {"height": round(height / crop_ratio), "width": round(width / crop_ratio)}
-    return ViTImageProcessor(
-        size=size,
-        resample=Image.Resampling.BICUBIC,
-        do_center_crop=True,
-        crop_size={"height": height, "width": width},
-        do_convert_rgb=config.num_channels == 3,
-        image_mean=list(mean),
-        image_std=list(std),
+    fields = {
+        "size": size,
+        "resample": Image.Resampling.BICUBIC,
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "image_mean": list(mean if image_mean is None else image_mean),
+        "image_std": list(std if image_std is None else image_std),
+    }
+    if config.num_channels == 3 and channels is None and pixel_range is None and pixel_type == "uint8":
+        return ViTImageProcessor(do_convert_rgb=True, **fields)
+    return SupMAEImageProcessor(
+        num_channels=config.num_channels, channels=channels, pixel_range=pixel_range, pixel_type=pixel_type, **fields
     )
+
+
+def pixel_options(image_processor) -> dict:
+    """How [`to_pixels`] is to read images for a model, from its image processor."""
+    if isinstance(image_processor, SupMAEImageProcessor):
+        return {name: getattr(image_processor, name) for name in ("num_channels", "channels", "pixel_range")}
+    return {"num_channels": 3}
 
 
 class TrainTransform:
@@ -82,40 +109,57 @@ class TrainTransform:
     JPEG files are decoded by torchvision straight to a tensor, or, if the crop is at least twice as large as the model's
     images, by Pillow at half, a quarter or an eighth of their size (libjpeg scales while it decodes).
 
-    Call it with an image as `PIL.Image.open` gives it, and with its file if there is one; the result is a float tensor of
+    Call it with an image as [`read_image`] gives it, and with its file if there is one; the result is a float tensor of
     shape `(num_channels, height, width)`.
 
     Args:
+        image_processor: Of the evaluation: the size, the channels and the normalisation are its.
         crop_scale: Smallest and largest share of the image's area that a crop covers.
         horizontal_flip: Whether to mirror half of the images.
+        augment (*optional*): From crops, `uint8` or `float32` in [0, 1], to such crops.
+        erase (*optional*): From normalised images to such images.
     """
 
-    def __init__(self, config: SupMAEConfig, crop_scale=(0.2, 1.0), horizontal_flip: bool = True):
-        self.size = to_pair(config.image_size)
-        self.mode = MODES[config.num_channels]
+    def __init__(self, image_processor, crop_scale=(0.2, 1.0), horizontal_flip: bool = True, augment=None, erase=None):
+        self.size = image_processor.crop_size.height, image_processor.crop_size.width
+        self.options = pixel_options(image_processor)
+        self.is_plain_rgb = self.options == {"num_channels": 3}
         self.crop = v2.RandomResizedCrop(self.size, scale=tuple(crop_scale))
         self.flip = v2.RandomHorizontalFlip(0.5 if horizontal_flip else 0.0)
+        self.augment, self.erase = augment, erase
         self.normalize = v2.Compose(
-            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*pixel_statistics(config.num_channels))]
+            [
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(list(image_processor.image_mean), list(image_processor.image_std)),
+            ]
         )
 
-    def __call__(self, image: Image.Image, file: bytes | None = None) -> torch.Tensor:
-        crop = self.crop.make_params([image])
-        pixels = self.decode(image, file, **crop)
+    def __call__(self, image: Image.Image | np.ndarray, file: bytes | None = None) -> torch.Tensor:
+        if self.is_plain_rgb and isinstance(image, Image.Image):
+            pixels = self.decode(image, file, **self.crop.make_params([image]))
+        else:
+            pixels = to_pixels(image, **self.options)
+            pixels = v2.functional.crop(pixels, **self.crop.make_params([pixels]))
         if pixels.shape[-2:] != self.size:
             pixels = v2.functional.resize(pixels, self.size, v2.InterpolationMode.BICUBIC, antialias=True)
-        return self.normalize(self.flip(pixels))
+            if pixels.is_floating_point():
+                pixels = pixels.clamp(0, 1)  # which bicubic interpolation overshoots
+        pixels = self.flip(pixels)
+        if self.augment is not None:
+            pixels = self.augment(pixels)
+        pixels = self.normalize(pixels)
+        return pixels if self.erase is None else self.erase(pixels)
 
     def decode(
         self, image: Image.Image, file: bytes | None, top: int, left: int, height: int, width: int
     ) -> torch.Tensor:
-        """The crop as a `uint8` tensor `(num_channels, height, width)`, perhaps resized already."""
+        """The crop of an 8-bit RGB image as a `uint8` tensor `(3, height, width)`, perhaps resized already."""
         box = (left, top, left + width, top + height)
-        if file is not None and image.format == "JPEG" and image.mode == self.mode == "RGB":
+        if file is not None and image.format == "JPEG" and image.mode == "RGB":
             scale = min(height // self.size[0], width // self.size[1])
             if scale >= 2:
                 full_width, full_height = image.size
-                image.draft(self.mode, (full_width // scale, full_height // scale))
+                image.draft("RGB", (full_width // scale, full_height // scale))
                 reduction = round(full_width / image.width)  # 1, 2, 4 or 8
                 box = tuple(side / reduction for side in box)  # fractions of pixels, which Pillow knows how to resize
                 image = image.resize(self.size[::-1], Image.Resampling.BICUBIC, box=box)
@@ -123,36 +167,82 @@ class TrainTransform:
             with contextlib.suppress(RuntimeError):  # of a broken file Pillow has more to say
                 encoded = torch.frombuffer(bytearray(file), dtype=torch.uint8)
                 return decode_jpeg(encoded, ImageReadMode.RGB)[:, top : top + height, left : left + width]
-        return v2.functional.pil_to_tensor(image.convert(self.mode).crop(box))
+        return v2.functional.pil_to_tensor(image.convert("RGB").crop(box))
+
+
+class FineTuneTransform:
+    """
+    The paper's augmentation for fine-tuning, from timm: random resized crop (bicubic), horizontal flip, RandAugment,
+    normalisation, random erasing with noise. For images as [`read_image`] gives them, 8-bit grey or RGB.
+
+    Args:
+        image_processor, crop_scale, horizontal_flip: See [`TrainTransform`].
+        auto_augment: timm's policy string, such as `rand-m9-mstd0.5-inc1`; empty for none.
+        random_erasing: Probability that a box of the image is replaced by noise.
+    """
+
+    def __init__(
+        self,
+        image_processor,
+        crop_scale=(0.08, 1.0),
+        horizontal_flip: bool = True,
+        auto_augment: str = "",
+        random_erasing: float = 0.0,
+    ):
+        self.options = pixel_options(image_processor)
+        self.transform = create_transform(
+            (image_processor.crop_size.height, image_processor.crop_size.width),
+            is_training=True,
+            scale=tuple(crop_scale),
+            hflip=0.5 if horizontal_flip else 0.0,
+            color_jitter=None,
+            auto_augment=auto_augment or None,
+            interpolation="bicubic",
+            mean=tuple(image_processor.image_mean),
+            std=tuple(image_processor.image_std),
+            re_prob=random_erasing,
+            re_mode="pixel",
+        )
+
+    def __call__(self, image: Image.Image | np.ndarray) -> torch.Tensor:
+        return self.transform(to_pil(image, self.options["num_channels"]))
+
+
+def to_pil(image: Image.Image | np.ndarray, num_channels: int = 3) -> Image.Image:
+    """An image as [`read_image`] gives it as an 8-bit PIL image: grey, RGB or RGBA."""
+    if not isinstance(image, Image.Image) and image.dtype != np.uint8:
+        logger.warning_once(f"An image of the type {image.dtype} is read with 8 bits.")
+    pixels = to_pixels(image, num_channels)
+    if pixels.is_floating_point():
+        pixels = (pixels * 255).round().to(torch.uint8)
+    return v2.functional.to_pil_image(pixels)
 
 
 def build_finetune_transform(
-    config: SupMAEConfig,
+    image_processor,
     crop_scale=(0.08, 1.0),
     horizontal_flip: bool = True,
     auto_augment: str = "",
     random_erasing: float = 0.0,
-):
+) -> FineTuneTransform | TrainTransform:
     """
-    The paper's augmentation for fine-tuning, from timm: random resized crop (bicubic), horizontal flip, RandAugment,
-    normalisation, random erasing with noise.
-
-    Args:
-        crop_scale, horizontal_flip: See [`TrainTransform`].
-        auto_augment: timm's policy string, such as `rand-m9-mstd0.5-inc1`; empty for none.
-        random_erasing: Probability that a box of the image is replaced by noise.
+    [`FineTuneTransform`], or, for images that timm's augmentation does not take (more than 8 bits, other channels than
+    grey and RGB), the same on tensors with random rotations, shifts and shears in the place of RandAugment.
     """
-    mean, std = pixel_statistics(config.num_channels)
-    return create_transform(
-        to_pair(config.image_size),
-        is_training=True,
-        scale=tuple(crop_scale),
-        hflip=0.5 if horizontal_flip else 0.0,
-        color_jitter=None,
-        auto_augment=auto_augment or None,
-        interpolation="bicubic",
-        mean=mean,
-        std=std,
-        re_prob=random_erasing,
-        re_mode="pixel",
-    )
+    options = pixel_options(image_processor)
+    is_deep = getattr(image_processor, "pixel_type", "uint8") != "uint8"
+    if (
+        not is_deep
+        and options["num_channels"] in (1, 3)
+        and not (options.get("channels") or options.get("pixel_range"))
+    ):
+        return FineTuneTransform(image_processor, crop_scale, horizontal_flip, auto_augment, random_erasing)
+    augment = None
+    if auto_augment:
+        logger.warning(
+            f"`--auto_augment {auto_augment}` is for 8-bit grey and RGB images: random rotations (up to 15 degrees), shifts "
+            "(a tenth) and shears (10 degrees) take its place."
+        )
+        augment = v2.RandomAffine(15, translate=(0.1, 0.1), shear=10, interpolation=v2.InterpolationMode.BILINEAR)
+    erase = RandomErasing(random_erasing, mode="pixel", device="cpu") if random_erasing else None
+    return TrainTransform(image_processor, crop_scale, horizontal_flip, augment, erase)

@@ -5,12 +5,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
 import torch
 from accelerate import PartialState
 
-from ..data.labels import Labels
-from ..data.sources import load_evaluation_split
+from ..data.dataset import ImageDataset
+from ..data.sources import ImageData, load_evaluation_data
 from .tables import Journal
 
 
@@ -80,20 +79,21 @@ class EvaluationDataArguments:
     """Labelled images to evaluate on; by default the held-out digits."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Data set on the Hub, or a local folder that `datasets.load_dataset` reads."}
+        default=None,
+        metadata={"help": "Data set on the Hub, or a folder of tables (CSV, JSON, Parquet) or of `save_to_disk`."},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
     split: str | None = field(
         default=None, metadata={"help": "Split of that data set; default: validation, or else val or test."}
     )
     image_dir: str | None = field(
-        default=None, metadata={"help": "Folder of images, one sub-folder per class (`imagefolder` layout)."}
+        default=None, metadata={"help": "Folder of images, one sub-folder per class, or with train/ and val/ in it."}
     )
     image_column_name: str | None = field(
-        default=None, metadata={"help": "Image column, if the data set has several columns of the type Image."}
+        default=None, metadata={"help": "Column of the images: of the type Image, arrays, paths or bytes."}
     )
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "Label column, if there isn't exactly one of the type ClassLabel."}
+    label_column_name: list[str] | None = field(
+        default=None, metadata={"help": "Column of the labels, if it is not found by its type or name."}
     )
     max_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
     on_bad_image: str = field(
@@ -105,19 +105,36 @@ class EvaluationDataArguments:
         if self.dataset_name and self.image_dir:
             raise ValueError("`--dataset_name` and `--image_dir` both name images: give one of them.")
 
-    def load(self) -> tuple[datasets.Dataset, Labels]:
+    def load(self) -> ImageData:
         """
-        The images, and the meaning of their labels.
+        The images and their labels, as `validation`; says what they are.
 
         Raises:
             FileNotFoundError: if the folder or data set does not exist.
             ValueError: if there is no such split, or not one class per image.
         """
-        data = load_evaluation_split(
-            self.dataset_name, self.dataset_config_name, self.split, self.image_dir, self.max_samples
+        if self.image_dir and not Path(self.image_dir).is_dir():
+            raise FileNotFoundError(f"'{self.image_dir}' is not a folder of images: check its name.")
+        data = load_evaluation_data(
+            self.image_dir or self.dataset_name,
+            self.dataset_config_name,
+            self.split,
+            self.max_samples,
+            self.image_column_name,
+            self.label_column_name,
         )
-        return data, Labels.of_classes(data, self.label_column_name, job="Evaluation")
+        data.labels.require_classes("Evaluation", data.validation)
+        if PartialState().is_main_process:
+            print(f"\n{data.table()}\n", flush=True)
+        return data
 
-    def options(self) -> dict:
-        """What an [`ImageDataset`] of other images is to be given, too."""
-        return {"image_column": self.image_column_name, "skip_bad_images": self.on_bad_image == "skip"}
+    def key(self, data: ImageData) -> dict:
+        """What results are filed under: the arguments, and the data as they are now."""
+        return {**vars(self), "fingerprint": data.fingerprint()}
+
+    def build(self, data: ImageData, transform, num_channels: int = 3) -> ImageDataset:
+        """The images as a model's inputs; see [`ImageDataset`]."""
+        skip = self.on_bad_image == "skip"
+        return ImageDataset(
+            data.validation, data.labels, transform, num_channels, image_column=data.image_column, skip_bad_images=skip
+        )

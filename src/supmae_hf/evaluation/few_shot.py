@@ -5,7 +5,6 @@ import copy
 import tempfile
 from dataclasses import dataclass
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -17,8 +16,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging
 
 from ..data.dataset import ImageDataset, collate
-from ..data.labels import Labels
-from ..data.transforms import seed_of
+from ..data.sources import ImageData
+from ..data.transforms import TrainTransform, seed_of
+from ..image_processing_supmae import SupMAEImageProcessor
 from ..training.arguments import DataArguments, RecipeArguments
 from ..training.trainer import RecipeTrainer, leave
 from .models import ImageEncoder, ImageTransform, predict
@@ -55,7 +55,7 @@ BENCHMARK = {
 }
 
 
-def load_few_shot_data(name: str) -> tuple[datasets.DatasetDict, Labels]:
+def load_few_shot_data(name: str) -> ImageData:
     """
     The training and held-out images of one of [`BENCHMARK`], of `"digits"`, of a folder (one sub-folder per class), or of
     another data set of the Hub.
@@ -63,10 +63,12 @@ def load_few_shot_data(name: str) -> tuple[datasets.DatasetDict, Labels]:
     if name == "digits":
         arguments = DataArguments()
     elif name in BENCHMARK:
-        arguments = DataArguments(dataset_name=BENCHMARK[name], label_column_name="cls")
+        arguments = DataArguments(dataset_name=BENCHMARK[name], label_column_name=["cls"])
     else:
         arguments = DataArguments(dataset_name=name)
-    return arguments.load_labeled(job="Few-shot transfer")
+    data = arguments.load_labeled("Few-shot transfer")
+    print(f"\n{name}\n\n{data.table()}\n", flush=True)
+    return data
 
 
 def draw_shots(classes: np.ndarray, shots: int, seed: int) -> np.ndarray:
@@ -95,7 +97,10 @@ def draw_shots(classes: np.ndarray, shots: int, seed: int) -> np.ndarray:
 
 
 class Augment:
-    """An [`ImageTransform`] with random resized crops and flips instead of its crop, for fine-tuning."""
+    """
+    An [`ImageTransform`] with random resized crops and flips instead of its crop, for fine-tuning on 8-bit images;
+    [`TrainTransform`] does the same for others.
+    """
 
     def __init__(self, transform: ImageTransform, size: tuple[int, int], flip: bool):
         self.transform = transform
@@ -146,7 +151,7 @@ class FewShotTask:
     Args:
         name: The encoder's checkpoint.
         pooling: See [`ImageEncoder`].
-        data, labels: From [`load_few_shot_data`].
+        data: From [`load_few_shot_data`].
         transform: The checkpoint's.
         batch_size, num_workers, use_cpu: See [`predict`].
     """
@@ -155,8 +160,7 @@ class FewShotTask:
         self,
         name: str,
         pooling: str,
-        data,
-        labels: Labels,
+        data: ImageData,
         transform: ImageTransform,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -165,13 +169,14 @@ class FewShotTask:
         self.transform = transform
         self.options = {"batch_size": batch_size, "num_workers": num_workers, "use_cpu": use_cpu}
         self.encoder = ImageEncoder(name, pooling)
-        self.data, self.labels = data, labels
-        self.classes = np.array([labels.encode(value) for value in data["train"][labels.column]])
+        self.data = data
+        self.classes = data.labels.classes(data.train)
         self._test_features = None
 
     def _dataset(self, data, transform=None, seed: int | None = None) -> ImageDataset:
         num_channels = getattr(self.encoder.config, "num_channels", 3)  # timm models do not say
-        return ImageDataset(data, self.labels, transform or self.transform, num_channels, seed=seed)
+        transform, column = transform or self.transform, self.data.image_column
+        return ImageDataset(data, self.data.labels, transform, num_channels, image_column=column, seed=seed)
 
     def _features(self, data) -> tuple[np.ndarray, np.ndarray]:
         return predict(self.encoder, self._dataset(data), function=self.encoder, **self.options)
@@ -179,9 +184,9 @@ class FewShotTask:
     def probe(self, shots: int, seed: int) -> dict:
         """Accuracy of a linear probe on the held-out images; its regularisation by cross-validation on the shots."""
         places = draw_shots(self.classes, shots, seed)
-        features, labels = self._features(self.data["train"].select(places))
+        features, labels = self._features(self.data.train.select(places))
         if self._test_features is None:
-            self._test_features = self._features(self.data["validation"])
+            self._test_features = self._features(self.data.validation)
         test_features, test_labels = self._test_features
         classifier, score = select_probe(features, labels, seed)
         labeled = test_labels >= 0
@@ -202,19 +207,23 @@ class FewShotTask:
         scores = {}
         for rate in settings.learning_rates:
             model = self._train(places[fit], rate, seed, settings)
-            scores[rate] = self._accuracy(model, self.data["train"].select(places[check]))
+            scores[rate] = self._accuracy(model, self.data.train.select(places[check]))
         best = max(scores, key=scores.get)
         model = self._train(places, best, seed, settings)
         return {
-            "accuracy": self._accuracy(model, self.data["validation"]),
+            "accuracy": self._accuracy(model, self.data.validation),
             "chosen": {"learning_rate": best, "validation": scores[best]},
         }
 
     def _train(self, places: np.ndarray, learning_rate: float, seed: int, settings: FineTuning) -> EncoderClassifier:
         torch.manual_seed(seed)
-        model = EncoderClassifier(copy.deepcopy(self.encoder), len(self.labels.names))
+        model = EncoderClassifier(copy.deepcopy(self.encoder), len(self.data.labels.names))
         model.requires_grad_(True)
-        augment = Augment(self.transform, self.transform.size, settings.flip)
+        processor = self.transform.image_processor
+        if isinstance(processor, SupMAEImageProcessor):
+            augment = TrainTransform(processor, (0.5, 1.0), settings.flip)
+        else:
+            augment = Augment(self.transform, self.transform.size, settings.flip)
         with tempfile.TemporaryDirectory() as folder:
             arguments = RecipeArguments(
                 output_dir=folder,
@@ -235,7 +244,7 @@ class FewShotTask:
                 report_to="none",
                 disable_tqdm=True,
             )
-            train_dataset = self._dataset(self.data["train"].select(places), augment, seed)
+            train_dataset = self._dataset(self.data.train.select(places), augment, seed)
             trainer = RecipeTrainer(model, arguments, train_dataset=train_dataset, data_collator=collate)
             trainer.remove_callback(PrinterCallback)
             trainer.train()

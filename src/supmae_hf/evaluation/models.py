@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from timm.data import ImageNetInfo
 from torch import nn
 from torchvision.transforms.v2.functional import to_pil_image
 from transformers import (
@@ -24,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..data.dataset import ImageDataset, collate
+from ..data.labels import imagenet_indices
 from ..modeling_supmae import SupMAEForImageClassification
 
 
@@ -142,12 +142,6 @@ def fingerprint(name: str) -> str:
     files = [path for path in Path(name).glob("*") if path.is_file()] if Path(name).is_dir() else []
     times = [os.stat(path).st_mtime_ns for path in files]
     return f"{name}@{max(times)}" if times else name
-
-
-def imagenet_indices(names: Sequence[str]) -> list[int] | None:
-    """Places of WordNet identifiers (such as n01440764) among the 1,000 classes of ImageNet-1K; `None` for others."""
-    places = {name: index for index, name in enumerate(ImageNetInfo().label_names())}
-    return [places[name] for name in names] if all(name in places for name in names) else None
 
 
 def map_classes(names: Sequence[str], model: PreTrainedModel) -> list[int]:

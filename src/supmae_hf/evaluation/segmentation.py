@@ -1,6 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Semantic segmentation with UperNet: data, the model around a backbone, sliding-window evaluation, pictures."""
 
+import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torchvision.transforms import v2
 from transformers import (
     MODEL_FOR_BACKBONE_MAPPING,
     AutoConfig,
+    AutoImageProcessor,
     SegformerImageProcessor,
     UperNetConfig,
     UperNetForSemanticSegmentation,
@@ -26,9 +28,11 @@ from transformers import (
 
 from ..configuration_supmae import to_pair
 from ..data.dataset import ImageDataset
+from ..data.folders import HELD_OUT_SPLITS
 from ..data.labels import Labels
-from ..data.sources import HELD_OUT_SPLITS, load_dataset
-from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, seeded
+from ..data.sources import load_dataset
+from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, seeded, to_pil
+from ..image_processing_supmae import SupMAEImageProcessor
 from ..modeling_supmae import SupMAEBackbone, interpolate_position_embeddings
 from .metrics import count_pixels, segmentation_scores
 
@@ -71,6 +75,12 @@ class SegmentationDataArguments:
         self.stride = self.stride or self.crop_size * 2 // 3
         if not 0 < self.stride <= self.crop_size:
             raise ValueError(f"`--stride` {self.stride} must be above 0 and at most `--crop_size` {self.crop_size}.")
+
+    def describe(self, data: datasets.DatasetDict) -> dict:
+        """What decides the outcome: the data, and how they are used."""
+        used = ("num_classes", "reduce_labels", "crop_size")
+        sizes = {name: [len(split), split.data.nbytes] for name, split in data.items() if name == "train"}
+        return {**{name: getattr(self, name) for name in used}, **sizes}
 
 
 @dataclass
@@ -154,7 +164,7 @@ def load_segmentation_data(args: SegmentationDataArguments) -> datasets.DatasetD
             train=train, validation=_pair_folders(args.validation_images, args.validation_masks)
         )
     elif args.dataset_name:
-        data = load_dataset(args.dataset_name)
+        data = datasets.DatasetDict(load_dataset(args.dataset_name))
         for column in (args.image_column_name, args.mask_column_name):
             if column not in data["train"].column_names:
                 raise ValueError(
@@ -177,24 +187,37 @@ def load_segmentation_data(args: SegmentationDataArguments) -> datasets.DatasetD
     return data
 
 
-def build_segmentation_processor(args: SegmentationDataArguments) -> SegformerImageProcessor:
-    """What the image-segmentation pipeline needs beside a model; it resizes images to one window instead of sliding it."""
+def build_segmentation_processor(args: SegmentationDataArguments, name: str | None = None) -> SegformerImageProcessor:
+    """
+    What the image-segmentation pipeline needs beside a model; it resizes images to one window instead of sliding it.
+    Pixels are normalised as those of the checkpoint `name` were, or else by ImageNet's statistics.
+
+    Raises:
+        ValueError: if the checkpoint's images are not 8-bit RGB.
+    """
+    known = None
+    if name is not None:
+        with contextlib.suppress(OSError, ValueError):  # it has none
+            known = AutoImageProcessor.from_pretrained(name)
+    if isinstance(known, SupMAEImageProcessor):
+        raise ValueError(f"'{name}' takes other images than 8-bit RGB, on which segmentation is trained.")
     return SegformerImageProcessor(
         size={"height": args.crop_size, "width": args.crop_size},
-        image_mean=IMAGENET_MEAN,
-        image_std=IMAGENET_STD,
+        image_mean=getattr(known, "image_mean", None) or IMAGENET_MEAN,
+        image_std=getattr(known, "image_std", None) or IMAGENET_STD,
         do_reduce_labels=args.reduce_labels,
     )
 
 
 class SegmentationDataset(ImageDataset):
     """
-    Images and masks as UperNet takes them: `pixel_values` `(3, height, width)`, normalised by ImageNet's statistics, and
+    Images and masks as UperNet takes them: `pixel_values` `(3, height, width)`, and
     `labels` `(height, width)` with 255 for pixels without a class.
 
     Args:
         dataset: With columns `image` and `annotation`.
         args: Number of classes, crops, and what mask values mean.
+        image_processor: Says how pixels are normalised.
         seed: For training: random scale (1/2 to 2), crop, flip and colours, as in ADE20K's usual recipe. Without, the
             shorter side is resized to the crop's, and masks are left in their own size.
 
@@ -202,8 +225,10 @@ class SegmentationDataset(ImageDataset):
         ValueError: when an image cannot be decoded, or a mask holds a value that is no class.
     """
 
-    def __init__(self, dataset: datasets.Dataset, args: SegmentationDataArguments, seed: int | None = None):
-        super().__init__(dataset, Labels(None), None, image_column="image", seed=seed)
+    def __init__(
+        self, dataset: datasets.Dataset, args: SegmentationDataArguments, image_processor, seed: int | None = None
+    ):
+        super().__init__(dataset, Labels(), None, image_column="image", seed=seed)
         self.dataset = self.dataset.cast_column("annotation", datasets.Image(decode=False))
         self.segmentation = args
         size = args.crop_size
@@ -216,13 +241,16 @@ class SegmentationDataset(ImageDataset):
             ]
         )
         self.normalization = v2.Compose(
-            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+            [
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(image_processor.image_mean, image_processor.image_std),
+            ]
         )
 
     def _item(self, record: dict, place: str, key: tuple[int, ...]) -> dict:
         try:
-            image = v2.functional.pil_to_tensor(self.image_feature.decode_example(record["image"]).convert("RGB"))
-            mask = np.array(self.image_feature.decode_example(record["annotation"]))
+            image = v2.functional.pil_to_tensor(to_pil(self.read(record["image"])[0]))
+            mask = np.array(self.read(record["annotation"])[0]).squeeze()
         except (OSError, SyntaxError, ValueError, TypeError) as error:
             where = (record["image"] or {}).get("path") or place
             raise ValueError(f"{where} or its mask cannot be decoded ({error}): repair it or remove it.") from error

@@ -4,18 +4,22 @@
 import difflib
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import torch
-from transformers import SchedulerType, TrainingArguments
+from torch import nn
+from transformers import AutoConfig, SchedulerType, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from ..configuration_supmae import SupMAEConfig
 from ..data.dataset import ImageDataset, ImageStream
-from ..data.labels import Labels
-from ..data.sources import find_image_column, load_training_splits, number_of_images
+from ..data.labels import imagenet_indices
+from ..data.sources import ImageData, load_training_data, number_of_images
+from ..data.statistics import pixel_fields
 from ..data.transforms import TrainTransform, build_image_processor
 from ..modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
 from .cpu import fastest_attention, prepare_cpu
@@ -55,17 +59,32 @@ class ModelArguments:
                     f"`--model_config` is not JSON ({error}): {self.model_config}. Example: "
                     """--model_config '{"mask_ratio": 0.6}'."""
                 ) from None
+        if not isinstance(self.model_config, dict):
+            raise ValueError(
+                f"`--model_config` must map fields to values, as in '{{\"mask_ratio\": 0.6}}', got {self.model_config}."
+            )
         self.check()
 
     def check(self):
-        """Raise a `ValueError` if `model_config` names what is not a field."""
-        for name in self.model_config:
-            if name not in (fields := SupMAEConfig().to_dict()):
+        """
+        Make numbers of `model_config` that are written as text numbers.
+
+        Raises:
+            ValueError: if it names what is not a field, or gives a number's field something else.
+        """
+        fields = SupMAEConfig().to_dict()
+        for name, value in self.model_config.items():
+            if name not in fields:
                 similar = difflib.get_close_matches(name, fields, n=1)
                 raise ValueError(
                     f"`--model_config` sets `{name}`, which is not a field of SupMAEConfig"
                     + (f": did you mean `{similar[0]}`?" if similar else f". The fields are {sorted(fields)}.")
                 )
+            if isinstance(value, str) and isinstance(fields[name], (int, float)):
+                try:
+                    self.model_config[name] = json.loads(value)
+                except json.JSONDecodeError:
+                    raise ValueError(f"`--model_config` sets `{name}` to '{value}', which is not a number.") from None
 
     def build(
         self, model_class: type[SupMAEPreTrainedModel], training_args: TrainingArguments, **fields
@@ -88,14 +107,54 @@ class ModelArguments:
         if self.model_name_or_path is None:
             model = model_class(SupMAEConfig(**fields))
             return model, {name for name, _ in model.named_parameters()}
+        names = list(fields.get("id2label", {}).values())
         try:
-            model, info = model_class.from_pretrained(self.model_name_or_path, output_loading_info=True, **fields)
+            known = list(AutoConfig.from_pretrained(self.model_name_or_path).id2label.values())
+            model, info = model_class.from_pretrained(
+                self.model_name_or_path,
+                output_loading_info=True,
+                ignore_mismatched_sizes=len(known) != len(names) > 0,
+                **fields,
+            )
         except OSError as error:
             raise OSError(
                 f"There is no checkpoint '{self.model_name_or_path}', neither a folder here nor a repository that the "
                 f"Hub gave us: check `--model_name_or_path`, or run examples/run_pretrain.py to make one. ({error})"
             ) from error
-        return model, set(info["missing_keys"])
+        new = set(info["missing_keys"])
+        mismatched = {name for name, *_ in info["mismatched_keys"]}
+        layer = output_layer(model)
+        wrong = {name for name in mismatched if not name.startswith(f"{layer}.")}
+        if wrong:
+            raise ValueError(
+                f"'{self.model_name_or_path}' has other shapes than the model: {', '.join(sorted(wrong)[:3])}. Leave out the "
+                "fields of `--model_config` that change it."
+            )
+        if names and f"{layer}.weight" not in new and not _same_classes(known, names):
+            if not mismatched:  # as many classes, but others
+                nn.init.xavier_uniform_(model.get_submodule(layer).weight)
+                nn.init.zeros_(model.get_submodule(layer).bias)
+            new |= {f"{layer}.weight", f"{layer}.bias"}
+            logger.warning(
+                f"The classes of '{self.model_name_or_path}' ({_few(known)}) are not those of the data ({_few(names)}): the "
+                f"last layer of the classifier is new."
+            )
+        return model, new
+
+
+def output_layer(model: SupMAEPreTrainedModel) -> str:
+    """The name of the layer that gives class logits."""
+    return "classification_head.fc2" if isinstance(model, SupMAEForPreTraining) else "classifier"
+
+
+def _same_classes(known: list[str], names: list[str]) -> bool:
+    """Whether a checkpoint's classes may be those of the data: alike, without names, or ImageNet's by their identifiers."""
+    is_nameless = all(re.fullmatch(r"LABEL_\d+", name) for name in known)
+    return len(known) == len(names) and (known == names or is_nameless or imagenet_indices(names) is not None)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @dataclass
@@ -103,26 +162,34 @@ class DataArguments:
     """Where images and labels come from, and how images are cropped."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Data set on the Hub, or a local folder that `datasets.load_dataset` reads."}
+        default=None,
+        metadata={"help": "Data set on the Hub, or a folder of tables (CSV, JSON, Parquet) or of `save_to_disk`."},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
     train_dir: str | None = field(
-        default=None, metadata={"help": "Folder of training images, one sub-folder per class (`imagefolder` layout)."}
+        default=None,
+        metadata={"help": "Folder of training images, one sub-folder per class, or with train/ and val/ in it."},
     )
     validation_dir: str | None = field(
         default=None, metadata={"help": "Folder of held-out images, in the same layout."}
     )
-    image_column_name: str | None = field(
-        default=None, metadata={"help": "Image column, if the data set has several columns of the type Image."}
+    unlabeled_dir: list[str] | None = field(
+        default=None, metadata={"help": "Folders of more training images, without labels."}
     )
-    label_column_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Label column, if there isn't exactly one of the type ClassLabel. Text and integers will do."
-        },
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the images: of the type Image, arrays, paths or bytes."}
+    )
+    label_column_name: list[str] | None = field(
+        default=None, metadata={"help": "Column of the labels, or several of 0 and 1, one for each class."}
+    )
+    classification_branch: bool | None = field(
+        default=None, metadata={"help": "Train with labels: False leaves them aside (MAE). Default: if there are any."}
     )
     train_val_split: float = field(
-        default=0.1, metadata={"help": "Share of the training images to hold out if there is no held-out split."}
+        default=0.1,
+        metadata={
+            "help": "Share of the training images to hold out if there is no held-out split; 0 to train on everything."
+        },
     )
     label_fraction: float = field(
         default=1.0,
@@ -146,6 +213,27 @@ class DataArguments:
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
+    channels: list[int] | None = field(
+        default=None, metadata={"help": "Which of the images' channels to use, counted from 0; default: all."}
+    )
+    pixel_range: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Pixel values that are black and white; default: by type, as 0 65535, and 0 1 for fractions."
+        },
+    )
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of each channel, or one for all, of pixels in [0, 1]."}
+    )
+    image_std: list[float] | None = field(default=None, metadata={"help": "Standard deviation of each channel."})
+    normalization: str | None = field(
+        default=None,
+        metadata={
+            "help": "dataset: mean and deviation of the training images. Default: the starting checkpoint's, or else "
+            "ImageNet's for 8-bit RGB and the training images' for others.",
+            "choices": ["dataset"],
+        },
+    )
     crop_scale: list[float] = field(
         default_factory=lambda: [0.08, 1.0],
         metadata={"help": "Smallest and largest share of an image's area that a random training crop covers."},
@@ -163,8 +251,8 @@ class DataArguments:
             raise ValueError("`--dataset_name` and `--train_dir` both name training images: give one of them.")
         if self.validation_dir and not self.train_dir:
             raise ValueError("`--validation_dir` needs `--train_dir`.")
-        if not 0 < self.train_val_split < 1:
-            raise ValueError(f"`--train_val_split` must be between 0 and 1, got {self.train_val_split}.")
+        if not 0 <= self.train_val_split < 1:
+            raise ValueError(f"`--train_val_split` must be at least 0 and below 1, got {self.train_val_split}.")
         if not 0 < self.label_fraction <= 1:
             raise ValueError(f"`--label_fraction` must be above 0 and at most 1, got {self.label_fraction}.")
         if self.streaming and self.label_fraction < 1:
@@ -180,6 +268,16 @@ class DataArguments:
             )
         if not 0 < self.eval_crop_ratio <= 1:
             raise ValueError(f"`--eval_crop_ratio` must be above 0 and at most 1, got {self.eval_crop_ratio}.")
+        if self.channels is not None and (not self.channels or min(self.channels) < 0):
+            raise ValueError(f"`--channels` are counted from 0, got {self.channels}.")
+        if self.pixel_range is not None and (len(self.pixel_range) != 2 or self.pixel_range[0] >= self.pixel_range[1]):
+            raise ValueError(f"`--pixel_range` needs two numbers, LOW below HIGH, got {self.pixel_range}.")
+        if (self.image_mean is None) != (self.image_std is None):
+            raise ValueError("`--image_mean` and `--image_std` go together: give both.")
+        if self.image_mean is not None and self.normalization:
+            raise ValueError("`--normalization` and `--image_mean` both say how to normalise: give one of them.")
+        if self.image_std is not None and min(self.image_std) <= 0:
+            raise ValueError(f"`--image_std` must be above 0, got {self.image_std}.")
 
     def describe(self) -> tuple[str, str | None]:
         """A name for the data set, and its identifier on the Hub if it is there."""
@@ -188,62 +286,112 @@ class DataArguments:
         folder = self.dataset_name or self.train_dir
         return (Path(folder).resolve().name if folder else "scikit-learn's digits"), None
 
-    def load(self) -> datasets.DatasetDict | datasets.IterableDatasetDict:
-        """The splits `train` and `validation`."""
-        return load_training_splits(
-            self.dataset_name,
+    def load(self, output_dir: str | None = None, problem_type: str | None = None) -> ImageData:
+        """
+        Images and labels.
+
+        Args:
+            output_dir: A folder in them to leave out.
+            problem_type: See [`Labels.of`].
+
+        Raises:
+            FileNotFoundError: if a folder or data set does not exist.
+            ValueError: if the run would write to a folder of images itself.
+        """
+        folders = [folder for folder in (self.train_dir, self.validation_dir, *(self.unlabeled_dir or [])) if folder]
+        for folder in folders:
+            if not os.path.isdir(folder):
+                raise FileNotFoundError(f"'{folder}' is not a folder of images: check its name.")
+        sources = [*folders, self.dataset_name]
+        for source in filter(None, sources):
+            if output_dir is not None and os.path.realpath(source) == os.path.realpath(output_dir):
+                raise ValueError(f"`--output_dir` {output_dir} is a folder of images: choose another one.")
+        return load_training_data(
+            self.train_dir or self.dataset_name,
             self.dataset_config_name,
-            self.train_dir,
             self.validation_dir,
+            self.unlabeled_dir or (),
+            self.image_column_name,
             self.label_column_name,
+            problem_type,
             self.train_val_split,
             self.streaming,
             self.max_train_samples,
             self.max_eval_samples,
+            self.classification_branch,
+            output_dir,
         )
 
-    def load_labeled(self, job: str) -> tuple[datasets.DatasetDict | datasets.IterableDatasetDict, Labels]:
+    def config_fields(self, model_args: ModelArguments) -> dict:
+        """The fields of a new model's configuration that follow from the images."""
+        return {"num_channels": len(self.channels)} if self.channels and not model_args.model_name_or_path else {}
+
+    def load_labeled(self, job: str, output_dir: str | None = None) -> ImageData:
         """
         Data with one class per image, without the training images that have no label.
 
         Raises:
-            ValueError: if the label column holds anything else.
+            ValueError: if the label column holds anything else, or a single class.
         """
-        data = self.load()
-        train = data["train"]
-        labels = Labels.of_classes(train, self.label_column_name, job)
-        if isinstance(train, datasets.IterableDataset):
-            # not decoded by the filter, which would not know what to do with a broken image
-            image_column = find_image_column(train.features, self.image_column_name)
-            train = train.cast_column(image_column, datasets.Image(decode=False))
-            data["train"] = train.filter(labels.is_label, input_columns=[labels.column])
-            return data, labels
-        labeled = labels.find_labeled(train, self.label_fraction, self.label_seed)
+        if self.classification_branch is False:
+            raise ValueError(f"{job} needs labels: leave out `--classification_branch False`.")
+        data = self.load(output_dir)
+        data.labels.require_classes(job, data.train)
+        if isinstance(data.train, datasets.IterableDataset):
+            data.train = data.train.filter(data.labels.is_label, input_columns=data.labels.columns)
+            return data
+        labeled = data.labels.find_labeled(data.train, self.label_fraction, self.label_seed)
         if not labeled:
-            raise ValueError(f"{job} needs labels, but column '{labels.column}' has none.")
-        if len(labeled) < len(train):
-            logger.warning(f"{len(train) - len(labeled)} training images without a label are left out.")
-            data["train"] = train.select(labeled)
-        return data, labels
+            raise ValueError(f"{job} needs labels, but column '{data.labels.columns[0]}' has none.")
+        if len(data.labels.names) == 1:
+            raise ValueError(
+                f"{job} needs two classes or more, but all images are of the class '{data.labels.names[0]}': a class is a "
+                "sub-folder, or a value of the label column."
+            )
+        if len(labeled) < len(data.train):
+            data.notes.append(f"{len(data.train) - len(labeled)} training images without a label are left out")
+            data.train = data.train.select(labeled)
+        return data
+
+    def build_image_processor(self, data: ImageData, config: SupMAEConfig, source: str | None):
+        """
+        The image processor of evaluation and inference; adds to the data's notes how pixels are read.
+
+        Args:
+            source: The checkpoint that training starts from.
+        """
+        fields, line = pixel_fields(
+            data,
+            config,
+            source,
+            self.channels,
+            self.pixel_range,
+            self.image_mean,
+            self.image_std,
+            from_data=self.normalization == "dataset",
+            skip_bad_images=self.on_bad_image == "skip",
+        )
+        data.notes.append(line)
+        return build_image_processor(config, self.eval_crop_ratio, **fields)
 
     def build(
         self,
-        data: datasets.DatasetDict | datasets.IterableDatasetDict,
-        labels: Labels,
+        data: ImageData,
         training_args: "RecipeArguments",
         train_transform,
         image_processor,
-        num_channels: int,
         num_patches: int | None = None,
         labeled: list[int] | None = None,
-    ) -> tuple[Images, Images]:
+    ) -> tuple[Images, Images | None]:
         """
-        The data sets of training and evaluation; see [`ImageDataset`].
+        The data sets of training and evaluation; see [`ImageDataset`]. Says what they are made of.
 
         Raises:
             ValueError: if there are fewer training images than a step takes.
         """
-        train = data["train"]
+        if training_args.process_index == 0:
+            print(f"\n{data.table()}\n", flush=True)
+        train = data.train
         num_images = number_of_images(train, self.max_train_samples)
         if num_images < training_args.total_batch_size:
             raise ValueError(
@@ -251,22 +399,25 @@ class DataArguments:
                 "`--per_device_train_batch_size` or `--gradient_accumulation_steps`."
             )
         common = {
-            "num_channels": num_channels,
-            "image_column": self.image_column_name,
+            "image_column": data.image_column,
             "num_patches": num_patches,
             "skip_bad_images": self.on_bad_image == "skip",
         }
         if isinstance(train, datasets.IterableDataset):
             batch = training_args.train_batch_size * training_args.world_size
             stream = {"num_images": num_images // batch * batch, "shuffle_buffer_size": self.shuffle_buffer_size}
-            train_dataset = ImageStream(train, labels, train_transform, seed=training_args.seed, **stream, **common)
+            train_dataset = ImageStream(
+                train, data.labels, train_transform, seed=training_args.seed, **stream, **common
+            )
         else:
             train_dataset = ImageDataset(
-                train, labels, train_transform, seed=training_args.seed, labeled=labeled, **common
+                train, data.labels, train_transform, seed=training_args.seed, labeled=labeled, **common
             )
-        is_stream = isinstance(data["validation"], datasets.IterableDataset)
-        eval_class = ImageStream if is_stream else ImageDataset
-        return train_dataset, eval_class(data["validation"], labels, image_processor, **common)
+        if data.validation is None:
+            training_args.without_evaluation()
+            return train_dataset, None
+        eval_class = ImageStream if isinstance(data.validation, datasets.IterableDataset) else ImageDataset
+        return train_dataset, eval_class(data.validation, data.labels, image_processor, **common)
 
 
 def _default(name: str, value):
@@ -307,6 +458,10 @@ class RecipeArguments(TrainingArguments):
             "on accelerators (PyTorch has none for the CPU)."
         },
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations without a better one, and keep the best weights."},
+    )
     license: str | None = field(
         default=None, metadata={"help": "Licence of the trained model, for its card, such as apache-2.0."}
     )
@@ -325,12 +480,19 @@ class RecipeArguments(TrainingArguments):
     save_strategy: str = _default("save_strategy", "epoch")
     save_total_limit: int | None = _default("save_total_limit", 2)
 
+    best_metric = "eval_loss"  # by which runs are stopped early
+
     def __post_init__(self):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or else each of several processes would train on its own
         if self.hub_token:
             # the Hub client finds it there; training_args.bin, which may be published, must not hold it
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
+        if self.early_stopping_patience is not None:
+            if self.early_stopping_patience < 1:
+                raise ValueError(f"`--early_stopping_patience` must be 1 or more, got {self.early_stopping_patience}.")
+            self.load_best_model_at_end = True  # which sees to it that evaluations and checkpoints go together
+            self.metric_for_best_model = self.metric_for_best_model or self.best_metric
         super().__post_init__()
         if self.label_names is None:
             self.label_names = ["labels"]
@@ -362,6 +524,20 @@ class RecipeArguments(TrainingArguments):
             self.sync_batchnorm = self.world_size > 1 and self.device.type != "cpu"
         elif self.sync_batchnorm and self.device.type == "cpu":
             raise ValueError("`--sync_batchnorm` needs accelerators: PyTorch has no SyncBatchNorm for the CPU.")
+
+    def without_evaluation(self):
+        """
+        Where nothing is held out.
+
+        Raises:
+            ValueError: if something follows from the evaluation.
+        """
+        if self.early_stopping_patience is not None or self.load_best_model_at_end:
+            raise ValueError(
+                "`--early_stopping_patience` and `--load_best_model_at_end` need held-out images: `--train_val_split` 0 "
+                "leaves none."
+            )
+        self.eval_strategy, self.do_eval = IntervalStrategy.NO, False
 
     @property
     def total_batch_size(self) -> int:
@@ -396,6 +572,8 @@ class FineTuningArguments(RecipeArguments):
         default=2e-5, metadata={"help": "Standard deviation of a new classifier's weights."}
     )
 
+    best_metric = "eval_top1"
+
     def __post_init__(self):
         super().__post_init__()
         if (self.mixup or self.cutmix) and self.per_device_train_batch_size % 2:
@@ -412,34 +590,27 @@ class SegmentationArguments(RecipeArguments):
     drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth of the last block."})
 
 
-def prepare_pretraining(model_args: ModelArguments, data_args: DataArguments, args: PreTrainingArguments):
+def prepare_pretraining(
+    model_args: ModelArguments, data_args: DataArguments, args: PreTrainingArguments, data: ImageData
+):
     """Model, image processor, and the data sets of training and evaluation."""
-    data = data_args.load()
-    train = data["train"]
-    labels = Labels.of(train, data_args.label_column_name)
     labeled = None
-    if not data_args.streaming:
-        labeled = labels.find_labeled(train, data_args.label_fraction, data_args.label_seed)
-    if args.process_index == 0:
-        if labels.column is None:
-            print(f"No label column in {list(train.features)}: training the reconstruction branch only (MAE).")
-        elif labeled is not None and len(labeled) < len(train):
-            print(
-                f"{len(labeled)} of {len(train)} training images are labelled; the others train the reconstruction "
-                "branch only."
-            )
-    model, _ = model_args.build(SupMAEForPreTraining, args, **labels.config_fields())
+    if (
+        data_args.label_fraction < 1
+    ):  # else the labels say it themselves: no need to carry a million indices to every worker
+        labeled = data.labels.find_labeled(data.train, data_args.label_fraction, data_args.label_seed)
+        data.notes.append(f"{len(labeled)} training images keep their label (`--label_fraction`)")
+    model, _ = model_args.build(
+        SupMAEForPreTraining, args, **data.labels.config_fields(), **data_args.config_fields(model_args)
+    )
     prepare_cpu(model, args)
-    image_processor = build_image_processor(model.config, data_args.eval_crop_ratio)
+    image_processor = data_args.build_image_processor(data, model.config, model_args.model_name_or_path)
     train_dataset, eval_dataset = data_args.build(
         data,
-        labels,
         args,
-        TrainTransform(model.config, data_args.crop_scale, data_args.horizontal_flip),
+        TrainTransform(image_processor, data_args.crop_scale, data_args.horizontal_flip),
         image_processor,
-        num_channels=model.config.num_channels,
         num_patches=model.config.num_patches,
-        # without a fraction the labels say it themselves: no need to carry a million indices to every worker
-        labeled=labeled if data_args.label_fraction < 1 else None,
+        labeled=labeled,
     )
     return model, image_processor, train_dataset, eval_dataset

@@ -18,6 +18,7 @@ from huggingface_hub.utils.sha import sha_fileobj
 from transformers.utils import logging
 
 from .arguments import RecipeArguments
+from .runs import RUN_FILE, differences, write_run
 
 
 logger = logging.get_logger(__name__)
@@ -31,6 +32,7 @@ _RESULTS = (
     "reconstructions.png",
     "widget",
     "runs",
+    RUN_FILE,
     "all_results.json",
     "eval_results.json",
 )
@@ -122,53 +124,66 @@ def check_writer(checkpoint: str | Path, is_trainer: bool):
         )
 
 
-def prepare_output_dir(args: RecipeArguments) -> str | None:
+def prepare_output_dir(args: RecipeArguments, run: dict) -> str | None:
     """
-    Make sure that a run may write to `args.output_dir`, and create it.
+    Make sure that a run may write to `args.output_dir`, create it, and write down there what the run is.
+
+    Args:
+        run: From [`describe_run`].
 
     Returns:
-        The checkpoint to go on from, if the folder holds an unfinished run; the same in every process.
+        The checkpoint to go on from, if the folder holds the same run, unfinished; the same in every process.
 
     Raises:
-        FileExistsError: if the folder holds something else, or nothing but damaged checkpoints.
+        FileExistsError: if the folder holds another run, something else, or nothing but damaged checkpoints.
         FileNotFoundError: if there is no checkpoint as `args.resume_from_checkpoint`.
     """
     answer = [None, None]
     if args.process_index == 0:
         try:
-            answer[0] = _checkpoint_to_go_on_from(args)
+            answer[0] = _checkpoint_to_go_on_from(args, run)
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            write_run(args.output_dir, run)
         except OSError as error:
             answer[1] = error
     checkpoint, error = broadcast_object_list(answer)
     if error is not None:
         raise error
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     return checkpoint
 
 
-def _checkpoint_to_go_on_from(args: RecipeArguments) -> str | None:
+def _checkpoint_to_go_on_from(args: RecipeArguments, run: dict) -> str | None:
     output_dir = Path(args.output_dir)
-    if args.resume_from_checkpoint:
-        if not Path(args.resume_from_checkpoint).is_dir():
-            raise FileNotFoundError(
-                f"There is no checkpoint '{args.resume_from_checkpoint}': check `--resume_from_checkpoint`."
-            )
-        return args.resume_from_checkpoint
-    if not output_dir.is_dir():
-        return None
-    if args.overwrite_output_dir:
+    given = args.resume_from_checkpoint
+    if given and not Path(given).is_dir():
+        raise FileNotFoundError(f"There is no checkpoint '{given}': check `--resume_from_checkpoint`.")
+    ways_out = "pass `--overwrite_output_dir True` to start anew there, or choose another `--output_dir`."
+    if args.overwrite_output_dir and not given:
         for old in (*list_checkpoints(output_dir), *(output_dir / name for name in _RESULTS)):
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         return None
-    checkpoint = find_checkpoint(output_dir)
+    if given and Path(given).resolve().parent != output_dir.resolve():
+        return given
+    if not output_dir.is_dir():
+        return None
+    checkpoint = given or find_checkpoint(output_dir)
     if checkpoint is not None:
+        different = differences(output_dir, run)
+        if different is None:
+            raise FileExistsError(
+                f"{output_dir} holds checkpoints, but not what they were trained with ({RUN_FILE}): {ways_out}"
+            )
+        if different:
+            lines = "\n".join(f"  {line}" for line in different)
+            raise FileExistsError(
+                f"{output_dir} holds another run. What differs:\n{lines}\nTo go on with it, give its command again; else "
+                + ways_out
+            )
         logger.warning(f"Going on from {checkpoint}; pass `--overwrite_output_dir True` to start anew instead.")
         return str(checkpoint)
-    if {path.name for path in output_dir.iterdir()} - {"runs"}:  # the log of a run stopped before its first checkpoint
-        raise FileExistsError(
-            f"{output_dir} is not empty and holds no checkpoint to go on from: choose another `--output_dir`, or pass "
-            "`--overwrite_output_dir True` to start anew there."
-        )
+    # what a run leaves that was stopped before its first checkpoint
+    if {path.name for path in output_dir.iterdir()} - {"runs", RUN_FILE, f"{RUN_FILE}.new"}:
+        raise FileExistsError(f"{output_dir} is not empty and holds no checkpoint to go on from: {ways_out}")
     return None
 
 

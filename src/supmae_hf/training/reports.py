@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..data.dataset import ImageDataset, ImageStream, collate
+from ..data.sources import ImageData
 from ..hub import training_card
 from ..modeling_supmae import SupMAEForPreTraining
 from ..visualization import save_curves, save_reconstructions
@@ -20,7 +21,7 @@ class Report:
     Args:
         what: Was done, such as "Pre-trained".
         model: What is trained.
-        args, data_args: With what, and on what.
+        args, data_args, data: With what, and on what.
         train_dataset, eval_dataset: On which images.
         image_processor: Of the evaluation.
     """
@@ -31,29 +32,32 @@ class Report:
         model: torch.nn.Module,
         args: RecipeArguments,
         data_args: DataArguments,
+        data: ImageData,
         train_dataset: ImageDataset | ImageStream,
-        eval_dataset: ImageDataset | ImageStream,
+        eval_dataset: ImageDataset | ImageStream | None,
         image_processor,
     ):
-        self.what, self.model, self.args, self.data_args = what, model, args, data_args
+        self.what, self.model, self.args, self.data_args, self.data = what, model, args, data_args, data
         self.image_processor = image_processor
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.output_dir = Path(args.output_dir)
 
     def write_card(self, log_history: list[dict]):
         """The model card, from the log of the run."""
-        card = training_card(self.model, self.args, self.data_args, self.train_dataset, self.eval_dataset, log_history)
+        datasets = self.train_dataset, self.eval_dataset
+        card = training_card(self.model, self.args, self.data_args, self.data, *datasets, log_history)
         card.save(self.output_dir / "README.md")
 
     def write(self, log_history: list[dict], metrics: dict[str, float]):
         """Pictures and card, and what came of it."""
         is_pretraining = isinstance(self.model, SupMAEForPreTraining)
         pictures = []
-        if is_pretraining:
+        if is_pretraining and self.eval_dataset is not None:
             pictures.append(self.output_dir / "reconstructions.png")
             shown = collate(list(itertools.islice(self.eval_dataset, self.args.num_reconstructions)))
             statistics = self.image_processor.image_mean, self.image_processor.image_std
-            save_reconstructions(self.model, shown["pixel_values"], pictures[0], *statistics, shown["noise"])
+            is_deep = getattr(self.image_processor, "pixel_type", "uint8") != "uint8"
+            save_reconstructions(self.model, shown["pixel_values"], pictures[0], *statistics, shown["noise"], is_deep)
         curves = ("reconstruction_loss", "classification_loss", "accuracy") if is_pretraining else ("loss", "top1")
         pictures.append(self.output_dir / "curves.png")
         save_curves(log_history, pictures[-1], (*curves, "learning_rate"))
@@ -77,6 +81,9 @@ _FIGURES = {
 
 def say_results(what: str, train_dataset, eval_dataset, metrics: dict[str, float]):
     """Print in one line what was done and the figures of the evaluation."""
+    if eval_dataset is None:
+        print(f"\n{what} on {len(train_dataset)} images, with none held out")
+        return
     is_known = not isinstance(eval_dataset, ImageStream) or eval_dataset.num_images is not None
     figures = [f"{name} {metrics[key]:{form}}" for key, (name, form) in _FIGURES.items() if key in metrics]
     print(

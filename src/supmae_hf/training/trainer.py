@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 from transformers.utils import logging
 
@@ -153,6 +153,8 @@ class RecipeTrainer(Trainer):
         self._num_skipped = None
         self._interval_start = None
         self.add_callback(_RunCallback(self))
+        if getattr(self.args, "early_stopping_patience", None) is not None:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         if isinstance(resume_from_checkpoint, str):

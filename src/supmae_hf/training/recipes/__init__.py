@@ -2,7 +2,10 @@
 """Recipes, and command lines on top of them: `[RECIPE.yaml] [--flag value ...]`."""
 
 import difflib
+import os
+import re
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,6 +15,37 @@ from transformers import HfArgumentParser
 from ..arguments import ModelArguments
 
 
+# Two names for one setting. Of two recipes, or a recipe and the flags, the later one has the say.
+_ALTERNATIVES = (("learning_rate", "base_learning_rate"), ("warmup_steps", "warmup_epochs"))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: `no` is a word, `1e-2` a number (as in YAML 1.2)."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool",)]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), "-+.0123456789"
+)
+
+
+_UNSAID = object()  # the default of every flag
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message):
+        raise ValueError(message)
+
+    def parse_said(self, words: list[str]) -> dict:
+        """The values of the flags that are there, and of no others."""
+        return {name: value for name, value in vars(self.parse_args(words)).items() if value is not _UNSAID}
+
+
 def read_recipe(path: str | Path) -> dict:
     """
     The argument names and values of a YAML recipe.
@@ -19,10 +53,38 @@ def read_recipe(path: str | Path) -> dict:
     Raises:
         ValueError: if the file is not a YAML mapping.
     """
-    values = yaml.safe_load(Path(path).read_text())
+    try:
+        values = yaml.load(Path(path).read_text(), _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a recipe: it must map argument names to values, as in examples/configs/.")
-    return {name: value for name, value in values.items() if value is not None}
+    return values
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    similar = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean `{similar[0]}`?" if similar else ""
+
+
+def _parse_recipe(recipe: str | Path, parser: _Parser, known: dict) -> dict:
+    """The values of a recipe as the flags of the same names would have them; None for what it resets to the default."""
+    values = {}
+    for name, value in read_recipe(recipe).items():
+        if name not in known:
+            raise ValueError(f"{recipe} sets `{name}`, which is not an argument{_nearest(str(name), known)}")
+        if isinstance(value, list) and getattr(known[name], "__origin__", None) is list:
+            words = [f"--{name}", *map(str, value)]
+        elif value is None or isinstance(value, (dict, list)):
+            values[name] = value
+            continue
+        else:
+            words = [f"--{name}={value}"]
+        try:
+            values.update(parser.parse_said(words))
+        except ValueError as error:
+            raise ValueError(f"{recipe} sets `{name}` to {value!r}: {error}") from None
+    return values
 
 
 def parse_arguments(
@@ -43,32 +105,58 @@ def parse_arguments(
             script runs as it stands.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(argument_classes, description=description)
-    known = [argument.name for argument_class in argument_classes for argument in fields(argument_class)]
+    parser = _Parser(argument_classes, description=description, allow_abbrev=False)
+    known = {
+        argument.name: argument.type for argument_class in argument_classes for argument in fields(argument_class)
+    }
     names_data = any(flag.split("=")[0].replace("-", "_") in ("__dataset_name", "__train_dir") for flag in argv)
+    recipes = [Path(__file__).parent / f"{base}.yaml"] if base else []
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        recipes.append(argv.pop(0))
+    elif default_recipe and not names_data:
+        recipes.append(default_recipe)
     try:
-        recipes = [Path(__file__).parent / f"{base}.yaml"] if base else []
-        if argv and argv[0].endswith((".yaml", ".yml")):
-            recipes.append(argv.pop(0))
-        elif default_recipe and not names_data:
-            recipes.append(default_recipe)
-        model_config = {}
-        for recipe in recipes:
-            values = read_recipe(recipe)
-            for name in values:
-                if name not in known:
-                    similar = difflib.get_close_matches(name, known, n=1)
-                    hint = f": did you mean `{similar[0]}`?" if similar else ""
-                    raise ValueError(f"{recipe} sets `{name}`, which is not an argument{hint}")
-            model_config.update(values.pop("model_config", {}))
-            parser.set_defaults(**values)
-        parsed = parser.parse_args_into_dataclasses(args=argv)
+        if {"-h", "--help"} & set(argv):
+            parser.set_defaults(**{name: value for recipe in recipes for name, value in read_recipe(recipe).items()})
+            parser.parse_args(argv)
+        # nothing but what is said; what is not has the default of its dataclass
+        parser.set_defaults(**dict.fromkeys(known, _UNSAID))
+        layers = [_parse_recipe(recipe, parser, known) for recipe in recipes]
+        try:
+            layers.append(parser.parse_said(argv))
+        except ValueError as error:
+            unknown = re.search(r"unrecognized arguments: -*([^\s=]+)", str(error))
+            flags = [name.replace("-", "_") for name in known]
+            raise ValueError(f"{error}{_nearest(unknown[1].replace('-', '_'), flags) if unknown else ''}") from None
+        values, model_config = {}, {}
+        for layer in layers:
+            for pair in _ALTERNATIVES:
+                if all(map(layer.get, pair)):
+                    raise ValueError(
+                        f"`{pair[0]}` {layer[pair[0]]} and `{pair[1]}` {layer[pair[1]]} say the same in two ways: give one."
+                    )
+                for name, other in (pair, pair[::-1]):
+                    if layer.get(name):
+                        values.pop(other, None)
+            if isinstance(layer.get("model_config"), dict):
+                model_config.update(layer.pop("model_config"))
+            values.update(layer)
+        parsed = parser.parse_dict({name: value for name, value in values.items() if value is not None})
         for arguments in parsed:
             if isinstance(arguments, ModelArguments):
                 arguments.model_config = {**model_config, **arguments.model_config}
                 arguments.check()
         return parsed
     except (OSError, ValueError) as error:
-        if "not used by the HfArgumentParser" in str(error):
-            parser.error("unknown arguments: " + str(error).split(":", 1)[1].strip())
-        parser.error(str(error))
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def run(main: Callable[[], None]):
+    """Run a script; mistakes of its user end it with the line that says what to do, not behind a traceback."""
+    try:
+        main()
+    except (OSError, ValueError, ImportError, FloatingPointError) as error:
+        if os.environ.get("SUPMAE_TRACEBACK"):
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

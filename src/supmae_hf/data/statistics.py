@@ -1,0 +1,166 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What the pixels of a data set are like: their type, their range, their mean and standard deviation."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import datasets
+import numpy as np
+import torch
+from transformers import AutoImageProcessor
+from transformers.utils import logging
+
+from ..configuration_supmae import SupMAEConfig
+from ..image_processing_supmae import SupMAEImageProcessor, to_pixels
+from .dataset import ImageDataset
+from .labels import Labels
+from .sources import ImageData, take
+from .transforms import IMAGENET_MEAN, IMAGENET_STD
+
+
+logger = logging.get_logger(__name__)
+
+_NUM_LOOKED_AT = 100  # images, for their type
+MAX_IMAGES = 2_000  # for mean and standard deviation
+_UNSIGNED_16_BIT = (0, 65535)
+
+
+def _images(data: ImageData, count: int, skip_bad_images: bool) -> Iterator:
+    """Pairs of a name and an image as [`read_image`] gives it, drawn from the training images."""
+    train = take(data.train, count)
+    reader = ImageDataset(train, Labels(), None, image_column=data.image_column)
+    for index, record in enumerate(islice(reader.dataset, count)):
+        encoded = record[data.image_column]
+        name = encoded.get("path") if isinstance(encoded, dict) else None
+        try:
+            image = reader.read(encoded)[0]
+            if hasattr(image, "load"):
+                image.load()
+        except (OSError, SyntaxError, ValueError, TypeError) as error:
+            if not skip_bad_images:
+                raise ValueError(
+                    f"{name or f'Image {index}'} cannot be decoded ({error}): repair it or remove it from the data set, or "
+                    "pass `--on_bad_image skip`."
+                ) from error
+            continue
+        yield name or f"Image {index}", image
+
+
+def _type_of(image) -> str:
+    """The type of an image's pixels."""
+    return str(image.dtype) if isinstance(image, np.ndarray) else "uint8"
+
+
+def channel_statistics(
+    data: ImageData, options: dict, max_images: int = MAX_IMAGES, skip_bad_images: bool = False
+) -> tuple[list[float], list[float]]:
+    """
+    Mean and standard deviation of each channel over all pixels of at most `max_images` training images.
+
+    Args:
+        options: See [`to_pixels`].
+    """
+    count, total, squares = 0, 0, 0
+    for _, image in _images(data, max_images, skip_bad_images):
+        pixels = to_pixels(image, **options)
+        pixels = (pixels / 255 if pixels.dtype == torch.uint8 else pixels).flatten(1).double()
+        count += pixels.shape[1]
+        total, squares = total + pixels.sum(dim=1), squares + (pixels**2).sum(dim=1)
+    mean = total / count
+    std = (squares / count - mean**2).clamp(min=0).sqrt()
+    # a channel that never changes cannot be scaled
+    return [round(x, 6) for x in mean.tolist()], [round(x, 6) if x > 1e-6 else 1.0 for x in std.tolist()]
+
+
+def pixel_fields(
+    data: ImageData,
+    config: SupMAEConfig,
+    source: str | None = None,
+    channels: Sequence[int] | None = None,
+    pixel_range: Sequence[float] | None = None,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+    from_data: bool = False,
+    skip_bad_images: bool = False,
+) -> tuple[dict, str]:
+    """
+    How the pixels of a data set become a model's input: what [`build_image_processor`] is to be given, and a line that says
+    so. What is not given is the starting checkpoint's, or else follows from a look at 100 training images.
+
+    Args:
+        source: The checkpoint that training starts from.
+        channels, pixel_range: See [`to_pixels`].
+        image_mean, image_std: Of each channel, or one number for all.
+        from_data: Whether to compute them from the training images, in any case.
+
+    Raises:
+        ValueError: if an image looked at has pixels of an unknown range, or other channels than the model.
+    """
+    fields, known = {"channels": channels, "pixel_range": pixel_range}, None
+    if source is not None:
+        with contextlib.suppress(OSError, ValueError):  # it has none
+            known = AutoImageProcessor.from_pretrained(source)
+    if isinstance(known, SupMAEImageProcessor):
+        fields = {name: getattr(known, name) if value is None else value for name, value in fields.items()}
+    looked_at = list(_images(data, _NUM_LOOKED_AT, skip_bad_images))
+    if not looked_at:
+        raise ValueError("None of the images looked at can be decoded.")
+    types = {_type_of(image) for _, image in looked_at}
+    words = ""
+    if fields["pixel_range"] is None and any(
+        name.startswith(("int", "uint")) and name[-2:] in ("32", "64") for name in types
+    ):
+        values = [value for _, image in looked_at for value in (np.min(image), np.max(image))]
+        if "uint8" not in types and min(values) >= 0 and max(values) <= _UNSIGNED_16_BIT[1]:
+            fields["pixel_range"] = list(_UNSIGNED_16_BIT)
+            words = ", taken for 16 bits: 0 is black, 65535 white (`--pixel_range` sets others)"
+    options = {"num_channels": config.num_channels, **fields}
+    for name, image in looked_at:
+        try:
+            to_pixels(image, **options)
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be used: {error}.") from error
+    deep = sorted(types - {"uint8", "bool"})
+    fields["pixel_type"] = deep[-1] if deep else "uint8"
+    is_plain_rgb = (
+        fields == {"channels": None, "pixel_range": None, "pixel_type": "uint8"} and config.num_channels == 3
+    )
+    if image_mean is not None:
+        mean, std, whose = _each(image_mean, config, "image_mean"), _each(image_std, config, "image_std"), "as given"
+    elif (
+        not from_data
+        and hasattr(known, "image_mean")
+        and len(np.atleast_1d(known.image_mean)) in (1, config.num_channels)
+    ):
+        mean, std = _each(known.image_mean, config, "image_mean"), _each(known.image_std, config, "image_std")
+        whose = f"of {source}"
+    elif is_plain_rgb and not from_data:
+        mean, std, whose = list(IMAGENET_MEAN), list(IMAGENET_STD), "of ImageNet"
+    else:
+        mean, std = channel_statistics(data, options, skip_bad_images=skip_bad_images)
+        number = MAX_IMAGES if isinstance(data.train, datasets.IterableDataset) else min(len(data.train), MAX_IMAGES)
+        whose = f"of {number} training images"
+    channel_words = "" if fields["channels"] is None else f" (of each image {list(fields['channels'])})"
+    if fields["pixel_range"] is not None and not words:
+        words = f", from {fields['pixel_range'][0]:g} (black) to {fields['pixel_range'][1]:g} (white)"
+    line = (
+        f"pixels: {' and '.join(sorted(types))}{words}; {config.num_channels} channels{channel_words}; normalised by the mean "
+        f"{_rounded(mean)} and standard deviation {_rounded(std)} {whose}"
+    )
+    return {**fields, "image_mean": mean, "image_std": std}, line
+
+
+def _each(values: Sequence[float] | float, config: SupMAEConfig, name: str) -> list[float]:
+    """One value for each channel."""
+    values = [float(value) for value in np.atleast_1d(values)]
+    if len(values) not in (1, config.num_channels):
+        raise ValueError(
+            f"`--{name}` has {len(values)} values for {config.num_channels} channels: give one, or one each."
+        )
+    return values * config.num_channels if len(values) == 1 else values
+
+
+def _rounded(values: list[float]) -> str:
+    shown = [f"{value:.3g}" for value in dict.fromkeys(values)]
+    return ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")
