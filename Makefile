@@ -45,6 +45,7 @@ bench: $(VENV)/installed
 	$(RUN) benchmarks/bench_step.py --attention eager --only SupMAE 'ViTMAE + head, 8 blocks'
 	if command -v g++ > /dev/null; then $(RUN) benchmarks/bench_step.py --compile --only $(BENCH_PAIR); fi
 	$(RUN) benchmarks/bench_input.py
+	$(RUN) benchmarks/bench_folder.py --num_images 120000
 	$(RUN) benchmarks/bench_end_to_end.py
 
 quality: $(VENV)/installed

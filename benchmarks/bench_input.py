@@ -23,7 +23,7 @@ from torchvision import transforms as T
 from supmae_hf import SupMAEConfig
 from supmae_hf.data.dataset import ImageDataset, collate
 from supmae_hf.data.labels import Labels
-from supmae_hf.data.transforms import TrainTransform
+from supmae_hf.data.transforms import TrainTransform, build_image_processor
 from supmae_hf.training.cpu import keep_freed_memory
 
 
@@ -60,7 +60,8 @@ def usual(data: datasets.Dataset) -> datasets.Dataset:
 
 def ours(data: datasets.Dataset) -> ImageDataset:
     config = SupMAEConfig()
-    return ImageDataset(data, Labels.of(data), TrainTransform(config), seed=0, num_patches=config.num_patches)
+    transform = TrainTransform(build_image_processor(config))
+    return ImageDataset(data, Labels.of(data), transform, seed=0, num_patches=config.num_patches)
 
 
 def epoch(dataset, workers: int):

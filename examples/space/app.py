@@ -20,8 +20,10 @@ CHECKPOINT = os.environ.get("CHECKPOINT", "outputs/digits-pretrain")
 SIDE = 224  # pixels of the pictures on the page
 
 model = AutoModelForPreTraining.from_pretrained(CHECKPOINT, trust_remote_code=True).eval()
-image_processor = AutoImageProcessor.from_pretrained(CHECKPOINT)
+image_processor = AutoImageProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
 channels = model.config.num_channels
+# what a page shows as an image has 8 bits and 3 channels: models of others take files
+takes_files = getattr(image_processor, "pixel_type", "uint8") != "uint8" or channels not in (1, 3, 4)
 
 
 def to_picture(pixel_values: torch.Tensor) -> Image.Image:
@@ -34,10 +36,12 @@ def to_picture(pixel_values: torch.Tensor) -> Image.Image:
 
 
 @torch.no_grad()
-def reconstruct(image: Image.Image | None, mask_ratio: float, seed: float):
+def reconstruct(image: Image.Image | str | None, mask_ratio: float, seed: float):
     if image is None:
         raise gr.Error("Upload an image, or choose an example.")
-    image = image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+    image = (
+        image_processor.fetch_images(image) if takes_files else image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+    )
     pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
     num_patches = model.config.num_patches
     mask_ratio = min(mask_ratio, 1 - 1 / num_patches)  # one patch stays visible
@@ -69,7 +73,7 @@ with gr.Blocks(title="SupMAE") as demo:
         "[Paper](https://arxiv.org/abs/2205.14540)"
     )
     with gr.Row():
-        image = gr.Image(type="pil", label="image", height=260)
+        image = gr.File(label="image file") if takes_files else gr.Image(type="pil", label="image", height=260)
         with gr.Column():
             mask_ratio = gr.Slider(0, 0.95, model.config.mask_ratio, step=0.05, label="mask ratio")
             seed = gr.Number(0, precision=0, label="seed")

@@ -67,7 +67,7 @@ def test_hidden_and_system_folders_are_no_classes(photos, name):
     (photos / "cat" / "._0.png").write_text("")  # macOS on foreign disks
     (photos / "cat" / "Thumbs.db").write_text("")
     folder = read_folder(photos)
-    assert folder.names == ["cat", "dog"] and len(folder.paths) == 6 and not folder.left_out
+    assert folder.names == ["cat", "dog"] and len(folder) == 6 and not folder.left_out
 
 
 def test_links_are_followed_once(photos, tmp_path):
@@ -80,7 +80,7 @@ def test_links_are_followed_once(photos, tmp_path):
     folder = read_folder(photos)
     assert classes_of(photos) == {"bird": 3, "cat": 3, "dog": 4}
     text = "\n".join(folder.left_out)
-    assert "lynx is a link to a folder that is read already" in text and "loop is a link" in text
+    assert "2 links to folders that are read already, such as" in text
     assert "1 broken links, or not files, such as gone.png" in text
 
 
@@ -95,11 +95,11 @@ def test_what_is_no_image_is_listed(photos):
     os.mkfifo(photos / "cat" / "pipe.png")
     left_out = "\n".join(read_folder(photos).left_out)
     for text in (
-        "photos.zip is an archive: unpack it",
+        "1 archives (unpack them to use their images), such as photos.zip",
         "1 .txt files, such as notes.txt",
         "1 files whose names have no ending, such as README",
         "1 .heic files (pip install pillow-heif to read them)",
-        "empty/ holds no image that can be read",
+        "1 folders without an image that can be read, such as empty/",
         "such as pipe.png",
     ):
         assert text in left_out
@@ -115,10 +115,10 @@ def test_endings_of_images(photos, ending):
 def test_output_of_runs_is_left_out(photos):
     save(photos / "out")
     folder = read_folder(photos, exclude=photos / "cat" / ".." / "out")
-    assert folder.names == ["cat", "dog"] and "out is where this run writes to" in folder.left_out[0]
+    assert folder.names == ["cat", "dog"] and "that this run writes to, such as" in folder.left_out[0]
     (photos / "out" / "trainer_state.json").write_text("{}")  # of another run
     folder = read_folder(photos)
-    assert folder.names == ["cat", "dog"] and "out is the output of a training run" in folder.left_out[0]
+    assert folder.names == ["cat", "dog"] and "1 outputs of training runs, such as" in folder.left_out[0]
 
 
 @pytest.mark.parametrize(("one", "other"), [("Cat", "cat"), ("caf\u00e9", "cafe\u0301")])
@@ -146,16 +146,17 @@ def test_folders_without_images_are_refused(tmp_path):
 # --- splits ---
 
 
-@pytest.mark.parametrize(("train", "held_out"), [("train", "val"), ("Train", "Test"), ("training", "validation")])
+@pytest.mark.parametrize(("train", "held_out"), [("train", "val"), ("Train", "Test"), ("training", "dev")])
 def test_splits_in_a_folder(photos, train, held_out):
     root = photos.parent / "splits"
     root.mkdir()
     photos.rename(root / train)
     save(root / held_out / "dog", 2)  # not every class
+    save(root / "other", 1)
     data = load_training_data(str(root))
     assert data.labels.names == ["cat", "dog"] and (len(data.train), len(data.validation)) == (6, 2)
     assert set(data.validation["label"]) == {1}
-    assert any("has the splits" in note for note in data.notes)
+    assert "has the splits" in data.notes[0] and data.notes[1].endswith("beside the splits: other")
     # the held-out images are what is evaluated on
     assert len(load_evaluation_data(str(root)).validation) == 2
     assert len(load_evaluation_data(str(root), split="train").validation) == 6
@@ -243,3 +244,11 @@ def test_fingerprints_follow_the_data(photos):
     (moved / "cat" / "0.png").rename(moved / "dog" / "9.png")
     photos = moved
     assert fingerprint() != before
+
+
+def test_metadata_of_several_types_are_refused(tmp_path):
+    save(tmp_path, 2)
+    lines = ('{"file_name": "0.png", "label": "cat"}', '{"file_name": "1.png", "label": 3}')
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="metadata.jsonl has a column with values of several types.*label"):
+        load_training_data(str(tmp_path))

@@ -198,7 +198,7 @@ def test_the_table_says_what_was_read(digit_folder):
         "| held out (10% of the training images, the same in every run) | 4 | 4 |",
     ]
     assert any(line.startswith("10 classes: digit-0 ") for line in lines)
-    assert any("notes.zip is an archive" in line for line in lines)
+    assert any("archives (unpack them" in line for line in lines)
 
 
 # --- columns ---

@@ -200,7 +200,7 @@ def test_output_inside_of_the_data_is_left_out(tmp_path):
     arguments = ["--model_config", config(), "--train_dir", "a", *SHORT, "--output_dir", "a/out"]
     run("run_pretrain.py", *arguments, cwd=tmp_path)
     printed = run("run_pretrain.py", *arguments, cwd=tmp_path)
-    assert "2 classes: bright 11, dark 11" in printed and "out is where this run writes to" in printed
+    assert "2 classes: bright 11, dark 11" in printed and "that this run writes to, such as" in printed
     error = run("run_pretrain.py", *arguments[:-1], "a", "--overwrite_output_dir", cwd=tmp_path, fails=True)
     assert "`--output_dir` a is a folder of images" in error and (tmp_path / "a" / "dark" / "0.jpg").is_file()
 

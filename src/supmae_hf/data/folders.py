@@ -20,7 +20,8 @@ from ..image_processing_supmae import pillow_heif
 
 
 TRAIN_SPLITS = ("train", "training")
-HELD_OUT_SPLITS = ("validation", "val", "valid", "test")  # in the order in which one is chosen to be held out
+# the names that `datasets` knows, in the order in which one is chosen to be held out
+HELD_OUT_SPLITS = ("validation", "val", "valid", "dev", "test", "testing", "eval", "evaluation")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 # what Pillow opens and is no image to learn from: documents, drawings, videos, and stubs without a decoder
@@ -51,17 +52,23 @@ class ImageFolder:
 
     Args:
         root: The folder.
-        paths: Of its images, sorted.
-        classes: The place of each image's class in `names`, -1 for those beside the class folders.
         names: Of the classes: of the sub-folders of `root` that hold images at any depth.
         left_out: What else is there, a line each.
+        parts: The images' paths, sorted, and the place of their class in `names` (-1 for those beside the class folders), by
+            folder: a million strings would take much more as a Python list.
     """
 
     root: Path
-    paths: list[str] = field(default_factory=list)
-    classes: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    parts: list[tuple[pa.Array, int]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(len(paths) for paths, _ in self.parts)
+
+    @property
+    def paths(self) -> list[str]:
+        return [path for paths, _ in self.parts for path in paths.to_pylist()]
 
 
 def read_folder(root: str | Path, exclude: str | Path | None = None) -> ImageFolder:
@@ -84,14 +91,14 @@ def read_folder(root: str | Path, exclude: str | Path | None = None) -> ImageFol
     folders = walk.enter(str(root), folder, -1)
     for path in folders or []:
         name = os.path.basename(path)
-        before, noted = len(folder.paths), len(walk.odd)
+        before, noted = len(folder.parts), walk.odd.total()
         stack = [path]
         while stack:
             stack += reversed(walk.enter(stack.pop(), folder, len(folder.names)))
-        if len(folder.paths) > before:
+        if len(folder.parts) > before:
             folder.names.append(name)
-        elif len(walk.odd) == noted:
-            walk.odd[f"{name}/ holds no image that can be read"] = 0
+        elif walk.odd.total() == noted:
+            walk.note("folders without an image that can be read", f"{name}/")
     folder.left_out = walk.left_out()
     seen = {}
     for name in folder.names:
@@ -109,22 +116,22 @@ class _Walk:
     def __init__(self, suffixes: frozenset[str], exclude: str | None):
         self.suffixes, self.exclude = suffixes, exclude
         self.entered = set()
-        self.odd = Counter()  # by reason; the number of files, or 0 for what is named
+        self.odd = Counter()  # files or folders by reason
         self.example = {}
 
     def enter(self, path: str, folder: ImageFolder, class_index: int) -> list[str]:
         """Add the images of one folder; returns its sub-folders."""
         status = os.stat(path)
         if (status.st_dev, status.st_ino) in self.entered:
-            self.odd[f"{path} is a link to a folder that is read already"] = 0
+            self.note("links to folders that are read already", path)
             return []
         self.entered.add((status.st_dev, status.st_ino))
         with os.scandir(path) as entries:
             entries = sorted(entries, key=lambda entry: entry.name)
         if class_index >= 0 and any(entry.name in _OF_RUNS for entry in entries):
-            self.odd[f"{path} is the output of a training run"] = 0
+            self.note("outputs of training runs", path)
             return []
-        folders = []
+        folders, images = [], []
         for entry in entries:
             name = entry.name
             if name.startswith(".") or name.lower() in _OF_SYSTEMS or name.lower() in _FILES_OF_SYSTEMS:
@@ -135,33 +142,31 @@ class _Walk:
                 raise ValueError(f"The name {os.fsencode(entry.path)} is not UTF-8: rename it.") from None
             if entry.is_dir():
                 if self.exclude is not None and os.path.realpath(entry.path) == self.exclude:
-                    self.odd[f"{entry.path} is where this run writes to"] = 0
+                    self.note("folder that this run writes to", entry.path)
                 else:
                     folders.append(entry.path)
                 continue
             suffix = name.rpartition(".")[2].lower() if "." in name else ""
             if not entry.is_file():
-                self._note("broken links, or not files", name)
+                self.note("broken links, or not files", name)
             elif suffix in self.suffixes:
-                folder.paths.append(entry.path)
-                folder.classes.append(class_index)
+                images.append(entry.path)
             elif suffix in _ARCHIVES:
-                self.odd[f"{entry.path} is an archive: unpack it to use its images"] = 0
+                self.note("archives (unpack them to use their images)", name)
             elif suffix in ("heic", "heif", "hif") and pillow_heif is None:
-                self._note(f".{suffix} files (pip install pillow-heif to read them)", name)
+                self.note(f".{suffix} files (pip install pillow-heif to read them)", name)
             elif name not in METADATA:
-                self._note(f".{suffix} files" if suffix else "files whose names have no ending", name)
+                self.note(f".{suffix} files" if suffix else "files whose names have no ending", name)
+        if images:
+            folder.parts.append((pa.array(images, pa.string()), class_index))
         return folders
 
-    def _note(self, reason: str, name: str):
+    def note(self, reason: str, name: str):
         self.odd[reason] += 1
         self.example.setdefault(reason, name)
 
     def left_out(self) -> list[str]:
-        return [
-            f"{count} {reason}, such as {self.example[reason]}" if count else reason
-            for reason, count in self.odd.items()
-        ]
+        return [f"{count} {reason}, such as {self.example[reason]}" for reason, count in self.odd.items()]
 
 
 def find_splits(root: str | Path) -> dict[str, Path]:
@@ -200,25 +205,30 @@ def to_dataset(folder: ImageFolder, names: list[str] | None = None) -> datasets.
     Raises:
         ValueError: if the folder's metadata do not fit its images.
     """
-    if not folder.paths:
+    if not folder.parts:
         left_out = "; ".join(folder.left_out)
         raise ValueError(f"There is no image in {folder.root}" + (f": {left_out}." if left_out else "."))
-    paths = pa.array(folder.paths, pa.string())
+    digest = hashlib.sha256()
+    for part, _ in folder.parts:
+        digest.update("\0".join(part.to_pylist()).encode())
+    paths = pa.concat_arrays([part for part, _ in folder.parts])
     images = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
     columns, features = {"image": images}, {"image": datasets.Image(decode=False)}
     metadata = [folder.root / name for name in METADATA if (folder.root / name).is_file()]
     if metadata:
-        table = pa.Table.from_pandas(_read_metadata(metadata, folder), preserve_index=False)
+        try:
+            table = pa.Table.from_pandas(_read_metadata(metadata, folder), preserve_index=False)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise ValueError(f"{metadata[0]} has a column with values of several types: {error}.") from None
         columns.update(zip(table.column_names, table.columns))
         features.update(datasets.Features.from_arrow_schema(table.schema))
     elif names or folder.names:
         names = names or folder.names
         place = np.array([names.index(name) for name in folder.names] + [-1])  # the last one for the class -1
-        classes = place[np.array(folder.classes)]
+        classes = np.concatenate([np.full(len(part), place[index]) for part, index in folder.parts])
         columns["label"] = pa.array(classes, pa.int64(), mask=classes < 0)
         features["label"] = datasets.ClassLabel(names=names)
-    digest = hashlib.sha256("\0".join(folder.paths).encode())
-    digest.update(repr([columns.get("label"), *(path.read_bytes() for path in metadata)]).encode())
+    digest.update(repr([names or folder.names, *(path.read_bytes() for path in metadata)]).encode())
     info = datasets.DatasetInfo(features=datasets.Features(features))
     table = InMemoryTable(pa.table(columns).cast(info.features.arrow_schema))
     return datasets.Dataset(table, info=info, fingerprint=digest.hexdigest()[:16])

@@ -303,7 +303,10 @@ def _is_none(value) -> bool:
 
 
 def _values(split: datasets.Dataset, column: str) -> pa.ChunkedArray:
-    return split.select_columns(column).with_format("arrow")[:][column]
+    # in parts, each in one piece: rows that are drawn from a larger table come as so many tables
+    parts = split.select_columns(column).with_format("arrow").iter(batch_size=10_000)
+    parts = [part[column].combine_chunks() for part in parts]
+    return pa.chunked_array(parts) if parts else split.with_format("arrow")[:][column]
 
 
 def _distinct(splits: Sequence[datasets.Dataset], column: str) -> set:

@@ -63,6 +63,13 @@ class ImageData:
     labels: Labels
     held_out: str = ""
     notes: list[str] = field(default_factory=list)
+    _classes: dict = field(default_factory=dict, repr=False)
+
+    def classes(self, split: datasets.Dataset) -> np.ndarray:
+        """[`Labels.classes`], once for each split, since it takes seconds of a million images."""
+        if id(split) not in self._classes:
+            self._classes[id(split)] = split, self.labels.classes(split)
+        return self._classes[id(split)][1]
 
     def splits(self) -> dict[str, Split]:
         """By name; those that there are."""
@@ -77,15 +84,18 @@ class ImageData:
             if isinstance(split, datasets.IterableDataset):
                 continue
             if self.labels.problem_type == "single_label_classification":
-                digest.update(self.labels.classes(split).tobytes())
+                digest.update(self.classes(split).tobytes())
             elif self.labels.columns:
                 digest.update(split.select_columns(self.labels.columns).to_pandas().to_json().encode())
             column = split.data.column(self.image_column)
             if pa.types.is_struct(column.type):
                 # the ends of the paths alone, so that a data set may be moved
-                paths = pa.compute.struct_field(column, "path").to_pylist()
-                digest.update("\n".join(os.path.basename(path or "") for path in paths).encode())
-                files = [path for path in paths[:: max(len(paths) // 1000, 1)] if path and os.path.isfile(path)]
+                paths = pa.compute.struct_field(column, "path")
+                for start in range(0, len(paths), 100_000):
+                    names = [os.path.basename(path or "") for path in paths.slice(start, 100_000).to_pylist()]
+                    digest.update("\n".join(names).encode())
+                some = paths.take(np.arange(0, len(paths), max(len(paths) // 1000, 1))).to_pylist()
+                files = [path for path in some if path and os.path.isfile(path)]
                 digest.update(repr([os.path.getsize(path) for path in files]).encode())
                 column = pa.compute.struct_field(column, "bytes")
             digest.update(repr((len(split), column.nbytes)).encode())
@@ -102,7 +112,7 @@ class ImageData:
                     f"| {name}{where} | a stream | {'with labels' if self.labels.columns else 'without labels'} |"
                 )
                 continue
-            classes = self.labels.classes(split)
+            classes = self.classes(split)
             lines.append(f"| {name}{where} | {len(split)} | {int((classes != UNLABELED).sum())} |")
             counts = counts if counts is not None else classes
         names, notes = self.labels.names, [*self.labels.notes, *self.notes]
@@ -226,8 +236,12 @@ def open_splits(
     for name, folder in read.items():
         check_names(folder.names, names, str(folder.root))
         splits[name] = to_dataset(folder, names)
-    if "train" in folders and folders["train"] != Path(source):
+    if folders["train"] != Path(source):
         notes.insert(0, f"{source} has the splits {', '.join(path.name for path in folders.values())}")
+        others = {path.name for path in Path(source).iterdir()} - {path.name for path in folders.values()}
+        others = sorted(name for name in others if not name.startswith("."))
+        if others:
+            notes.insert(1, f"not used, since it is beside the splits: {_shortened(others)}")
     return ({name: _stream(split) for name, split in splits.items()} if streaming else splits), notes
 
 
