@@ -157,7 +157,11 @@ def training_card(
     pictures = {"reconstructions.png": "reconstructions of held-out images"} if is_pretraining else {}
     pictures["curves.png"] = "curves"
     shutil.rmtree(folder / "widget", ignore_errors=True)  # of an earlier run
-    widget = save_widget_images(eval_dataset, folder) if args.widget_images else []
+    widget = []
+    if args.widget_images and data.pixel_type != "uint8":
+        logger.warning(f"No examples for the widget: it shows 8-bit images, and these are {data.pixel_type}.")
+    elif args.widget_images:
+        widget = save_widget_images(eval_dataset, folder)
 
     card_data = ModelCardData(
         library_name="transformers",
@@ -194,6 +198,7 @@ def training_card(
         results={_METRICS[key][1]: value for key, value in figures.items()},
         facts=facts,
         data_table=data.table(),
+        needs_arrays=data.pixel_type if data.pixel_type != "uint8" else None,
         command=_command(args.world_size),
         pictures={file: what for file, what in pictures.items() if (folder / file).is_file()},
         cost=cost,

@@ -55,6 +55,7 @@ class ImageData:
         labels: What the label columns mean.
         held_out: Where the held-out images come from, in words.
         notes: What was decided about them, and left out, a line each.
+        pixel_type: Of the images, once somebody has looked at them; see [`pixel_fields`].
     """
 
     train: Split | None
@@ -63,6 +64,7 @@ class ImageData:
     labels: Labels
     held_out: str = ""
     notes: list[str] = field(default_factory=list)
+    pixel_type: str = "uint8"
     _classes: dict = field(default_factory=dict, repr=False)
 
     def classes(self, split: datasets.Dataset) -> np.ndarray:

@@ -372,6 +372,7 @@ class DataArguments:
             skip_bad_images=self.on_bad_image == "skip",
         )
         data.notes.append(line)
+        data.pixel_type = fields["pixel_type"]
         return build_image_processor(config, self.eval_crop_ratio, **fields)
 
     def build(
