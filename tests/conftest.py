@@ -34,6 +34,11 @@ FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """The scripts first: they take longest, and a worker that has nothing left takes over what others have."""
+    items.sort(key=lambda item: "examples" not in item.path.parts)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     """A test's random weights are its own, not those of the place it happens to have in a worker's order."""

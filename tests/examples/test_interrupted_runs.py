@@ -71,7 +71,7 @@ def assert_killed_run_equals(script, arguments, cwd, processes=1, **kwargs):
 @pytest.mark.parametrize(
     ("script", "arguments", "kills"),
     [
-        ("run_pretrain.py", ["--dataloader_num_workers", 1], 3),
+        ("run_pretrain.py", ["--dataloader_num_workers", 1], 2),
         ("run_pretrain_no_trainer.py", ["--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 2], 1),
     ],
 )

@@ -336,6 +336,10 @@ def export_stock(
         raise ValueError(f"The model is in {model.dtype}: load it with `dtype=torch.float32` to export it.")
     model = model.eval()
     image_processor = image_processor or build_image_processor(model.config)
+    if timm and getattr(image_processor, "pixel_type", "uint8") != "uint8":
+        raise ValueError(
+            f"timm reads 8-bit images, but the model's are {image_processor.pixel_type}: leave out the format."
+        )
     stock = to_timm(model, image_processor) if timm else to_stock(model)
     with new_folder(output_dir, overwrite) as folder:
         state_dict = {name: tensor.contiguous() for name, tensor in stock.state_dict.items()}

@@ -29,8 +29,8 @@ _NO_IMAGES = ("PDF", "EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5")
 _ARCHIVES = ("zip", "tar", "gz", "tgz", "bz2", "xz", "rar", "7z", "zst")
 _OF_SYSTEMS = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "__pycache__")
 _FILES_OF_SYSTEMS = ("thumbs.db", "desktop.ini")
-# what a training run, ours or any of Transformers', leaves: its pictures are no training images
-_OF_RUNS = ("trainer_state.json", "training_args.bin", "_supmae_run.json")
+# what a training run, ours or any of Transformers', or an evaluation leaves: its pictures are no images to learn from
+_OF_RUNS = ("trainer_state.json", "training_args.bin", "_supmae_run.json", "results.jsonl")
 
 
 def image_suffixes() -> frozenset[str]:

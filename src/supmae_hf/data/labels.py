@@ -28,6 +28,7 @@ def find_label_columns(features: datasets.Features, names: Sequence[str] | None 
         ValueError: if there are several, or a name is not a column.
     """
     if names:
+        names = [names] if isinstance(names, str) else names
         for name in names:
             if name not in features:
                 raise ValueError(f"There is no label column '{name}': the columns are {list(features)}.")
@@ -191,7 +192,7 @@ class Labels:
             raise ValueError(
                 f"{job} needs one class per image, but "
                 + (
-                    f"'{', '.join(self.columns)}' holds a {self.problem_type}"
+                    f"'{', '.join(self.columns)}' is for {self.problem_type}"
                     if self.columns
                     else "there are no labels"
                 )
