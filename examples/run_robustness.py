@@ -16,7 +16,8 @@ interruption the same command goes on.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from supmae_hf.data.sources import ImageData, load_evaluation_data
+from supmae_hf.data.image_data import ImageData
+from supmae_hf.data.sources import load_evaluation_data
 from supmae_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, Corrupt
 from supmae_hf.evaluation.models import (

@@ -23,7 +23,7 @@ import supmae_hf
 
 from .configuration_supmae import to_pair
 from .data.dataset import ImageDataset, ImageStream
-from .data.sources import ImageData
+from .data.image_data import ImageData
 from .data.transforms import to_pil
 from .modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
 

@@ -1,10 +1,8 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Where images come from: folders, tables, data sets of the Hub, scikit-learn's digits; what is trained on, what held out."""
 
-import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -17,6 +15,7 @@ from transformers.utils import logging
 
 from ..modeling_supmae import UNLABELED
 from .folders import HELD_OUT_SPLITS, check_names, find_splits, read_folder, to_dataset
+from .image_data import ImageData, Split, paths_of, shortened
 from .labels import Labels
 
 
@@ -39,120 +38,6 @@ IMAGE_NAMES = (
     "image_path",
 )
 _TABLES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".arrow", ".tar", ".txt")
-
-Split = datasets.Dataset | datasets.IterableDataset
-
-
-@dataclass
-class ImageData:
-    """
-    Images and labels of a job.
-
-    Args:
-        train: The training images, if it is not an evaluation.
-        validation: The held-out images, or those to evaluate on, if there are any.
-        image_column: The column of the images, which are not decoded (`datasets.Image(decode=False)`), or arrays.
-        labels: What the label columns mean.
-        held_out: Where the held-out images come from, in words.
-        notes: What was decided about them, and left out, a line each.
-        pixel_type: Of the images, once somebody has looked at them; see [`pixel_fields`].
-    """
-
-    train: Split | None
-    validation: Split | None
-    image_column: str
-    labels: Labels
-    held_out: str = ""
-    notes: list[str] = field(default_factory=list)
-    pixel_type: str = "uint8"
-    _classes: dict = field(default_factory=dict, repr=False)
-
-    def classes(self, split: datasets.Dataset) -> np.ndarray:
-        """[`Labels.classes`], once for each split, since it takes seconds of a million images."""
-        if id(split) not in self._classes:
-            self._classes[id(split)] = split, self.labels.classes(split)
-        return self._classes[id(split)][1]
-
-    def splits(self) -> dict[str, Split]:
-        """By name; those that there are."""
-        names = {"training": self.train, "evaluation" if self.train is None else "held out": self.validation}
-        return {name: split for name, split in names.items() if split is not None}
-
-    def fingerprint(self) -> str:
-        """A number that changes with the images, as far as their names and some sizes tell, and with their labels."""
-        digest = hashlib.sha256()
-        for split in self.splits().values():
-            digest.update(repr((split.features, self.labels.columns, self.labels.names)).encode())
-            if isinstance(split, datasets.IterableDataset):
-                continue
-            if self.labels.problem_type == "single_label_classification":
-                digest.update(self.classes(split).tobytes())
-            elif self.labels.columns:
-                digest.update(split.select_columns(self.labels.columns).to_pandas().to_json().encode())
-            column = split.data.column(self.image_column)
-            if pa.types.is_struct(column.type):
-                # the ends of the paths alone, so that a data set may be moved
-                paths = pa.compute.struct_field(column, "path")
-                for start in range(0, len(paths), 100_000):
-                    names = [os.path.basename(path or "") for path in paths.slice(start, 100_000).to_pylist()]
-                    digest.update("\n".join(names).encode())
-                some = paths.take(np.arange(0, len(paths), max(len(paths) // 1000, 1))).to_pylist()
-                files = [path for path in some if path and os.path.isfile(path)]
-                digest.update(repr([os.path.getsize(path) for path in files]).encode())
-                column = pa.compute.struct_field(column, "bytes")
-            digest.update(repr((len(split), column.nbytes)).encode())
-        return digest.hexdigest()[:16]
-
-    def table(self) -> str:
-        """What was read, as a Markdown table and a few lines."""
-        lines = ["| | images | labelled |", "|---|---|---|"]
-        counts = None
-        for name, split in self.splits().items():
-            where = f" ({self.held_out})" if name != "training" and self.held_out else ""
-            if isinstance(split, datasets.IterableDataset):
-                lines.append(
-                    f"| {name}{where} | a stream | {'with labels' if self.labels.columns else 'without labels'} |"
-                )
-                continue
-            classes = self.classes(split)
-            lines.append(f"| {name}{where} | {len(split)} | {int((classes != UNLABELED).sum())} |")
-            counts = counts if counts is not None else classes
-        names, notes = self.labels.names, [*self.labels.notes, *self.notes]
-        if not self.labels.columns:
-            lines += [
-                "",
-                "No labels" + ("." if self.train is None else ": the reconstruction branch alone is trained (MAE)."),
-            ]
-        elif self.labels.problem_type == "regression":
-            lines += ["", f"Regression on '{self.labels.columns[0]}'."]
-        else:
-            shown = names[:10]
-            if counts is not None and self.labels.problem_type == "single_label_classification":
-                number = np.bincount(counts[counts >= 0], minlength=len(names))
-                shown = [f"{name} {count}" for name, count in zip(names[:10], number)]
-                empty = [name for name, count in zip(names, number) if not count]
-                if empty and self.train is not None:
-                    notes.append(f"no training image: {_shortened(empty)}")
-                if len(names) == 1 and self.train is not None:
-                    notes.append("there is one class only, which teaches nothing")
-            more = f", and {len(names) - 10} more" if len(names) > 10 else ""
-            of = "" if self.labels.columns == ["label"] else f" (column{'s' * (len(self.labels.columns) > 1)} "
-            of += f"{_shortened(self.labels.columns)})" if of else ""
-            several = ", several an image" if self.labels.problem_type == "multi_label_classification" else ""
-            lines += ["", f"{len(names)} classes{several}{of}: {', '.join(shown)}{more}."]
-        if notes:
-            lines += ["", *(f"- {note}" for note in notes)]
-        return "\n".join(lines)
-
-
-def _paths(split: datasets.Dataset, image_column: str) -> list[str | None]:
-    """The files of all images of the table that a data set is drawn from; none for arrays."""
-    column = split.data.column(image_column)
-    return pa.compute.struct_field(column, "path").to_pylist() if pa.types.is_struct(column.type) else []
-
-
-def _shortened(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 def load_dataset(name: str, *args, **kwargs) -> dict[str, Split]:
@@ -230,7 +115,7 @@ def open_splits(
     """
     if not Path(source).is_dir() or is_table(source):
         splits = load_dataset(str(source), config, streaming=streaming)
-        return {name: _absolute_paths(split, Path(source)) for name, split in splits.items()}, []
+        return {name: _absolutepaths_of(split, Path(source)) for name, split in splits.items()}, []
     folders = find_splits(source) or {"train": Path(source)}
     read = {name: read_folder(path, exclude) for name, path in folders.items()}
     names, notes = read["train"].names, [line for folder in read.values() for line in folder.left_out]
@@ -243,11 +128,11 @@ def open_splits(
         others = {path.name for path in Path(source).iterdir()} - {path.name for path in folders.values()}
         others = sorted(name for name in others if not name.startswith("."))
         if others:
-            notes.insert(1, f"not used, since it is beside the splits: {_shortened(others)}")
+            notes.insert(1, f"not used, since it is beside the splits: {shortened(others)}")
     return ({name: _stream(split) for name, split in splits.items()} if streaming else splits), notes
 
 
-def _absolute_paths(split: Split, root: Path) -> Split:
+def _absolutepaths_of(split: Split, root: Path) -> Split:
     """The paths in a table that are relative to the folder that it lies in."""
     if isinstance(split, datasets.IterableDataset) or not root.is_dir():
         return split
@@ -452,7 +337,7 @@ def _require_labels(train: Split, labels: Labels, image_column: str, label_colum
         )
     if source is not None and Path(source).is_dir() and not is_table(source):
         root = find_splits(source).get("train", Path(source))
-        below = [path for path in _paths(train, image_column) if path and Path(path).parent != root]
+        below = [path for path in paths_of(train, image_column) if path and Path(path).parent != root]
         if below:
             raise ValueError(
                 f"{root} has sub-folders, such as {Path(below[0]).parent.name}, but its metadata give no image a label: name "
@@ -530,7 +415,7 @@ def _add_unlabeled(train: Split, validation: Split | None, sources: Sequence[str
         raise ValueError("`--unlabeled_dir` adds files, but the training images are arrays.")
     known = set()
     for split in filter(None, (train, validation)):
-        known |= {os.path.realpath(path) for path in _paths(split, image_column) if path}
+        known |= {os.path.realpath(path) for path in paths_of(split, image_column) if path}
     parts = [train]
     for source in sources:
         folder = read_folder(source, exclude)

@@ -14,8 +14,9 @@ from transformers.utils import logging
 from ..configuration_supmae import SupMAEConfig
 from ..image_processing_supmae import SupMAEImageProcessor, to_pixels
 from .dataset import ImageDataset
+from .image_data import ImageData
 from .labels import Labels
-from .sources import ImageData, take
+from .sources import take
 from .transforms import IMAGENET_MEAN, IMAGENET_STD
 
 

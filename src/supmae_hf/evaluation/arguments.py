@@ -9,7 +9,8 @@ import torch
 from accelerate import PartialState
 
 from ..data.dataset import ImageDataset
-from ..data.sources import ImageData, load_evaluation_data
+from ..data.image_data import ImageData
+from ..data.sources import load_evaluation_data
 from .tables import Journal
 
 

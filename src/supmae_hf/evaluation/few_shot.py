@@ -16,7 +16,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging
 
 from ..data.dataset import ImageDataset, collate
-from ..data.sources import ImageData
+from ..data.image_data import ImageData
 from ..data.transforms import TrainTransform, seed_of
 from ..image_processing_supmae import SupMAEImageProcessor
 from ..training.arguments import DataArguments, RecipeArguments

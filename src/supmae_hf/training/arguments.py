@@ -17,8 +17,9 @@ from transformers.utils import logging
 
 from ..configuration_supmae import SupMAEConfig
 from ..data.dataset import ImageDataset, ImageStream
+from ..data.image_data import ImageData
 from ..data.labels import imagenet_indices
-from ..data.sources import ImageData, load_training_data, number_of_images
+from ..data.sources import load_training_data, number_of_images
 from ..data.statistics import pixel_fields
 from ..data.transforms import TrainTransform, build_image_processor
 from ..modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..data.dataset import ImageDataset, ImageStream, collate
-from ..data.sources import ImageData
+from ..data.image_data import ImageData
 from ..hub import training_card
 from ..modeling_supmae import SupMAEForPreTraining
 from ..visualization import save_curves, save_reconstructions

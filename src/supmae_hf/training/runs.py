@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 import supmae_hf
 
-from ..data.sources import ImageData
+from ..data.image_data import ImageData
 from .arguments import DataArguments, ModelArguments, RecipeArguments
 
 
