@@ -109,6 +109,13 @@ def test_bad_arguments_are_refused(capsys, argv, message):
     assert message in capsys.readouterr().err
 
 
+def test_folders_of_unlabeled_images_may_be_repeated(tmp_path):
+    flags = ["--train_dir", "x", "--unlabeled_dir", "a", "--unlabeled_dir", "b", "c", "--output_dir", "y", *CPU]
+    assert parse(flags)[1].unlabeled_dir == ["a", "b", "c"]
+    (tmp_path / "recipe.yaml").write_text("unlabeled_dir: a\noutput_dir: y\ntrain_dir: x")
+    assert parse([str(tmp_path / "recipe.yaml"), *CPU])[1].unlabeled_dir == ["a"]
+
+
 def test_a_recipe_must_be_a_mapping(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("- output_dir\n")

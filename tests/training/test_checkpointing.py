@@ -103,8 +103,9 @@ def test_output_folder_in_use(tmp_path, warnings):
     assert prepare_output_dir(args, other) is None  # nothing is lost
     assert prepare_output_dir(args, RUN) is None  # stopped before its first checkpoint
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    assert prepare_output_dir(args, RUN) is None  # the same run again
     with pytest.raises(FileExistsError, match="is not empty and holds no checkpoint.*overwrite_output_dir"):
-        prepare_output_dir(args, RUN)
+        prepare_output_dir(args, other)
     write(args, 9)
     write(args, 10)
     assert prepare_output_dir(args, RUN) == str(tmp_path / "run" / "checkpoint-10")

@@ -175,7 +175,8 @@ class DataArguments:
         default=None, metadata={"help": "Folder of held-out images, in the same layout."}
     )
     unlabeled_dir: list[str] | None = field(
-        default=None, metadata={"help": "Folders of more training images, without labels."}
+        default=None,
+        metadata={"help": "Folders of more training images, without labels; may be repeated.", "action": "extend"},
     )
     image_column_name: str | None = field(
         default=None, metadata={"help": "Column of the images: of the type Image, arrays, paths or bytes."}

@@ -181,6 +181,8 @@ def _checkpoint_to_go_on_from(args: RecipeArguments, run: dict) -> str | None:
             )
         logger.warning(f"Going on from {checkpoint}; pass `--overwrite_output_dir True` to start anew instead.")
         return str(checkpoint)
+    if differences(output_dir, run) == []:  # the same run, which saves no checkpoints
+        return None
     # what a run leaves that was stopped before its first checkpoint
     if {path.name for path in output_dir.iterdir()} - {"runs", RUN_FILE, f"{RUN_FILE}.new"}:
         raise FileExistsError(f"{output_dir} is not empty and holds no checkpoint to go on from: {ways_out}")

@@ -34,16 +34,13 @@ _Loader.add_implicit_resolver(
 )
 
 
-_UNSAID = object()  # the default of every flag
-
-
 class _Parser(HfArgumentParser):
     def error(self, message):
         raise ValueError(message)
 
     def parse_said(self, words: list[str]) -> dict:
         """The values of the flags that are there, and of no others."""
-        return {name: value for name, value in vars(self.parse_args(words)).items() if value is not _UNSAID}
+        return {name: value for name, value in vars(self.parse_args(words)).items() if value is not None}
 
 
 def read_recipe(path: str | Path) -> dict:
@@ -120,7 +117,7 @@ def parse_arguments(
             parser.set_defaults(**{name: value for recipe in recipes for name, value in read_recipe(recipe).items()})
             parser.parse_args(argv)
         # nothing but what is said; what is not has the default of its dataclass
-        parser.set_defaults(**dict.fromkeys(known, _UNSAID))
+        parser.set_defaults(**dict.fromkeys(known))
         layers = [_parse_recipe(recipe, parser, known) for recipe in recipes]
         try:
             layers.append(parser.parse_said(argv))
