@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import datasets
 import numpy as np
 import pytest
 import tifffile
@@ -13,6 +14,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 
 from supmae_hf import SupMAEForImageClassification, SupMAEImageProcessor
+from supmae_hf.data.dataset import ImageDataset
+from supmae_hf.data.labels import Labels
 from supmae_hf.data.transforms import TrainTransform, build_finetune_transform, build_image_processor, to_pil
 from supmae_hf.image_processing_supmae import read_image, to_pixels
 
@@ -218,6 +221,19 @@ def test_what_pipelines_lost_is_refused(tmp_path):
     image = classify.image_processor.fetch_images(str(tmp_path / "grey16.png"))
     assert image.dtype == np.uint16
     np.testing.assert_allclose(classify(image)[0]["score"], classify((RAMP * 65535).astype(np.uint16))[0]["score"])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("channels", [None, [0, 0, 0]])
+def test_8_bit_files_for_deep_models(tmp_path, photographs, mode, channels):
+    """Of a folder with images of both kinds."""
+    image = Image.fromarray(photographs[0]).convert(mode)
+    image.save(tmp_path / "image.png")
+    processor = processor_for(3, pixel_type="uint16", channels=channels)
+    data = datasets.Dataset.from_dict({"image": [str(tmp_path / "image.png")]})
+    evaluated = ImageDataset(data, Labels(), processor)[0]["pixel_values"]
+    fetched = processor.fetch_images(str(tmp_path / "image.png"))
+    assert torch.equal(processor(fetched, return_tensors="pt")["pixel_values"][0], evaluated)
 
 
 # --- training ---

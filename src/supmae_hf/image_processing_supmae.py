@@ -130,16 +130,7 @@ def to_pixels(
     Raises:
         ValueError: if the values have no known range, or the channels are not those.
     """
-    if isinstance(image, Image.Image):
-        if image.mode in _DEEP_MODES:
-            pixels = np.asarray(image)[..., None]
-        elif channels is None and num_channels in MODES:
-            pixels = np.asarray(_convert(image, MODES[num_channels]))
-        else:
-            pixels = np.asarray(_convert(image, "L" if image.mode == "L" else "RGBA" if _has_alpha(image) else "RGB"))
-        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    else:
-        pixels = image
+    pixels = _to_array(image, num_channels, channels) if isinstance(image, Image.Image) else image
     found = pixels.shape[-1]
     if channels is not None:
         if max(channels) >= found or min(channels) < 0:
@@ -160,6 +151,17 @@ def to_pixels(
     if num_channels == 3:
         return tensor.expand(3, -1, -1).contiguous()
     return (tensor * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(dim=0, keepdim=True)
+
+
+def _to_array(image: Image.Image, num_channels: int, channels: list[int] | None) -> np.ndarray:
+    """`(height, width, channels)`: the model's channels, or all that there are if some are to be chosen."""
+    if image.mode in _DEEP_MODES:
+        pixels = np.asarray(image)
+    elif channels is None and num_channels in MODES:
+        pixels = np.asarray(_convert(image, MODES[num_channels]))
+    else:
+        pixels = np.asarray(_convert(image, "L" if image.mode == "L" else "RGBA" if _has_alpha(image) else "RGB"))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -254,9 +256,7 @@ class SupMAEImageProcessor(TorchvisionBackend):
         if isinstance(image_url_or_urls, str) and Path(image_url_or_urls).is_file():
             image = read_image(image_url_or_urls)
             # as an array, since a pipeline would convert a PIL image to RGB
-            return (
-                image if isinstance(image, np.ndarray) else to_pixels(image, self.num_channels, self.channels).numpy()
-            )
+            return image if isinstance(image, np.ndarray) else _to_array(image, self.num_channels, self.channels)
         if getattr(image_url_or_urls, "ndim", 3) == 2:
             return image_url_or_urls[..., None]
         return super().fetch_images(image_url_or_urls)
