@@ -210,6 +210,12 @@ def test_images_that_metadata_do_not_list_are_unlabeled(tmp_path):
     assert data.labels.names == ["NA", "cat"] and data.labels.classes(data.train).tolist() == [1, -100, 0, -100]
 
 
+def test_numbers_with_leading_zeros_are_names(tmp_path):
+    save(tmp_path, 3)
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,007\n1.png,\n2.png,010\n")
+    assert load_training_data(str(tmp_path), train_val_split=0).labels.names == ["007", "010"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -240,8 +240,11 @@ def _read_metadata(files: list[Path], folder: ImageFolder) -> pd.DataFrame:
         raise ValueError(f"{folder.root} has {' and '.join(file.name for file in files)}: keep one of them.")
     file = files[0]
     if file.suffix == ".csv":
-        # a class may be called NA; only what is empty is missing
-        rows = pd.read_csv(file, keep_default_na=False, na_values=[""])
+        # a class may be called NA or 007: only what is empty is missing, and numbers do not begin with a zero
+        options = {"keep_default_na": False, "na_values": [""]}
+        text = pd.read_csv(file, dtype=str, **options)
+        as_text = [name for name in text if name == "file_name" or text[name].str.match(r"0\d").any()]
+        rows = pd.read_csv(file, dtype=dict.fromkeys(as_text, str), **options)
     elif file.suffix == ".jsonl":
         try:
             rows = pd.DataFrame([json.loads(line) for line in file.read_text().splitlines() if line.strip()])
