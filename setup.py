@@ -55,7 +55,7 @@ setup(
         "numpy>=2.0",
         "safetensors>=0.8",
         "torch>=2.9",
-        "transformers>=5.16,<6",
+        "transformers>=5.18,<6",
     ],
     extras_require={"train": TRAIN, "onnx": TRAIN + ONNX, "dev": TRAIN + ONNX + DEV},
 )
