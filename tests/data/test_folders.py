@@ -89,6 +89,7 @@ def test_what_is_no_image_is_listed(photos):
         file.write(photos / "cat" / "0.png")
     (photos / "cat" / "notes.txt").write_text("")
     (photos / "dog" / "README").write_text("")
+    (photos / "labels.csv").write_text("")
     (photos / "fish").mkdir()
     (photos / "fish" / "0.heic").write_bytes(b"\0\0\0\x18ftypheic")
     (photos / "empty").mkdir()
@@ -97,6 +98,7 @@ def test_what_is_no_image_is_listed(photos):
     for text in (
         "1 archives (unpack them to use their images), such as photos.zip",
         "1 .txt files, such as notes.txt",
+        "1 .csv files (labels are read from metadata.csv, by its column file_name), such as labels.csv",
         "1 files whose names have no ending, such as README",
         "1 .heic files (pip install pillow-heif to read them)",
         "1 folders without an image that can be read, such as empty/",

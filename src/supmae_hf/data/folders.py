@@ -155,6 +155,8 @@ class _Walk:
                 self.note("archives (unpack them to use their images)", name)
             elif suffix in ("heic", "heif", "hif") and pillow_heif is None:
                 self.note(f".{suffix} files (pip install pillow-heif to read them)", name)
+            elif suffix in ("csv", "tsv", "jsonl", "parquet", "xlsx") and name not in METADATA:
+                self.note(f".{suffix} files (labels are read from metadata.csv, by its column file_name)", name)
             elif name not in METADATA:
                 self.note(f".{suffix} files" if suffix else "files whose names have no ending", name)
         if images:

@@ -435,11 +435,11 @@ def _add_unlabeled(train: Split, validation: Split | None, sources: Sequence[str
 
 
 def take(dataset: Split, size: int | None) -> Split:
-    """At most `size` images, drawn at random (of a stream: among the first 10,000 more)."""
+    """At most `size` images, drawn at random (of a stream: among ten times as many, or the first 10,000 more)."""
     if size is None:
         return dataset
     if isinstance(dataset, datasets.IterableDataset):
-        return dataset.shuffle(seed=_SPLIT_SEED, buffer_size=10_000).take(size)
+        return dataset.shuffle(seed=_SPLIT_SEED, buffer_size=min(10 * size, 10_000)).take(size)
     return dataset if size >= len(dataset) else dataset.shuffle(seed=_SPLIT_SEED).select(range(size))
 
 
