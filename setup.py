@@ -51,7 +51,7 @@ setup(
     packages=find_packages("src"),
     package_data={"supmae_hf": ["model_card.md", "training/recipes/*.yaml"]},
     install_requires=[
-        "huggingface_hub>=1.5",
+        "huggingface_hub>=1.31",
         "numpy>=2.0",
         "safetensors>=0.8",
         "torch>=2.9",
