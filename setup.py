@@ -17,7 +17,6 @@ TRAIN = [
     "imagecorruptions-imaug>=1.1.5",
     "Jinja2>=3.1.4",
     "matplotlib>=3.9",
-    "Pillow>=11.3,<13",  # 13 refuses the 0 bits that timm's RandAugment posterizes to at its strongest
     "PyYAML>=6.0.1",
     "pandas>=2.2",
     "scikit-learn>=1.5",
@@ -25,7 +24,6 @@ TRAIN = [
     "tensorboard>=2.18",
     "tifffile>=2025.3",
     "timm>=1.0.24",
-    "torchvision>=0.24",
 ]
 ONNX = ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.7"]
 DEV = [
@@ -53,8 +51,10 @@ setup(
     install_requires=[
         "huggingface_hub>=1.31",
         "numpy>=2.0",
+        "Pillow>=11.3,<13",  # 13 refuses the 0 bits that timm's RandAugment posterizes to at its strongest
         "safetensors>=0.8",
         "torch>=2.9",
+        "torchvision>=0.24",
         "transformers>=5.18,<6",
     ],
     extras_require={"train": TRAIN, "onnx": TRAIN + ONNX, "dev": TRAIN + ONNX + DEV},

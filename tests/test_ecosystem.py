@@ -243,6 +243,8 @@ def test_registration_in_a_fresh_process(tmp_path):
     config = pickle.dumps(reference_config())
     (tmp_path / "mapping").write_bytes(pickle.dumps(CONFIG_MAPPING))
     pieces = [
+        # what the scripts need beside the model is not installed everywhere
+        "import supmae_hf; assert not {'timm', 'datasets', 'sklearn', 'pandas', 'matplotlib'} & set(sys.modules)",
         f"import supmae_hf; AutoModel.from_pretrained({str(tmp_path)!r})",
         "from supmae_hf.configuration_supmae import SupMAEConfig; AutoModel.from_config(SupMAEConfig(num_hidden_layers=1))",
         f"AutoModel.from_config(pickle.loads({config!r}))",
