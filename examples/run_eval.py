@@ -42,7 +42,7 @@ def main():
             # the data set's classes in the model's numbers
             targets = [columns[target] if target >= 0 else target for target in targets]
             accuracies = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=targets)
-            row = {"model": name, "images": sum(target >= 0 for target in targets)}
+            row = {"model": name, "images": sum(bool(target >= 0) for target in targets)}
             row.update({metric: 100 * accuracy for metric, accuracy in accuracies.items()})
             journal.add(key, row)
         rows.append(row)
