@@ -29,9 +29,9 @@ def main():
     check_models(args.models, load_classifier, load_transform)
     output_dir, journal = args.prepare_output_dir()
     data = data_args.load()
-    rows = []
+    data_key, rows = data_args.key(data), []
     for name in args.models:
-        key = {"model": fingerprint(name), "data": data_args.key(data)}
+        key = {"model": fingerprint(name), "data": data_key}
         row = journal.get(key)
         if row is None:
             model = load_classifier(name)

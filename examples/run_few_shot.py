@@ -66,6 +66,7 @@ def measure(args: EvaluationArguments, few_shot: FewShotArguments, data: dict, j
     settings = FineTuning(
         few_shot.epochs, few_shot.train_batch_size, tuple(few_shot.learning_rates), flip=few_shot.horizontal_flip
     )
+    fingerprints = {dataset: images.fingerprint() for dataset, images in data.items()}
     for name in args.models:
         for dataset in data:
             task = None
@@ -74,7 +75,7 @@ def measure(args: EvaluationArguments, few_shot: FewShotArguments, data: dict, j
                     accuracies = []
                     for seed in few_shot.seeds:
                         key = {"model": fingerprint(name), "dataset": dataset, "pooling": few_shot.pooling}
-                        key.update(method=method, shots=shots, seed=seed, data=data[dataset].fingerprint())
+                        key.update(method=method, shots=shots, seed=seed, data=fingerprints[dataset])
                         if method == "finetune":
                             key["settings"] = {**vars(settings), "learning_rates": few_shot.learning_rates}
                         result = journal.get(key)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from supmae_hf.data.image_data import ImageData
 from supmae_hf.data.sources import load_evaluation_data
+from supmae_hf.data.transforms import pixel_type
 from supmae_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, Corrupt
 from supmae_hf.evaluation.models import (
@@ -115,7 +116,7 @@ class Evaluator:
     def __init__(self, name: str, args: EvaluationArguments, data_args: EvaluationDataArguments, journal: Journal):
         self.name, self.args, self.data_args, self.journal = name, args, data_args, journal
         self.model, self.transform = load_classifier(name), load_transform(name)
-        if getattr(self.transform.image_processor, "pixel_type", "uint8") != "uint8":
+        if pixel_type(self.transform.image_processor) != "uint8":
             raise ValueError(f"'{name}' takes images of more than 8 bits, for which no corruptions are defined.")
         self.key = {"model": fingerprint(name)}
 

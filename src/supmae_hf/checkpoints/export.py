@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import nn
 from transformers import (
-    AutoImageProcessor,
     BeitConfig,
     BeitForImageClassification,
     BitImageProcessor,
@@ -37,7 +36,7 @@ from transformers import (
 )
 
 from ..configuration_supmae import SupMAEConfig, to_pair
-from ..data.transforms import build_image_processor, pixel_statistics
+from ..data.transforms import build_image_processor, load_image_processor, pixel_statistics, pixel_type
 from ..image_processing_supmae import SupMAEImageProcessor
 from ..modeling_supmae import (
     SupMAEForImageClassification,
@@ -295,12 +294,7 @@ def require_equal(actual: torch.Tensor, expected: torch.Tensor, what: str):
 
 def source_image_processor(model: SupMAEPreTrainedModel, source: str | Path | None = None):
     """The image processor beside the weights at `source`, or, if there is none, the default one for the model."""
-    if source is not None:
-        try:
-            return AutoImageProcessor.from_pretrained(source)
-        except (OSError, ValueError):
-            pass
-    return build_image_processor(model.config)
+    return load_image_processor(source) or build_image_processor(model.config)
 
 
 @torch.no_grad()
@@ -336,9 +330,9 @@ def export_stock(
         raise ValueError(f"The model is in {model.dtype}: load it with `dtype=torch.float32` to export it.")
     model = model.eval()
     image_processor = image_processor or build_image_processor(model.config)
-    if timm and getattr(image_processor, "pixel_type", "uint8") != "uint8":
+    if timm and pixel_type(image_processor) != "uint8":
         raise ValueError(
-            f"timm reads 8-bit images, but the model's are {image_processor.pixel_type}: leave out the format."
+            f"timm reads 8-bit images, but the model's are {pixel_type(image_processor)}: leave out the format."
         )
     stock = to_timm(model, image_processor) if timm else to_stock(model)
     with new_folder(output_dir, overwrite) as folder:

@@ -17,13 +17,29 @@ from transformers.utils import logging
 from ..image_processing_supmae import SupMAEImageProcessor, channels_last, read_image, to_pixels
 from ..modeling_supmae import UNLABELED
 from .labels import Labels
-from .sources import find_image_column
+from .sources import find_image_column, undecoded
 from .transforms import FineTuneTransform, TrainTransform, pixel_options, seeded, to_pil
 
 
 logger = logging.get_logger(__name__)
 
 _AS_READ = {"input_data_format": "channels_first", "return_tensors": "pt"}
+
+
+# what an image that cannot be decoded or used raises
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError)
+
+
+def name_of(encoded, place: str) -> str:
+    """A record's image by its file, or by its place, such as `"image 3"`."""
+    return (encoded.get("path") if isinstance(encoded, dict) else None) or place.capitalize()
+
+
+def say_unreadable(name: str, error: Exception) -> str:
+    """What is said of an image that cannot be decoded."""
+    return (
+        f"{name} cannot be decoded ({error}): repair it or remove it from the data set, or pass `--on_bad_image skip`."
+    )
 
 
 class _Images:
@@ -42,10 +58,7 @@ class _Images:
     ):
         self.image_column = find_image_column(dataset.features, image_column)
         self.dtype = getattr(dataset.features[self.image_column], "dtype", None)  # of a column of arrays
-        self.dataset = dataset
-        if not isinstance(dataset.features[self.image_column], (datasets.Array2D, datasets.Array3D)):
-            # decoded in _item, where the image can be named if that fails
-            self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
+        self.dataset = undecoded(dataset, self.image_column)
         self.labels = labels
         self.transform = transform
         self.num_channels = num_channels
@@ -91,13 +104,9 @@ class _Images:
                 item["noise"] = torch.rand(self.num_patches)
             try:
                 item["pixel_values"] = self._pixels(encoded)
-            except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-                path = encoded.get("path") if isinstance(encoded, dict) else None
-                where = f"{path} ({place})" if path else place.capitalize()
-                message = (
-                    f"{where} cannot be decoded ({error}): repair it or remove it from the data set, or pass "
-                    "`--on_bad_image skip`."
-                )
+            except UNREADABLE as error:
+                name = name_of(encoded, place)
+                message = say_unreadable(name if name == place.capitalize() else f"{name} ({place})", error)
                 if not self.skip_bad_images:
                     raise ValueError(message) from error
                 logger.warning(f"Skipped: {message}")

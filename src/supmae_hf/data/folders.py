@@ -88,8 +88,7 @@ def read_folder(root: str | Path, exclude: str | Path | None = None) -> ImageFol
         raise FileNotFoundError(f"'{root}' is not a folder of images: check its name.")
     walk = _Walk(image_suffixes(), None if exclude is None else os.path.realpath(exclude))
     folder = ImageFolder(root)
-    folders = walk.enter(str(root), folder, -1)
-    for path in folders or []:
+    for path in walk.enter(str(root), folder, -1):
         name = os.path.basename(path)
         before, noted = len(folder.parts), walk.odd.total()
         stack = [path]
@@ -256,11 +255,10 @@ def _read_metadata(files: list[Path], folder: ImageFolder) -> pd.DataFrame:
         rows = pd.read_parquet(file)
     if "file_name" not in rows:
         raise ValueError(f"{file} has no column 'file_name', only {', '.join(map(str, rows.columns))}.")
-    rows.index = [os.path.join(folder.root, os.path.normpath(str(name))) for name in rows.pop("file_name")]
+    rows.index = [os.path.normpath(os.path.join(folder.root, str(name))) for name in rows.pop("file_name")]
     if not rows.index.is_unique:
         raise ValueError(f"{file} lists {rows.index[rows.index.duplicated()][0]} more than once.")
     normal = [os.path.normpath(path) for path in folder.paths]
-    rows.index = map(os.path.normpath, rows.index)
     missing = rows.index.difference(normal)
     if len(missing):
         raise ValueError(

@@ -113,18 +113,14 @@ class Labels:
             return cls(columns, columns, "multi_label_classification")
         column, feature = columns[0], features[columns[0]]
         element, is_list = _element(feature), _is_list(feature)
-        if is_list:
-            problem = "multi_label_classification"
-        else:
-            problem = "single_label_classification"
+        problem = f"{'multi' if is_list else 'single'}_label_classification"
         if isinstance(element, datasets.ClassLabel):
-            values = list(range(len(element.names)))
             labels = cls(columns, element.names, problem)
             found = set() if isinstance(splits[0], datasets.IterableDataset) else _distinct(splits, column)
             wrong = sorted(value for value in found if value not in labels._places and value not in _MISSING)
             if wrong:
                 raise ValueError(
-                    f"Column '{column}' holds the label {wrong[0]}, outside [0, {len(values)}): correct it, or write "
+                    f"Column '{column}' holds the label {wrong[0]}, outside [0, {len(element.names)}): correct it, or write "
                     f"{UNLABELED} or None for images without a label."
                 )
             return labels
@@ -149,7 +145,7 @@ class Labels:
             if size:
                 note = f"lists of {size} zeros and ones: each place is a class"
                 return cls(columns, list(map(str, range(size))), problem, "indicators", [note])
-        found = _distinct(splits, column)
+        found, notes = _distinct(splits, column), []
         if is_float:
             if any(value != int(value) for value in found):
                 if is_list:
@@ -158,8 +154,6 @@ class Labels:
             note = f"the numbers in '{column}' are whole: they are classes, not a regression target"
             hint = """ (`--model_config '{"problem_type": "regression"}'` makes them one)"""
             found, notes = {int(value) for value in found}, [note + hint]
-        else:
-            notes = []
         if not is_text:
             negative = sorted(value for value in found if value < 0 and value != UNLABELED)
             if negative and (negative != [-1] or found <= {-1, 1}):
@@ -173,22 +167,9 @@ class Labels:
             raise ValueError(f"Column '{column}' holds no label: name another one with `--label_column_name`.")
         return cls(columns, list(map(str, values)), problem, values, notes)
 
-    @classmethod
-    def of_classes(cls, splits, names: Sequence[str] | None, job: str) -> "Labels":
-        """
-        [`~Labels.of`], where `job` needs one class per image.
-
-        Raises:
-            ValueError: if the label column holds anything else.
-        """
-        labels = cls.of(splits, names)
-        labels.require_classes(job, splits)
-        return labels
-
-    def require_classes(self, job: str, splits):
-        """Raise a `ValueError` unless there is one class per image."""
+    def require_classes(self, job: str, dataset: datasets.Dataset | datasets.IterableDataset):
+        """Raise a `ValueError` unless there is one class per image of a data set, for which `job` asks."""
         if self.problem_type != "single_label_classification":
-            splits = [splits] if hasattr(splits, "features") else splits
             raise ValueError(
                 f"{job} needs one class per image, but "
                 + (
@@ -196,7 +177,7 @@ class Labels:
                     if self.columns
                     else "there are no labels"
                 )
-                + f": name a column of classes with `--label_column_name`. The columns are {list(splits[0].features)}."
+                + f": name a column of classes with `--label_column_name`. The columns are {list(dataset.features)}."
             )
 
     def encode(self, record: Mapping):
@@ -240,11 +221,9 @@ class Labels:
         """Whether an image with this entry in each of the label columns is labelled."""
         if len(self.columns) > 1:
             return any(not _is_none(value) for value in values)
-        return bool(values) and (values[0] is not None if self._has_lists else self._is_label(values[0]))
-
-    @property
-    def _has_lists(self) -> bool:
-        return self.problem_type == "multi_label_classification"
+        if self.problem_type == "multi_label_classification":
+            return values[0] is not None
+        return bool(values) and self._is_label(values[0])
 
     def classes(self, dataset: datasets.Dataset) -> np.ndarray:
         """

@@ -11,15 +11,12 @@ import pyarrow as pa
 import pyarrow.compute
 from PIL import Image
 from sklearn import datasets as scikit_learn
-from transformers.utils import logging
 
 from ..modeling_supmae import UNLABELED
 from .folders import HELD_OUT_SPLITS, check_names, find_splits, read_folder, to_dataset
 from .image_data import ImageData, Split, paths_of, shortened
 from .labels import Labels
 
-
-logger = logging.get_logger(__name__)
 
 # the same images are held out by every run, whatever its seed, so that fine-tuning never tests what pre-training saw
 _SPLIT_SEED = 0
@@ -37,7 +34,7 @@ IMAGE_NAMES = (
     "path",
     "image_path",
 )
-_TABLES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".arrow", ".tar", ".txt")
+_TABLES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".arrow", ".tar")
 
 
 def load_dataset(name: str, *args, **kwargs) -> dict[str, Split]:
@@ -95,7 +92,7 @@ def is_table(folder: str | Path) -> bool:
     if "state.json" in files or "dataset_dict.json" in files:
         return True
     names = [name for name in files if not name.startswith((".", "metadata."))]
-    tables = [name for name in names if Path(name).suffix.lower() in _TABLES and Path(name).suffix != ".txt"]
+    tables = [name for name in names if Path(name).suffix.lower() in _TABLES]
     return bool(tables) and len(tables) * 2 > len(names)
 
 
@@ -115,7 +112,7 @@ def open_splits(
     """
     if not Path(source).is_dir() or is_table(source):
         splits = load_dataset(str(source), config, streaming=streaming)
-        return {name: _absolutepaths_of(split, Path(source)) for name, split in splits.items()}, []
+        return {name: _with_absolute_paths(split, Path(source)) for name, split in splits.items()}, []
     folders = find_splits(source) or {"train": Path(source)}
     read = {name: read_folder(path, exclude) for name, path in folders.items()}
     names, notes = read["train"].names, [line for folder in read.values() for line in folder.left_out]
@@ -132,7 +129,7 @@ def open_splits(
     return ({name: _stream(split) for name, split in splits.items()} if streaming else splits), notes
 
 
-def _absolutepaths_of(split: Split, root: Path) -> Split:
+def _with_absolute_paths(split: Split, root: Path) -> Split:
     """The paths in a table that are relative to the folder that it lies in."""
     if isinstance(split, datasets.IterableDataset) or not root.is_dir():
         return split
@@ -187,7 +184,7 @@ def find_image_column(features: datasets.Features, name: str | None = None) -> s
     )
 
 
-def _undecoded(split: Split, column: str) -> Split:
+def undecoded(split: Split, column: str) -> Split:
     """With the images as files, which are decoded where they can be named if that fails."""
     if isinstance(split.features[column], (datasets.Array2D, datasets.Array3D)):
         return split
@@ -224,7 +221,7 @@ def load_evaluation_data(
     image_column = find_image_column(data.features, image_column)
     labels = Labels.of(list(splits.values()) if len(splits) > 1 else data, label_columns)
     where = f"split '{split}'" if len(splits) > 1 else f"from {source}"
-    return ImageData(None, take(_undecoded(data, image_column), max_samples), image_column, labels, where, notes)
+    return ImageData(None, take(undecoded(data, image_column), max_samples), image_column, labels, where, notes)
 
 
 def load_training_data(
@@ -300,8 +297,8 @@ def load_training_data(
         notes.append(f"the labels are the column '{labels.columns[0]}'")
     if image_column != "image":
         notes.append(f"the images are the column '{image_column}'")
-    train = _undecoded(train, image_column)
-    held_out = {name: _undecoded(split, image_column) for name, split in held_out.items()}
+    train = undecoded(train, image_column)
+    held_out = {name: undecoded(split, image_column) for name, split in held_out.items()}
 
     name, validation = _choose_held_out(train, held_out, labels, is_given=validation_source is not None)
     if name is not None:

@@ -1,26 +1,21 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """What the pixels of a data set are like: their type, their range, their mean and standard deviation."""
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import datasets
 import numpy as np
 import torch
-from transformers import AutoImageProcessor
-from transformers.utils import logging
 
 from ..configuration_supmae import SupMAEConfig
 from ..image_processing_supmae import SupMAEImageProcessor, to_pixels
-from .dataset import ImageDataset
+from .dataset import UNREADABLE, ImageDataset, name_of, say_unreadable
 from .image_data import ImageData
 from .labels import Labels
 from .sources import take
-from .transforms import IMAGENET_MEAN, IMAGENET_STD
+from .transforms import IMAGENET_MEAN, IMAGENET_STD, load_image_processor
 
-
-logger = logging.get_logger(__name__)
 
 _NUM_LOOKED_AT = 100  # images, for their type
 MAX_IMAGES = 2_000  # for mean and standard deviation
@@ -33,19 +28,16 @@ def _images(data: ImageData, count: int, skip_bad_images: bool) -> Iterator:
     reader = ImageDataset(train, Labels(), None, image_column=data.image_column)
     for index, record in enumerate(islice(reader.dataset, count)):
         encoded = record[data.image_column]
-        name = encoded.get("path") if isinstance(encoded, dict) else None
+        name = name_of(encoded, f"image {index}")
         try:
             image = reader.read(encoded)[0]
             if hasattr(image, "load"):
                 image.load()
-        except (OSError, SyntaxError, ValueError, TypeError) as error:
+        except UNREADABLE as error:
             if not skip_bad_images:
-                raise ValueError(
-                    f"{name or f'Image {index}'} cannot be decoded ({error}): repair it or remove it from the data set, or "
-                    "pass `--on_bad_image skip`."
-                ) from error
+                raise ValueError(say_unreadable(name, error)) from error
             continue
-        yield name or f"Image {index}", image
+        yield name, image
 
 
 def _type_of(image) -> str:
@@ -98,10 +90,7 @@ def pixel_fields(
     Raises:
         ValueError: if an image looked at has pixels of an unknown range, or other channels than the model.
     """
-    fields, known = {"channels": channels, "pixel_range": pixel_range}, None
-    if source is not None:
-        with contextlib.suppress(OSError, ValueError):  # it has none
-            known = AutoImageProcessor.from_pretrained(source)
+    fields, known = {"channels": channels, "pixel_range": pixel_range}, load_image_processor(source)
     if isinstance(known, SupMAEImageProcessor):
         fields = {name: getattr(known, name) if value is None else value for name, value in fields.items()}
     looked_at = list(_images(data, _NUM_LOOKED_AT, skip_bad_images))

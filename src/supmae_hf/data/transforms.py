@@ -4,6 +4,7 @@
 import contextlib
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
-from transformers import ViTImageProcessor
+from transformers import AutoImageProcessor, ViTImageProcessor
 from transformers.utils import logging
 
 from ..configuration_supmae import SupMAEConfig, to_pair
@@ -93,6 +94,19 @@ def build_image_processor(
     return SupMAEImageProcessor(
         num_channels=config.num_channels, channels=channels, pixel_range=pixel_range, pixel_type=pixel_type, **fields
     )
+
+
+def load_image_processor(source: str | Path | None):
+    """The image processor of a checkpoint; `None` if it has none, or there is no checkpoint."""
+    if source is not None:
+        with contextlib.suppress(OSError, ValueError):
+            return AutoImageProcessor.from_pretrained(source)
+    return None
+
+
+def pixel_type(image_processor) -> str:
+    """The type of the pixels that a model was trained on, from its image processor: `"uint8"` for all but ours."""
+    return getattr(image_processor, "pixel_type", "uint8")
 
 
 def pixel_options(image_processor) -> dict:
@@ -230,7 +244,7 @@ def build_finetune_transform(
     grey and RGB), the same on tensors with random rotations, shifts and shears in the place of RandAugment.
     """
     options = pixel_options(image_processor)
-    is_deep = getattr(image_processor, "pixel_type", "uint8") != "uint8"
+    is_deep = pixel_type(image_processor) != "uint8"
     if (
         not is_deep
         and options["num_channels"] in (1, 3)

@@ -1,7 +1,6 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Semantic segmentation with UperNet: data, the model around a backbone, sliding-window evaluation, pictures."""
 
-import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from torchvision.transforms import v2
 from transformers import (
     MODEL_FOR_BACKBONE_MAPPING,
     AutoConfig,
-    AutoImageProcessor,
     SegformerImageProcessor,
     UperNetConfig,
     UperNetForSemanticSegmentation,
@@ -31,7 +29,7 @@ from ..data.dataset import ImageDataset
 from ..data.folders import HELD_OUT_SPLITS
 from ..data.labels import Labels
 from ..data.sources import load_dataset
-from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, seeded, to_pil
+from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, load_image_processor, seeded, to_pil
 from ..image_processing_supmae import SupMAEImageProcessor
 from ..modeling_supmae import SupMAEBackbone, interpolate_position_embeddings
 from .metrics import count_pixels, segmentation_scores
@@ -79,8 +77,8 @@ class SegmentationDataArguments:
     def describe(self, data: datasets.DatasetDict) -> dict:
         """What decides the outcome: the data, and how they are used."""
         used = ("num_classes", "reduce_labels", "crop_size")
-        sizes = {name: [len(split), split.data.nbytes] for name, split in data.items() if name == "train"}
-        return {**{name: getattr(self, name) for name in used}, **sizes}
+        train = data["train"]
+        return {**{name: getattr(self, name) for name in used}, "train": [len(train), train.data.nbytes]}
 
 
 @dataclass
@@ -195,10 +193,7 @@ def build_segmentation_processor(args: SegmentationDataArguments, name: str | No
     Raises:
         ValueError: if the checkpoint's images are not 8-bit RGB.
     """
-    known = None
-    if name is not None:
-        with contextlib.suppress(OSError, ValueError):  # it has none
-            known = AutoImageProcessor.from_pretrained(name)
+    known = load_image_processor(name)
     if isinstance(known, SupMAEImageProcessor):
         raise ValueError(f"'{name}' takes other images than 8-bit RGB, on which segmentation is trained.")
     return SegformerImageProcessor(
@@ -211,8 +206,7 @@ def build_segmentation_processor(args: SegmentationDataArguments, name: str | No
 
 class SegmentationDataset(ImageDataset):
     """
-    Images and masks as UperNet takes them: `pixel_values` `(3, height, width)`, and
-    `labels` `(height, width)` with 255 for pixels without a class.
+    Images and masks as UperNet takes them: `pixel_values` `(3, height, width)`, and `labels` `(height, width)` with 255 for pixels without a class.
 
     Args:
         dataset: With columns `image` and `annotation`.

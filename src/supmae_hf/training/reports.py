@@ -56,7 +56,7 @@ class Report:
             pictures.append(self.output_dir / "reconstructions.png")
             shown = collate(list(itertools.islice(self.eval_dataset, self.args.num_reconstructions)))
             statistics = self.image_processor.image_mean, self.image_processor.image_std
-            is_deep = getattr(self.image_processor, "pixel_type", "uint8") != "uint8"
+            is_deep = self.data.pixel_type != "uint8"
             save_reconstructions(self.model, shown["pixel_values"], pictures[0], *statistics, shown["noise"], is_deep)
         curves = ("reconstruction_loss", "classification_loss", "accuracy") if is_pretraining else ("loss", "top1")
         pictures.append(self.output_dir / "curves.png")
