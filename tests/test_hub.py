@@ -77,10 +77,17 @@ def test_dry_run_lists_what_would_go(runs):
     names = {line.split()[-1] for line in run_example(*script, cwd=runs).splitlines()[1:]}
     assert names == {
         *("README.md", "config.json", "preprocessor_config.json", "model.safetensors", "curves.png"),
-        *("configuration_supmae.py", "modeling_supmae.py", "widget/0.png", "widget/1.png", "widget/2.png"),
+        *(
+            "configuration_supmae.py",
+            "conversion_supmae.py",
+            "modeling_supmae.py",
+            "widget/0.png",
+            "widget/1.png",
+            "widget/2.png",
+        ),
     }
     stock = {line.split()[-1] for line in run_example(*script, "--stock", cwd=runs).splitlines()[1:]}
-    assert names - stock == {"configuration_supmae.py", "modeling_supmae.py"}
+    assert names - stock == {"configuration_supmae.py", "conversion_supmae.py", "modeling_supmae.py"}
 
 
 def test_nothing_of_an_earlier_run_goes_up(runs, tmp_path):
@@ -181,7 +188,13 @@ def test_push_to_hub_from_training_and_from_a_model(runs, tmp_path):
         files = server.repositories["org/pushed"]["branches"]["main"]
         encoder = server.repositories["org/encoder"]["branches"]["main"]
         assert server.tokens == {TOKEN}
-    model_files = {"config.json", "model.safetensors", "modeling_supmae.py", "configuration_supmae.py"}
+    model_files = {
+        "config.json",
+        "model.safetensors",
+        "modeling_supmae.py",
+        "configuration_supmae.py",
+        "conversion_supmae.py",
+    }
     assert model_files <= encoder.keys()
     assert model_files | {"preprocessor_config.json", "reconstructions.png"} <= files.keys()
     assert not any(name.startswith(("widget/", "checkpoint-")) for name in files)

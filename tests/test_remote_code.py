@@ -108,4 +108,4 @@ def test_loading_by_name(bare_python, with_package, tmp_path, digits):
             if torch.is_tensor(value):
                 assert torch.equal(outputs[name], value), name
         saved = {path.name for path in (tmp_path / "again" / auto_class).iterdir()}
-        assert {"modeling_supmae.py", "configuration_supmae.py"} <= saved
+        assert {"modeling_supmae.py", "configuration_supmae.py", "conversion_supmae.py"} <= saved

@@ -6,6 +6,8 @@ import math
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .conversion_supmae import read_config
+
 
 def to_pair(value) -> tuple[int, int]:
     """`(height, width)` of a size that is given as one number or as a pair."""
@@ -221,6 +223,17 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         for field in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"`{field}` must be in [0, 1), got {getattr(self, field)}.")
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """
+        As in every Transformers configuration. That of another ViT (ViT, DeiT, DINO, DINOv2, ViTMAE, ViT-MSN, timm) becomes
+        SupMAE's. Raises a `ValueError` that names the part if SupMAE cannot be that model.
+        """
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config.get("model_type", cls.model_type) != cls.model_type:
+            config = {"model_type": cls.model_type, **read_config(config, str(pretrained_model_name_or_path)).fields}
+        return config, kwargs
 
     @property
     def stage_names(self) -> list[str]:

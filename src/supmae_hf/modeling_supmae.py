@@ -1,7 +1,10 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """SupMAE, the supervised masked autoencoder of arXiv 2205.14540, in the conventions of Transformers' ViTMAE."""
 
+import contextlib
+import copy
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +13,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
@@ -19,23 +23,13 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_supmae import SupMAEConfig, to_pair
+from .conversion_supmae import convert_tensors, read_config, read_tensors, require_encoder
 
 
 logger = logging.get_logger(__name__)
 
 # Label of an image without a label, as in every Transformers loss.
 UNLABELED = -100
-
-# Names in published ViT and ViTMAE checkpoints (`facebook/vit-mae-*`), and ours, which are those of Transformers' classes.
-VIT_MAE_KEYS = {
-    r"encoder\.layer\.": "layers.",
-    r"attention\.attention\.query": "attention.q_proj",
-    r"attention\.attention\.key": "attention.k_proj",
-    r"attention\.attention\.value": "attention.v_proj",
-    r"attention\.output\.dense": "attention.o_proj",
-    r"intermediate\.dense": "mlp.fc1",
-    r"output\.dense": "mlp.fc2",
-}
 
 
 @dataclass
@@ -125,6 +119,27 @@ def interpolate_position_embeddings(
     patches = at_least_float32(patches).reshape(1, *grid_size, -1).permute(0, 3, 1, 2)
     patches = nn.functional.interpolate(patches, size=new_grid_size, mode="bicubic", align_corners=False)
     return torch.cat([class_token, patches.flatten(2).transpose(1, 2).to(class_token.dtype)], dim=1)
+
+
+def fit_position_embeddings(
+    position_embeddings: torch.Tensor, grid_size: tuple[int, int], new_grid_size: tuple[int, int]
+) -> torch.Tensor:
+    """
+    Position embeddings `(1, 1 + num_patches, dim)` for another patch grid: sine-cosine ones made anew, as the authors would,
+    learnt ones by [`interpolate_position_embeddings`].
+    """
+    dim, device, dtype = position_embeddings.shape[-1], position_embeddings.device, position_embeddings.dtype
+    fixed = sincos_position_embeddings(grid_size, dim, device).to(dtype)
+    if torch.allclose(position_embeddings.float(), fixed.float(), rtol=0, atol=1e-5):
+        return sincos_position_embeddings(new_grid_size, dim, device).to(dtype)
+    return interpolate_position_embeddings(position_embeddings, grid_size, new_grid_size)
+
+
+def patch_resampling(size: tuple[int, int], new_size: tuple[int, int], device=None) -> torch.Tensor:
+    """The matrix `(new pixels, pixels)` that resamples a patch of one channel bicubically, with antialiasing, as timm does."""
+    basis = torch.eye(math.prod(size), device=device).reshape(-1, 1, *size)
+    resampled = nn.functional.interpolate(basis, size=new_size, mode="bicubic", align_corners=False, antialias=True)
+    return resampled.flatten(1).T
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
@@ -237,6 +252,23 @@ class SupMAEPatchEmbeddings(nn.Module):
         self.projection = nn.Conv2d(
             config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
         )
+
+    def set_patch_size(self, patch_size: tuple[int, int]):
+        """See [`~SupMAEPreTrainedModel.set_input_size`]."""
+        old, weight = self.projection, self.projection.weight
+        resampling = patch_resampling(self.patch_size, patch_size, weight.device)
+        fitted = at_least_float32(weight).flatten(2) @ torch.linalg.pinv(resampling)
+        self.projection = nn.Conv2d(
+            self.num_channels,
+            old.out_channels,
+            patch_size,
+            stride=patch_size,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        self.projection.weight.copy_(fitted.reshape(*weight.shape[:2], *patch_size))
+        self.projection.bias.copy_(old.bias)
+        self.patch_size = patch_size
 
     def forward(self, pixel_values: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         pixel_values = pixel_values.to(self.projection.weight.dtype)
@@ -475,6 +507,20 @@ class SupMAEDecoder(nn.Module):
         self.decoder_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.decoder_pred = nn.Linear(hidden_size, math.prod(to_pair(config.patch_size)) * config.num_channels)
 
+    def set_patch_size(self, old_size: tuple[int, int], patch_size: tuple[int, int]):
+        """See [`~SupMAEPreTrainedModel.set_input_size`]."""
+        old, weight = self.decoder_pred, self.decoder_pred.weight
+        resampling = patch_resampling(old_size, patch_size, weight.device)
+
+        def resample(rows: torch.Tensor) -> torch.Tensor:  # (pixels * num_channels, ...)
+            pixels = at_least_float32(rows).reshape(math.prod(old_size), -1)
+            return (resampling @ pixels).reshape(-1, *rows.shape[1:])
+
+        rows = resample(weight)
+        self.decoder_pred = nn.Linear(old.in_features, len(rows), device=weight.device, dtype=weight.dtype)
+        self.decoder_pred.weight.copy_(rows)
+        self.decoder_pred.bias.copy_(resample(old.bias))
+
     def forward(
         self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid_size: tuple[int, int]
     ) -> torch.Tensor:
@@ -524,6 +570,9 @@ class SupMAEClassificationHead(nn.Module):
             features = nn.functional.relu(self.batch_norm(self.fc1(features)))
         return self.fc2(features)
 
+
+# Arguments of `from_pretrained` that say where a checkpoint is
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 # What a saved checkpoint says of the copies of this file and the configuration's that lie beside it
 _AUTO_MAP = {
@@ -584,24 +633,115 @@ class SupMAEPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     @classmethod
-    def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        config: PreTrainedConfig | str | None = None,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
         """
-        As in every Transformers model. The folder or repository may also hold a ViTMAE checkpoint, whose encoder and
-        decoder are then filled in.
+        As in every Transformers model, and more:
+
+        - The folder or repository may hold another plain ViT: ViT, DeiT (whose distillation token is left out), DINO, DINOv2,
+          ViTMAE, ViT-MSN, or timm's `vit_*` and `deit_*`. Its encoder computes the same here, and so does its classifier in a
+          [`SupMAEForImageClassification`] if it reads the class token or the mean of the patch tokens.
+        - `image_size` and `patch_size` may be others than the checkpoint's, in `config` or as arguments: see
+          [`~SupMAEPreTrainedModel.set_input_size`].
+
+        Raises:
+            OSError: if there is no such checkpoint.
+            ValueError: if SupMAE cannot be the model in it; the message names the part.
         """
-        loaded = super().from_pretrained(*args, key_mapping={**VIT_MAE_KEYS, **(key_mapping or {})}, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        name, sizes, source, own = pretrained_model_name_or_path, {}, None, {}
+        options = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
+        if isinstance(config, (str, os.PathLike)):
+            config, kwargs = SupMAEConfig.from_pretrained(config, return_unused_kwargs=True, **kwargs)
+        if name is not None:
+            with contextlib.suppress(OSError):  # an adapter of PEFT; or Transformers' own error follows
+                own = PreTrainedConfig.get_config_dict(name, **options)[0]
+        if own:
+            loaded_at = SupMAEConfig.from_pretrained(name, **options)
+            if config is None:
+                sizes = {field: kwargs.pop(field) for field in ("image_size", "patch_size") if field in kwargs}
+            else:
+                sizes = {"image_size": config.image_size, "patch_size": config.patch_size}
+                config = copy.deepcopy(config)
+                config.image_size, config.patch_size = loaded_at.image_size, loaded_at.patch_size
+        if own.get("model_type", SupMAEConfig.model_type) != SupMAEConfig.model_type:
+            source = read_config(own, str(name))
+            tensors = read_tensors(name, kwargs.pop("variant", None), **options)
+            kwargs["state_dict"] = convert_tensors(
+                tensors, loaded_at.num_patches, source.is_distilled, source.has_classifier
+            )
+            config, name = name if config is None else config, None
+        model, info = super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
+        if source is not None:
+            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+            require_encoder(info, model.name_or_path)
+            remarks = "".join(f"; {remark}" for remark in source.remarks)
+            logger.warning(
+                f"'{model.name_or_path}' is a checkpoint of the type '{own['model_type']}', read as {cls.__name__}{remarks}."
+            )
+        model.set_input_size(**sizes)
         model._freeze_positions()  # Transformers loads every parameter as trainable
-        return loaded
+        return (model, info) if output_loading_info else model
+
+    @torch.no_grad()
+    def set_input_size(
+        self,
+        image_size: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
+    ):
+        """
+        Make the model one for images and patches of other sizes, in pixels (numbers, or pairs `(height, width)`).
+
+        Learnt position embeddings are resampled bicubically to the new grid of patches; sine-cosine ones are made anew. The
+        patch projection gives for patches that are resampled to its old size what it gave before, as nearly as can be
+        (FlexiViT, arXiv 2212.08013, section 3.4); the decoder's predictions are resampled likewise.
+
+        Raises:
+            ValueError: if the sizes do not fit each other; the model is as before then.
+        """
+        config = self.config
+        sizes = {"image_size": image_size, "patch_size": patch_size}
+        sizes = {name: getattr(config, name) if size is None else size for name, size in sizes.items()}
+        old = copy.deepcopy(config)
+        if all(to_pair(size) == to_pair(getattr(old, name)) for name, size in sizes.items()):
+            return
+        new = copy.deepcopy(config)
+        new.image_size, new.patch_size = sizes["image_size"], sizes["patch_size"]
+        new.check()
+        config.image_size, config.patch_size = new.image_size, new.patch_size
+
+        def fit(module: nn.Module, name: str):
+            positions = getattr(module, name)
+            fitted = fit_position_embeddings(positions, old.grid_size, new.grid_size)
+            setattr(module, name, nn.Parameter(fitted, requires_grad=positions.requires_grad))
+
+        embeddings, decoder = self.base_model.embeddings, getattr(self, "decoder", None)
+        fit(embeddings, "position_embeddings")
+        if decoder is not None:
+            fit(decoder, "decoder_pos_embed")
+        old_patch, new_patch = to_pair(old.patch_size), to_pair(new.patch_size)
+        if old_patch != new_patch:
+            embeddings.patch_embeddings.set_patch_size(new_patch)
+            if decoder is not None:
+                decoder.set_patch_size(old_patch, new_patch)
+        logger.warning(
+            f"{type(self).__name__} was made for images of {old.image_size} pixels in patches of {old.patch_size}: its position "
+            f"embeddings were fitted to {new.image_size} pixels"
+            + (f", its patch projection to patches of {new.patch_size}." if old_patch != new_patch else ".")
+        )
 
     def save_pretrained(self, *args, **kwargs):
         """
-        As in every Transformers model, under our names, whatever those of the file were that the model was loaded from.
-        The code of the model goes beside its weights, so that the Auto classes load it with `trust_remote_code=True` where
-        supmae-hf is not installed.
+        As in every Transformers model. The code of the model goes beside its weights, so that the Auto classes load it with
+        `trust_remote_code=True` where supmae-hf is not installed.
         """
         self.config.auto_map = dict(_AUTO_MAP)
-        super().save_pretrained(*args, **{"save_original_format": False, **kwargs})
+        super().save_pretrained(*args, **kwargs)
 
     def _freeze_positions(self):
         """Position embeddings keep their sine-cosine values, except in fine-tuning."""

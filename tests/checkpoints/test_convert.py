@@ -25,12 +25,16 @@ HEADS = {"num_attention_heads": 4, "decoder_num_attention_heads": 4}
 PRETRAIN = FIXTURES / "official_pretrain_tiny.pth"
 
 
+def convert(path, **fields):
+    return convert_original(path, **fields)[0]
+
+
 def assert_close(actual, expected):
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_pretraining_checkpoint():
-    model = convert_original(PRETRAIN, **HEADS)
+    model = convert(PRETRAIN, **HEADS)
     assert isinstance(model, SupMAEForPreTraining) and not model.training
     expected = reference_config().to_dict()
     assert {name: value for name, value in model.config.to_dict().items() if name in expected} == {
@@ -48,7 +52,7 @@ def test_pretraining_checkpoint():
 
 
 def test_encoder_of_a_pretraining_checkpoint():
-    encoder = convert_original(PRETRAIN, encoder_only=True, **HEADS)
+    encoder = convert(PRETRAIN, encoder_only=True, **HEADS)
     assert isinstance(encoder, SupMAEModel)
     reference = load_reference("official_pretrain_tiny_outputs.safetensors")
     noise = reference["eval_mask50.noise"]
@@ -58,7 +62,7 @@ def test_encoder_of_a_pretraining_checkpoint():
 
 @pytest.mark.parametrize("pooling", ["global_pool", "cls_token"])
 def test_finetuning_checkpoint(pooling):
-    model = convert_original(FIXTURES / f"official_finetune_tiny_{pooling}.pth", num_attention_heads=4)
+    model = convert(FIXTURES / f"official_finetune_tiny_{pooling}.pth", num_attention_heads=4)
     assert isinstance(model, SupMAEForImageClassification)
     assert model.config.use_mean_pooling is (pooling == "global_pool")
     assert model.config.num_labels == 10 and model.config.drop_path_rate == 0.1
@@ -74,7 +78,7 @@ def save(tmp_path, state_dict, args=None):
 
 def test_mae_checkpoint_gets_a_new_head(tmp_path):
     original = {k: v for k, v in load_original("official_pretrain_tiny.pth").items() if not k.startswith("cls_head")}
-    model = convert_original(save(tmp_path, original), num_labels=7, classifier_hidden_size=24, **HEADS)
+    model = convert(save(tmp_path, original), num_labels=7, classifier_hidden_size=24, **HEADS)
     assert isinstance(model, SupMAEForPreTraining) and model.classification_head.fc2.weight.shape == (7, 24)
     reverted = revert_original_state_dict(model.state_dict())
     assert all(torch.equal(reverted[key], original[key]) for key in original)
@@ -86,7 +90,7 @@ def test_encoder_alone(tmp_path):
         for name, tensor in load_original("official_pretrain_tiny.pth").items()
         if not name.startswith(("cls_head", "decoder", "mask_token"))
     }
-    assert isinstance(convert_original(save(tmp_path, original), num_attention_heads=4), SupMAEModel)
+    assert isinstance(convert(save(tmp_path, original), num_attention_heads=4), SupMAEModel)
 
 
 @pytest.mark.parametrize(
@@ -113,16 +117,16 @@ def test_architecture_of_vit_b_l_h(fields, heads):
 
 def test_arguments_are_read(tmp_path):
     args = {"norm_pix_loss": False, "mask_ratio": 0.6, "cls_loss_ratio": 0.3, "temperature": 2.0, "global_pool": False}
-    config = convert_original(save(tmp_path, load_original("official_pretrain_tiny.pth"), args), **HEADS).config
+    config = convert(save(tmp_path, load_original("official_pretrain_tiny.pth"), args), **HEADS).config
     assert (config.norm_pix_loss, config.mask_ratio, config.classification_loss_weight) == (False, 0.6, 0.3)
     assert (config.classification_temperature, config.use_mean_pooling) == (2.0, False)
 
 
 def test_heads_of_an_unusual_width_are_asked_for():
     with pytest.raises(ValueError, match="does not tell the model's `num_attention_heads`.*--num_attention_heads"):
-        convert_original(PRETRAIN)
+        convert(PRETRAIN)
     with pytest.raises(ValueError, match="`decoder_num_attention_heads`"):
-        convert_original(PRETRAIN, num_attention_heads=4)
+        convert(PRETRAIN, num_attention_heads=4)
 
 
 # --- bad files ---
@@ -166,15 +170,15 @@ def bad_file(tmp_path, kind):
         ("image", "is not a PyTorch checkpoint, or it is damaged"),
         ("foreign", r"holds objects other than tensors and arguments \(posix\.system\).*could run code"),
         ("foreign pickle", "is not a PyTorch checkpoint, or it is damaged"),
-        ("list", "is not a SupMAE or MAE checkpoint"),
-        ("no tensors", "is not a SupMAE or MAE checkpoint"),
-        ("another model", "are not the tensors of a SupMAE or MAE model: 'cls_token' is missing"),
+        ("list", "is not a checkpoint of SupMAE, MAE or timm"),
+        ("no tensors", "is not a checkpoint of SupMAE, MAE or timm"),
+        ("another model", "are not the tensors of a SupMAE, MAE or timm model: 'cls_token' is missing"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, monkeypatch, kind, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
-        convert_original(bad_file(tmp_path, kind), **HEADS)
+        convert(bad_file(tmp_path, kind), **HEADS)
     assert not (tmp_path / "hacked").exists()
 
 
@@ -189,10 +193,10 @@ def test_wrong_tensors_are_listed_by_name(tmp_path):
     state_dict["extra.weight"] = torch.zeros(1)
     state_dict["cls_head.3.bias"] = torch.zeros(11)
     with pytest.raises(ValueError) as error:
-        convert_original(save(tmp_path, state_dict), **HEADS)
+        convert(save(tmp_path, state_dict), **HEADS)
     message = str(error.value)
-    assert "missing: blocks.1.norm1.weight" in message and "unexpected: extra.weight" in message
-    assert r"cls_head.3.bias (11,) instead of (10,)" in message
+    assert "missing: vit.layers.1.layernorm_before.weight" in message and "unexpected: extra.weight" in message
+    assert r"classification_head.fc2.bias (11,) instead of (10,)" in message
 
 
 # --- ViTMAE ---

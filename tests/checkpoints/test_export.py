@@ -10,6 +10,7 @@ import torch
 from conftest import FIXTURES, load_reference, reference_config
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from sklearn.datasets import load_sample_images
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
 from supmae_hf.checkpoints import export
@@ -56,7 +57,7 @@ def test_stock_classes(tmp_path, model_class, fields, name):
 def test_the_authors_logits_through_stock_classes(tmp_path, pooling):
     from transformers import AutoModelForImageClassification
 
-    model = convert_original(FIXTURES / f"official_finetune_tiny_{pooling}.pth", num_attention_heads=4)
+    model, _ = convert_original(FIXTURES / f"official_finetune_tiny_{pooling}.pth", num_attention_heads=4)
     reference = load_reference("official_finetune_tiny_outputs.safetensors")
     export_stock(model, tmp_path / "transformers")
     export_stock(model, tmp_path / "timm", timm=True)
@@ -90,7 +91,7 @@ def test_timm(tmp_path, use_mean_pooling, digits):
     torch.testing.assert_close(scope["model"].eval()(digits), model(digits).logits, atol=1e-5, rtol=1e-5)
     wrapped = AutoModelForImageClassification.from_pretrained(folder).eval()
     assert wrapped.config.id2label == labels
-    photograph = export.load_sample_images().images[0]
+    photograph = load_sample_images().images[0]
     from PIL import Image
 
     assert (

@@ -8,7 +8,8 @@ from conftest import FIXTURES, digit_pixel_values, load_example, load_original, 
 from sklearn.datasets import load_digits
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
-from supmae_hf.checkpoints.convert import convert_original_state_dict, revert_original_state_dict
+from supmae_hf.checkpoints.convert import revert_original_state_dict
+from supmae_hf.conversion_supmae import convert_tensors
 from supmae_hf.data.transforms import build_image_processor
 from supmae_hf.training.arguments import PreTrainingArguments
 from supmae_hf.training.optimization import parameter_groups
@@ -21,8 +22,12 @@ def reference():
 
 
 def reference_model(**fields) -> SupMAEForPreTraining:
-    model = SupMAEForPreTraining(reference_config(**fields))
-    model.load_state_dict(convert_original_state_dict(load_original("official_pretrain_tiny.pth")))
+    return from_original(SupMAEForPreTraining, reference_config(**fields), "official_pretrain_tiny.pth")
+
+
+def from_original(model_class, config, name: str):
+    model = model_class(config)
+    model.load_state_dict(convert_tensors(load_original(name), config.num_patches))
     return model
 
 
@@ -157,8 +162,8 @@ def test_training_trajectory_equals_the_authors(tmp_path, train):
 @pytest.mark.parametrize("pooling", ["global_pool", "cls_token"])
 def test_classifiers_equal_the_authors(pooling):
     reference = load_reference("official_finetune_tiny_outputs.safetensors")
-    model = SupMAEForImageClassification(reference_config(use_mean_pooling=pooling == "global_pool")).eval()
-    model.load_state_dict(convert_original_state_dict(load_original(f"official_finetune_tiny_{pooling}.pth")))
+    config = reference_config(use_mean_pooling=pooling == "global_pool")
+    model = from_original(SupMAEForImageClassification, config, f"official_finetune_tiny_{pooling}.pth")
     with torch.no_grad():
         assert_close(model(reference["pixel_values"]).logits, reference[f"{pooling}.logits"])
 
@@ -166,14 +171,16 @@ def test_classifiers_equal_the_authors(pooling):
 @pytest.mark.parametrize("name", ["pretrain_tiny", "finetune_tiny_global_pool", "finetune_tiny_cls_token"])
 def test_names_there_and_back(name):
     original = load_original(f"official_{name}.pth")
-    reverted = revert_original_state_dict(convert_original_state_dict(original))
+    model_class = SupMAEForPreTraining if name.startswith("pretrain") else SupMAEForImageClassification
+    config = reference_config(use_mean_pooling="fc_norm.weight" in original)
+    reverted = revert_original_state_dict(from_original(model_class, config, f"official_{name}.pth").state_dict())
     assert reverted.keys() == original.keys()
     assert all(torch.equal(reverted[key], original[key]) for key in original)
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(KeyError, match="'backbone.weight' is not the name of a SupMAE parameter"):
-        convert_original_state_dict({"backbone.weight": torch.zeros(1)})
+        revert_original_state_dict({"backbone.weight": torch.zeros(1)})
 
 
 def test_fresh_position_embeddings_equal_the_authors():

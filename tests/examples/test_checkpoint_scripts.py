@@ -63,7 +63,7 @@ def test_pretraining_checkpoint(tmp_path):
                 path,
             ),
             HEADS,
-            "head.bias (3,) instead of (10,)",
+            "classifier.bias (3,) instead of (10,)",
         ),
     ],
 )

@@ -1,8 +1,10 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""The paper's own PyTorch checkpoints (and MAE's, which look alike): reading them, and the way between the names."""
+"""
+Other checkpoints as SupMAE: the authors' files (and MAE's and timm's, which look alike), and the folders and repositories of
+other plain ViTs.
+"""
 
 import argparse
-import math
 import pickle
 import re
 import shutil
@@ -12,14 +14,35 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    DeiTModel,
+    PreTrainedConfig,
+    ViTConfig,
+    ViTMAEModel,
+    ViTModel,
+)
 
 from ..configuration_supmae import SupMAEConfig
+from ..conversion_supmae import (
+    ORIGINAL_PARTS,
+    ORIGINAL_PREFIXES,
+    convert_tensors,
+    fields_of_tensors,
+    read_config,
+    require_plain_vit,
+)
 from ..modeling_supmae import (
     SupMAEForImageClassification,
     SupMAEForPreTraining,
     SupMAEModel,
     SupMAEPreTrainedModel,
 )
+from .equality import check_images, require_equal
 
 
 @contextmanager
@@ -48,70 +71,21 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         raise
 
 
-# How names begin: the authors', ours. The first that fits applies.
-_PREFIXES = [
-    ("cls_token", "vit.embeddings.cls_token"),
-    ("pos_embed", "vit.embeddings.position_embeddings"),
-    ("patch_embed.proj.", "vit.embeddings.patch_embeddings.projection."),
-    ("blocks.", "vit.layers."),
-    ("norm.", "vit.layernorm."),
-    ("mask_token", "decoder.mask_token"),
-    ("decoder_blocks.", "decoder.decoder_layers."),
-    ("decoder_", "decoder.decoder_"),  # decoder_embed, decoder_pos_embed, decoder_norm, decoder_pred
-    ("cls_head.0.", "classification_head.fc1."),
-    ("cls_head.1.", "classification_head.batch_norm."),
-    ("cls_head.3.", "classification_head.fc2."),
-    ("fc_norm.", "fc_norm."),
-    ("head.", "classifier."),
-]
-_INSIDE_BLOCKS = [
-    (".norm1.", ".layernorm_before."),
-    (".norm2.", ".layernorm_after."),
-    (".attn.proj.", ".attention.o_proj."),
-]
 _QKV = ".attn.qkv."
 _PROJECTIONS = (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")
 
 
-def _rename(name: str, prefixes: list[tuple[str, str]], inside_blocks: list[tuple[str, str]]) -> str:
-    for old, new in prefixes:
-        if name.startswith(old):
-            name = new + name.removeprefix(old)
-            for old_part, new_part in inside_blocks:
-                name = name.replace(old_part, new_part)
-            return name
-    raise KeyError(f"'{name}' is not the name of a SupMAE parameter.")
-
-
-def convert_original_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """
-    State dict of the authors' pre-training or fine-tuning model, as a state dict of [`SupMAEForPreTraining`] or
-    [`SupMAEForImageClassification`]. Only names change, except that the fused query-key-value matrices are cut in
-    three.
-
-    Raises:
-        KeyError: if the authors' models have no parameter of some name.
-    """
-    converted = {}
-    for original_name, tensor in state_dict.items():
-        name = _rename(original_name, _PREFIXES, _INSIDE_BLOCKS)
-        if _QKV in name:
-            for projection, part in zip(_PROJECTIONS, tensor.chunk(3)):
-                converted[name.replace(_QKV, projection)] = part.clone()
-        else:
-            converted[name] = tensor
-    return converted
-
-
 def revert_original_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    The inverse of [`convert_original_state_dict`]: a state dict of ours under the authors' names.
+    A state dict of [`SupMAEForPreTraining`] or [`SupMAEForImageClassification`] under the names of the authors and of timm,
+    with queries, keys and values in one matrix.
 
     Raises:
-        KeyError: if the authors' models have no such parameter.
+        KeyError: if their models have no such parameter.
     """
-    prefixes, inside_blocks = ([(new, old) for old, new in pairs] for pairs in (_PREFIXES, _INSIDE_BLOCKS))
     query, *others = _PROJECTIONS
+    has_linear_head = "classification_head.fc1.weight" not in state_dict
+    prefixes = [pair for pair in ORIGINAL_PREFIXES if pair[0] != ("cls_head.3." if has_linear_head else "cls_head.")]
     reverted = {}
     for name, tensor in state_dict.items():
         if any(projection in name for projection in others):
@@ -119,7 +93,13 @@ def revert_original_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str,
         if query in name:
             tensor = torch.cat([state_dict[name.replace(query, projection)] for projection in _PROJECTIONS])
             name = name.replace(query, _QKV)
-        reverted[_rename(name, prefixes, inside_blocks)] = tensor
+        original, ours = next((pair for pair in prefixes if name.startswith(pair[1])), (None, None))
+        if ours is None:
+            raise KeyError(f"'{name}' is not the name of a SupMAE parameter.")
+        name = original + name.removeprefix(ours)
+        for original_part, our_part in ORIGINAL_PARTS:
+            name = name.replace(our_part, original_part)
+        reverted[name] = tensor
     return reverted
 
 
@@ -128,16 +108,21 @@ _ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 _DECODER_HEADS = {512: 16}
 
 
-def load_original(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
+# Where a state dict is in a file, and what its names may begin with, in the order in which they are looked for.
+_WRAPPERS = ("model", "state_dict", "model_ema")
+
+
+def load_original(path: str | Path) -> tuple[dict[str, torch.Tensor], dict, list[str]]:
     """
-    Read a `.pth` file of the authors' layout without running any code that it may hold.
+    Read a file of the authors', MAE's or timm's layout without running any code that it may hold.
 
     Args:
-        path: The file: a dictionary with the state dict under `model`, and possibly an `argparse.Namespace` under
-            `args`; nothing else of it is read.
+        path: A `.safetensors` file of tensors, or a PyTorch file: a state dict, or a dictionary that has it under `model`,
+            `state_dict` or `model_ema`, possibly with an `argparse.Namespace` under `args`; nothing else of it is read.
 
     Returns:
-        The state dict, and the arguments that the model was trained with (empty if the file has none).
+        The state dict under the names of the authors' code, the arguments that the model was trained with (empty if the file
+        has none), and what was recognised, in words.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -146,15 +131,51 @@ def load_original(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
+    checkpoint = _read(path)
+    key, state_dict = None, checkpoint
+    if isinstance(checkpoint, dict):
+        key = next((key for key in _WRAPPERS if isinstance(checkpoint.get(key), dict)), None)
+        state_dict = checkpoint if key is None else checkpoint[key]
+    if not (
+        isinstance(state_dict, dict)
+        and state_dict
+        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state_dict.items())
+    ):
+        raise ValueError(
+            f"{path} is not a checkpoint of SupMAE, MAE or timm: it has no state dict, neither by itself nor under "
+            f"{', '.join(map(repr, _WRAPPERS))}."
+        )
+    args = checkpoint.get("args") if key is not None else None
+    words = [f"state dict under '{key}'" if key is not None else "a bare state dict"]
+    prefix = next((name.removesuffix("cls_token") for name in state_dict if name.endswith("cls_token")), "")
+    if prefix:
+        state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+        words.append(f"names without '{prefix}'")
+    if any(name.startswith("projection_head.") for name in state_dict):  # in the file that the authors released
+        state_dict = {re.sub("^projection_head", "cls_head", name): tensor for name, tensor in state_dict.items()}
+        words.append("head under 'projection_head'")
+    if "decoder_embed.weight" not in state_dict:
+        state_dict.pop("mask_token", None)  # of iBOT and DINOv2, in the encoder's input
+    args = vars(args) if isinstance(args, argparse.Namespace) else {}
+    words.append("with training arguments" if args else "without training arguments")
+    return state_dict, args, words
+
+
+def _read(path: Path):
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             try:
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError as error:
                 if "mmap" not in str(error):
                     raise
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError) as error:
+                return torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
+    except (
+        *(pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError, KeyError, IndexError),
+        SafetensorError,
+    ) as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
             raise ValueError(
@@ -162,10 +183,11 @@ def load_original(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
                 "they could run code: save its state dict alone, under the key 'model'."
             ) from error
         raise ValueError(f"{path} is not a PyTorch checkpoint, or it is damaged: get the file anew.") from error
-    state_dict = checkpoint.get("model", checkpoint) if isinstance(checkpoint, dict) else None
-    if not state_dict or not all(isinstance(tensor, torch.Tensor) for tensor in state_dict.values()):
-        raise ValueError(f"{path} is not a SupMAE or MAE checkpoint: it has no state dict under the key 'model'.")
-    return state_dict, vars(checkpoint.get("args", argparse.Namespace()))
+
+
+# Attention heads are not in the tensors: those of the models that MAE and timm define, by width.
+_ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+_DECODER_HEADS = {512: 16}
 
 
 def config_from_original(state_dict: dict[str, torch.Tensor], args: dict, **fields) -> SupMAEConfig:
@@ -173,43 +195,35 @@ def config_from_original(state_dict: dict[str, torch.Tensor], args: dict, **fiel
     The configuration of an authors' model, from the shapes of its tensors and the arguments it was trained with.
 
     Args:
-        state_dict: Of the authors' model.
-        args: Training arguments, as [`load_original`] returns them.
+        state_dict, args: As [`load_original`] returns them.
         fields: Fields of the configuration that are known better, or are not in the file.
 
     Raises:
         ValueError: if the tensors are not those of a ViT, or do not tell a field that is not in `fields`.
     """
     try:
-        hidden_size = state_dict["cls_token"].shape[-1]
-        num_patches = state_dict["pos_embed"].shape[1] - 1
-        _, num_channels, *patch_size = state_dict["patch_embed.proj.weight"].shape
-        derived = {
-            "hidden_size": hidden_size,
-            "num_channels": num_channels,
-            "patch_size": patch_size[0] if patch_size[0] == patch_size[1] else tuple(patch_size),
-            "num_hidden_layers": _count(state_dict, "blocks."),
-            "intermediate_size": state_dict["blocks.0.mlp.fc1.weight"].shape[0],
-            "qkv_bias": "blocks.0.attn.qkv.bias" in state_dict,
-        }
+        derived = fields_of_tensors(state_dict)
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"These are not the tensors of a SupMAE or MAE model: {error} is missing.") from error
-
-    side = math.isqrt(num_patches)
-    if side * side == num_patches and len(set(patch_size)) == 1:
-        derived["image_size"] = side * patch_size[0]
-    derived["num_attention_heads"] = _ENCODER_HEADS.get(hidden_size)
+        raise ValueError(
+            f"These are not the tensors of a SupMAE, MAE or timm model: {error} is missing. (A checkpoint of Transformers is "
+            "named by its folder.)"
+        ) from error
+    derived["num_attention_heads"] = _ENCODER_HEADS.get(derived["hidden_size"])
 
     if "decoder_embed.weight" in state_dict:
         decoder_hidden_size = state_dict["decoder_embed.weight"].shape[0]
         derived |= {
             "decoder_hidden_size": decoder_hidden_size,
-            "decoder_num_hidden_layers": _count(state_dict, "decoder_blocks."),
+            "decoder_num_hidden_layers": len(
+                {name.split(".")[1] for name in state_dict if name.startswith("decoder_blocks.")}
+            ),
             "decoder_intermediate_size": state_dict["decoder_blocks.0.mlp.fc1.weight"].shape[0],
             "decoder_num_attention_heads": _DECODER_HEADS.get(decoder_hidden_size),
         }
     if "cls_head.3.weight" in state_dict:
         derived["num_labels"], derived["classifier_hidden_size"] = state_dict["cls_head.3.weight"].shape
+    elif "cls_head.weight" in state_dict:
+        derived["num_labels"], derived["classifier_hidden_size"] = len(state_dict["cls_head.weight"]), 0
     elif "head.weight" in state_dict:
         derived["num_labels"] = len(state_dict["head.weight"])
         derived["use_mean_pooling"] = "fc_norm.weight" in state_dict
@@ -239,65 +253,144 @@ def config_from_original(state_dict: dict[str, torch.Tensor], args: dict, **fiel
     return SupMAEConfig(**fields)
 
 
-def _count(state_dict: dict, prefix: str) -> int:
-    """Number of blocks whose names begin with `prefix` and an index."""
-    return len({name.split(".")[1] for name in state_dict if name.startswith(prefix)})
-
-
-def convert_original(path: str | Path, encoder_only: bool = False, **fields) -> SupMAEPreTrainedModel:
+def convert_original(
+    path: str | Path, encoder_only: bool = False, image_size=None, patch_size=None, **fields
+) -> tuple[SupMAEPreTrainedModel, str]:
     """
-    The model in a `.pth` file of the authors (or of MAE).
+    The model in a file of the authors, of MAE or of timm, and what was recognised, in a line.
 
     Args:
-        path: A pre-training checkpoint, which becomes a [`SupMAEForPreTraining`]; a fine-tuning checkpoint (global
-            pool or class token), which becomes a [`SupMAEForImageClassification`]; or an encoder alone, which becomes
-            a [`SupMAEModel`]. A pre-training checkpoint of MAE has no classification head: it is new.
+        path: A pre-training checkpoint, which becomes a [`SupMAEForPreTraining`]; a classifier (global pool or class token),
+            which becomes a [`SupMAEForImageClassification`]; or an encoder alone, which becomes a [`SupMAEModel`]. A
+            pre-training checkpoint of MAE has no classification head: it is new.
         encoder_only (`bool`, *optional*, defaults to `False`):
             Whether to make a [`SupMAEModel`] of a pre-training checkpoint.
+        image_size, patch_size: If the file's are others, see [`~SupMAEPreTrainedModel.set_input_size`].
         fields: Fields of the configuration that are not in the file, such as the attention heads of an unusual width.
 
     Raises:
         ValueError: if the file cannot be read, or its tensors are not those of the model; the message names them.
     """
-    state_dict, args = load_original(path)
+    state_dict, args, words = load_original(path)
+    require_plain_vit(state_dict, str(path))
+    if image_size is not None and "image_size" not in fields_of_tensors(state_dict) and not args.get("input_size"):
+        fields["image_size"], image_size = image_size, None
     config = config_from_original(state_dict, args, **fields)
-    if encoder_only or not {"decoder_embed.weight", "head.weight"} & state_dict.keys():
+    is_pretraining, is_classifier = "decoder_embed.weight" in state_dict, "head.weight" in state_dict
+    has_head = any(name.startswith("cls_head.") for name in state_dict)
+    if is_pretraining:
+        kind = "a pre-training checkpoint of SupMAE" if has_head else "a pre-training checkpoint of MAE"
+    else:
+        kind = "a classifier" if is_classifier else "an encoder"
+    if encoder_only or not (is_pretraining or is_classifier):
         model_class = SupMAEModel
-        if "head.weight" in state_dict and config.use_mean_pooling:
+        if is_classifier and config.use_mean_pooling:
             raise ValueError(
                 f"{path} has no LayerNorm after its encoder (it pools first): it can only be a classifier."
             )
-        state_dict = {
-            name: tensor
-            for name, tensor in state_dict.items()
-            if not name.startswith(("decoder_", "mask_token", "cls_head.", "head."))
-        }
-    elif "head.weight" in state_dict:
-        model_class = SupMAEForImageClassification
+        others = ("decoder_", "mask_token", "cls_head.", "head.")
+        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(others)}
     else:
-        model_class = SupMAEForPreTraining
-    model = model_class(config)
-    prefix = "vit." if model_class is SupMAEModel else ""  # the encoder has no prefix of its own
-
-    expected = revert_original_state_dict({prefix + name: tensor for name, tensor in model.state_dict().items()})
-    new_head = model_class is SupMAEForPreTraining and not any(name.startswith("cls_head.") for name in state_dict)
-    if new_head:
-        expected = {name: tensor for name, tensor in expected.items() if not name.startswith("cls_head.")}
+        model_class = SupMAEForPreTraining if is_pretraining else SupMAEForImageClassification
+    converted = convert_tensors(state_dict, config.num_patches, is_distilled="dist_token" in state_dict)
+    model, info = model_class.from_pretrained(
+        None, config=config, state_dict=converted, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    new_head = model_class is SupMAEForPreTraining and not has_head
     problems = {
-        "missing": sorted(expected.keys() - state_dict.keys()),
-        "unexpected": sorted(state_dict.keys() - expected.keys()),
+        "missing": sorted(
+            name for name in info["missing_keys"] if not (new_head and name.startswith("classification_head."))
+        ),
+        "unexpected": sorted(info["unexpected_keys"]),
         "of another shape": [
-            f"{name} {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in state_dict and state_dict[name].shape != tensor.shape
+            f"{name} {tuple(theirs)} instead of {tuple(ours)}"
+            for name, theirs, ours in sorted(info["mismatched_keys"])
         ],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        listed = "; ".join(f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names)
         raise ValueError(f"The tensors of {path} are not those of a {model_class.__name__}: {listed}.")
+    model.config.name_or_path = ""
+    model.set_input_size(image_size, patch_size)
+    new = "; its classification head is new" if new_head else ""
+    return model, f"{path} is {kind} ({', '.join(words)}){new}."
 
-    converted = convert_original_state_dict(state_dict)
-    model.load_state_dict(
-        {name.removeprefix(prefix): tensor for name, tensor in converted.items()}, strict=not new_head
-    )
-    return model.eval()
+
+def _source_tokens(name: str, model_type: str, is_distilled: bool, images: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """
+    Class and patch tokens of `images` by the class of the checkpoint `name`, without a distillation token, and whether a
+    LayerNorm follows the last block.
+    """
+    options = {"dtype": torch.float32}
+    if model_type == "vit_mae":
+        model = ViTMAEModel.from_pretrained(name, mask_ratio=0.0, **options).eval()
+        num_patches = model.config.image_size // model.config.patch_size
+        noise = torch.arange(num_patches**2, dtype=torch.float32).expand(len(images), -1)  # keeps the order
+        return model(images, noise=noise).last_hidden_state, True
+    if model_type == "deit":  # which is a ViT but for the distillation token
+        deit = DeiTModel.from_pretrained(name, add_pooling_layer=False, **options)
+        state_dict = deit.state_dict()
+        del state_dict["embeddings.distillation_token"]
+        positions = state_dict["embeddings.position_embeddings"]
+        state_dict["embeddings.position_embeddings"] = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
+        fields = {key: value for key, value in deit.config.to_dict().items() if key in ViTConfig().to_dict()}
+        model = ViTModel(ViTConfig(**{**fields, "model_type": "vit"}), add_pooling_layer=False)
+        model.load_state_dict(state_dict)
+        return model.eval()(images).last_hidden_state, True
+    if model_type == "vit":
+        return ViTModel.from_pretrained(name, add_pooling_layer=False, **options).eval()(
+            images
+        ).last_hidden_state, True
+    model = AutoModel.from_pretrained(name, **options).eval()
+    if model_type != "timm_wrapper":
+        return model(images).last_hidden_state, True
+    vit = model.timm_model
+    is_normalized = not isinstance(vit.norm, nn.Identity)
+    if not is_distilled:
+        return vit.forward_features(images), is_normalized
+    class_token = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(images), -1, -1)
+    tokens = torch.cat([class_token, vit.patch_embed(images) + vit.pos_embed[:, 2:]], dim=1)
+    return vit.norm(vit.blocks(tokens)), is_normalized
+
+
+@torch.no_grad()
+def convert_pretrained(
+    name: str, encoder_only: bool = False, image_size=None, patch_size=None, **fields
+) -> SupMAEPreTrainedModel:
+    """
+    The model in a folder or repository of another plain ViT (see [`~SupMAEPreTrainedModel.from_pretrained`]), after checking
+    that its encoder, and its classifier if it comes along, compute on random images and photographs what the source's own
+    class does. A ViTMAE becomes a [`SupMAEForPreTraining`], a classifier a [`SupMAEForImageClassification`], an encoder a
+    [`SupMAEModel`].
+
+    Args:
+        encoder_only, image_size, patch_size, fields: As for [`convert_original`].
+
+    Raises:
+        OSError: if there is no such checkpoint.
+        RuntimeError: if the results differ by more than 1e-5.
+        ValueError: if SupMAE cannot be the model in it; the message names the part.
+    """
+    config = PreTrainedConfig.get_config_dict(name)[0]
+    if config.get("model_type") == SupMAEConfig.model_type:
+        raise ValueError(f"'{name}' is a SupMAE checkpoint: `from_pretrained` reads it as it is.")
+    if "model_type" not in config:
+        raise ValueError(
+            f"'{name}' has no `model_type` in its config.json: it is not a checkpoint of Transformers or timm."
+        )
+    source = read_config(config, name)
+    if config["model_type"] == "vit_mae" and not encoder_only:
+        model_class = SupMAEForPreTraining
+    else:
+        model_class = SupMAEForImageClassification if source.has_classifier and not encoder_only else SupMAEModel
+    model = model_class.from_pretrained(name, dtype=torch.float32, **fields)
+    images = check_images(model.config)
+    expected, is_normalized = _source_tokens(name, config["model_type"], source.is_distilled, images)
+    outputs = model.base_model(images, output_hidden_states=True)
+    actual = outputs.last_hidden_state if is_normalized else outputs.hidden_states[-1]
+    require_equal(actual, expected, f"encoder of '{name}'")
+    if model_class is SupMAEForImageClassification and not source.is_distilled:
+        classifier = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32).eval()
+        require_equal(model(images).logits, classifier(images).logits, f"classifier of '{name}'")
+    model.set_input_size(image_size, patch_size)
+    return model

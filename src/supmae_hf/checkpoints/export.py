@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from sklearn.datasets import load_sample_images
 from torch import nn
 from transformers import (
     BeitConfig,
@@ -36,7 +35,7 @@ from transformers import (
 )
 
 from ..configuration_supmae import SupMAEConfig, to_pair
-from ..data.transforms import build_image_processor, load_image_processor, pixel_statistics, pixel_type
+from ..data.transforms import build_image_processor, fit_image_processor, load_image_processor, pixel_type
 from ..image_processing_supmae import SupMAEImageProcessor
 from ..modeling_supmae import (
     SupMAEForImageClassification,
@@ -45,10 +44,8 @@ from ..modeling_supmae import (
     SupMAEPreTrainedModel,
 )
 from .convert import new_folder, revert_original_state_dict
+from .equality import check_images, require_equal
 
-
-# Largest difference, relative to the largest result (or 1), at which an export counts as exact.
-TOLERANCE = 1e-5
 
 # Our names inside a block, and those of published ViT, ViTMAE and BEiT checkpoints, which every release reads.
 _PUBLISHED_NAMES = {
@@ -269,32 +266,10 @@ def to_stock(model: SupMAEPreTrainedModel) -> StockModel:
     return to_vit_mae(model) if isinstance(model, SupMAEForPreTraining) else to_vit(model)
 
 
-def check_images(config: SupMAEConfig) -> torch.Tensor:
-    """Two random images and two photographs (scikit-learn's) as `pixel_values` of the model's size."""
-    size = to_pair(config.image_size)
-    random = torch.randn(2, config.num_channels, *size, generator=torch.Generator().manual_seed(0))
-    photographs = torch.stack([torch.from_numpy(image) for image in load_sample_images().images])
-    photographs = nn.functional.interpolate(photographs.permute(0, 3, 1, 2) / 255, size=size, mode="bilinear")
-    if config.num_channels != 3:
-        photographs = photographs.mean(dim=1, keepdim=True).expand(-1, config.num_channels, -1, -1)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in pixel_statistics(config.num_channels))
-    return torch.cat([random, (photographs - mean) / std])
-
-
-def require_equal(actual: torch.Tensor, expected: torch.Tensor, what: str):
-    """Raise a `RuntimeError` unless the results agree to `TOLERANCE`."""
-    difference = (actual - expected).abs().max().item() if actual.shape == expected.shape else float("nan")
-    scale = max(expected.abs().max().item(), 1.0)
-    if not difference <= TOLERANCE * scale:
-        raise RuntimeError(
-            f"The {what} does not compute the same as the model (largest difference {difference:.1e} of {scale:.1e}): "
-            "it was not written. Please report this with the model's configuration."
-        )
-
-
 def source_image_processor(model: SupMAEPreTrainedModel, source: str | Path | None = None):
-    """The image processor beside the weights at `source`, or, if there is none, the default one for the model."""
-    return load_image_processor(source) or build_image_processor(model.config)
+    """The image processor beside the weights at `source`, for the model's size, or, if there is none, the default one."""
+    known = load_image_processor(source)
+    return build_image_processor(model.config) if known is None else fit_image_processor(known, model.config)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from .dataset import UNREADABLE, ImageDataset, name_of, say_unreadable
 from .image_data import ImageData
 from .labels import Labels
 from .sources import take
-from .transforms import IMAGENET_MEAN, IMAGENET_STD, load_image_processor
+from .transforms import IMAGENET_MEAN, IMAGENET_STD, load_image_processor, normalization
 
 
 _NUM_LOOKED_AT = 100  # images, for their type
@@ -120,10 +120,10 @@ def pixel_fields(
         mean, std, whose = _each(image_mean, config, "image_mean"), _each(image_std, config, "image_std"), "as given"
     elif (
         not from_data
-        and hasattr(known, "image_mean")
-        and len(np.atleast_1d(known.image_mean)) in (1, config.num_channels)
+        and normalization(known) is not None
+        and len(np.atleast_1d(normalization(known)[0])) in (1, config.num_channels)
     ):
-        mean, std = _each(known.image_mean, config, "image_mean"), _each(known.image_std, config, "image_std")
+        mean, std = (_each(values, config, "image_mean") for values in normalization(known))
         whose = f"of {source}"
     elif is_plain_rgb and not from_data:
         mean, std, whose = list(IMAGENET_MEAN), list(IMAGENET_STD), "of ImageNet"

@@ -104,6 +104,41 @@ def load_image_processor(source: str | Path | None):
     return None
 
 
+def fit_image_processor(image_processor, config: SupMAEConfig):
+    """
+    The same image processor for images of the model's size: resized and cropped in proportion. That of a timm model becomes
+    one of Transformers.
+    """
+    data_config = getattr(image_processor, "data_config", None)
+    if data_config is not None:
+        return build_image_processor(config, data_config["crop_pct"], data_config["mean"], data_config["std"])
+    height, width = to_pair(config.image_size)
+    old = image_processor.crop_size if image_processor.do_center_crop else image_processor.size
+    if (old.height, old.width) == (height, width):
+        return image_processor
+    fields = image_processor.to_dict()
+    if image_processor.do_center_crop:
+        fields["crop_size"] = {"height": height, "width": width}
+        size, ratio = image_processor.size, (height / old.height, width / old.width)
+        if size.shortest_edge and height == width:
+            fields["size"] = {"shortest_edge": round(size.shortest_edge * ratio[0])}
+        else:
+            resized = (size.height or size.shortest_edge, size.width or size.shortest_edge)
+            fields["size"] = {name: round(side * r) for name, side, r in zip(("height", "width"), resized, ratio)}
+    else:
+        fields["size"] = {"height": height, "width": width}
+    return type(image_processor).from_dict(fields)
+
+
+def normalization(image_processor) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation by which a model's images are normalised, if its image processor says so."""
+    data_config = getattr(image_processor, "data_config", None)  # of timm's
+    if data_config is not None:
+        return list(data_config["mean"]), list(data_config["std"])
+    mean = getattr(image_processor, "image_mean", None)
+    return None if mean is None else (mean, image_processor.image_std)
+
+
 def pixel_type(image_processor) -> str:
     """The type of the pixels that a model was trained on, from its image processor: `"uint8"` for all but ours."""
     return getattr(image_processor, "pixel_type", "uint8")

@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import torch
 from torch import nn
-from transformers import AutoConfig, SchedulerType, TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
@@ -36,7 +36,11 @@ class ModelArguments:
     """Which model to train."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint to start from, on the Hub or a folder: SupMAE or ViTMAE."}
+        default=None,
+        metadata={
+            "help": "Checkpoint to start from, on the Hub or a folder: SupMAE, or another plain ViT (ViT, DeiT, DINO, DINOv2, "
+            "ViTMAE, ViT-MSN, timm's)."
+        },
     )
     model_config: dict | str | None = field(
         default=None,
@@ -110,7 +114,7 @@ class ModelArguments:
             return model, {name for name, _ in model.named_parameters()}
         names = list(fields.get("id2label", {}).values())
         try:
-            known = list(AutoConfig.from_pretrained(self.model_name_or_path).id2label.values())
+            known = list(SupMAEConfig.from_pretrained(self.model_name_or_path).id2label.values())
             model, info = model_class.from_pretrained(
                 self.model_name_or_path,
                 output_loading_info=True,
