@@ -25,11 +25,11 @@ from supmae_hf.evaluation.probes import (
     LinearProbeTrainer,
     compute_features,
     fit_logistic,
-    knn_scores,
 )
 from supmae_hf.training.arguments import DataArguments, ModelArguments
 from supmae_hf.training.checkpointing import prepare_output_dir
 from supmae_hf.training.cpu import prepare_cpu
+from supmae_hf.training.knn import knn_scores
 from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report, say_results
 from supmae_hf.training.runs import describe_run

@@ -33,6 +33,7 @@ from supmae_hf.training.checkpointing import (
     prepare_output_dir,
     writing_failed,
 )
+from supmae_hf.training.knn import KnnEvaluation
 from supmae_hf.training.objective import add, averages, batch_figures, image_figures, step_loss
 from supmae_hf.training.optimization import create_optimizer, create_scheduler
 from supmae_hf.training.recipes import parse_arguments, run
@@ -72,7 +73,7 @@ def train_step(model, batches: list[dict], optimizer, args, accelerator: Acceler
 
 
 @torch.no_grad()
-def evaluate(model, dataloader, accelerator: Accelerator) -> dict[str, float]:
+def evaluate(model, dataloader, accelerator: Accelerator, knn: KnnEvaluation | None) -> dict[str, float]:
     """The figures of the held-out images."""
     model.eval()
     sums = None
@@ -83,11 +84,22 @@ def evaluate(model, dataloader, accelerator: Accelerator) -> dict[str, float]:
         )
         rows = {name: row.double().cpu() for name, row in accelerator.gather_for_metrics(figures).items()}
         sums = add(sums, {name: row.sum() for name, row in rows.items()})
+    metrics = averages(sums)
+    if knn is not None:
+        metrics["knn_top1"] = knn(model, accelerator)
     model.train()
-    return {f"eval_{name}": value for name, value in averages(sums).items()}
+    return {f"eval_{name}": value for name, value in metrics.items()}
 
 
-def train(args: PreTrainingArguments, model, image_processor, train_dataset, eval_dataset, checkpoint: str | None):
+def train(
+    args: PreTrainingArguments,
+    model,
+    image_processor,
+    train_dataset,
+    eval_dataset,
+    knn: KnnEvaluation | None,
+    checkpoint: str | None,
+):
     """Train, from a checkpoint if there is one, and save; returns the log and the last evaluation."""
     output_dir = Path(args.output_dir)
     accelerator = Accelerator(
@@ -188,7 +200,7 @@ def train(args: PreTrainingArguments, model, image_processor, train_dataset, eva
                     sums, num_steps, start = None, 0, time.perf_counter()
                 if not is_stopped and is_due(args.eval_strategy, state.eval_steps):
                     began = time.perf_counter()
-                    log(evaluate(model, eval_loader, accelerator))
+                    log(evaluate(model, eval_loader, accelerator, knn))
                     start += time.perf_counter() - began
                 is_last = is_stopped or state.global_step == max_steps
                 is_save_due = is_due(args.save_strategy, state.save_steps)
@@ -200,7 +212,7 @@ def train(args: PreTrainingArguments, model, image_processor, train_dataset, eva
     if is_stopped:
         leave(args)
 
-    metrics = {} if eval_loader is None else evaluate(model, eval_loader, accelerator)
+    metrics = {} if eval_loader is None else evaluate(model, eval_loader, accelerator, knn)
     state_dict = accelerator.get_state_dict(model)
     bare_model.save_pretrained(output_dir, is_main_process=accelerator.is_main_process, state_dict=state_dict)
     if accelerator.is_main_process:
@@ -223,8 +235,11 @@ def main():
     data = data_args.load(args.output_dir, model_args.model_config.get("problem_type"))
     set_seed(args.seed)
     model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args, data)
+    knn = None
+    if args.knn_eval:
+        knn = KnnEvaluation(data, train_dataset, image_processor, data_args.label_column_name, args)
     checkpoint = prepare_output_dir(args, describe_run("pre-training", model_args, data_args, args, data))
-    log_history, metrics = train(args, model, image_processor, train_dataset, eval_dataset, checkpoint)
+    log_history, metrics = train(args, model, image_processor, train_dataset, eval_dataset, knn, checkpoint)
     if args.process_index == 0:
         report = Report("Pre-trained", model, args, data_args, data, train_dataset, eval_dataset, image_processor)
         report.write(log_history, metrics)

@@ -300,9 +300,9 @@ def convert_tensors(
             converted[name] = tensor
     for name in [name for name in converted if name.endswith(".layer_scale")]:
         scale, projection = converted.pop(name).float(), name.removesuffix("layer_scale")
-        weight, bias = converted[projection + "weight"], converted[projection + "bias"]
-        converted[projection + "weight"] = (weight.float() * scale.unsqueeze(1)).to(weight.dtype)
-        converted[projection + "bias"] = (bias.float() * scale).to(bias.dtype)
+        # in float32, whatever the file's precision: it is loading that rounds
+        converted[projection + "weight"] = converted[projection + "weight"].float() * scale.unsqueeze(1)
+        converted[projection + "bias"] = converted[projection + "bias"].float() * scale
     for name in [name for name in converted if name.endswith("embeddings.position_embeddings")]:
         positions = converted[name]
         if is_distilled:  # class token, distillation token, patches

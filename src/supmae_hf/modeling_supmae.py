@@ -702,7 +702,8 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         (FlexiViT, arXiv 2212.08013, section 3.4); the decoder's predictions are resampled likewise.
 
         Raises:
-            ValueError: if the sizes do not fit each other; the model is as before then.
+            ValueError: if the sizes do not fit each other, or the parameters are spread over processes (ZeRO-3); the model is
+                as before then.
         """
         config = self.config
         sizes = {"image_size": image_size, "patch_size": patch_size}
@@ -713,6 +714,11 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         new = copy.deepcopy(config)
         new.image_size, new.patch_size = sizes["image_size"], sizes["patch_size"]
         new.check()
+        if self.base_model.embeddings.position_embeddings.numel() == 0:  # ZeRO-3
+            raise ValueError(
+                "The sizes of a model whose parameters are spread over processes cannot be changed: change them first, with "
+                "examples/convert_checkpoint.py, or `set_input_size` and `save_pretrained`."
+            )
         config.image_size, config.patch_size = new.image_size, new.patch_size
 
         def fit(module: nn.Module, name: str):

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import re
 
 import pytest
 import torch
@@ -74,6 +75,54 @@ def save(tmp_path, state_dict, args=None):
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": state_dict, **({"args": argparse.Namespace(**args)} if args is not None else {})}, path)
     return path
+
+
+LAYOUTS = {
+    "released": (lambda name: re.sub("^cls_head", "projection_head", name), "model", "head under 'projection_head'"),
+    "module.": (lambda name: f"module.{name}", "model", "names without 'module.'"),
+    "lightning": (lambda name: f"model.{name}", "state_dict", "state dict under 'state_dict'"),
+    "ema": (lambda name: name, "model_ema", "state dict under 'model_ema'"),
+    "bare": (lambda name: name, None, "a bare state dict, without training arguments"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_the_authors_files(tmp_path, layout):
+    rename, key, words = LAYOUTS[layout]
+    state_dict = {rename(name): tensor for name, tensor in load_original("official_pretrain_tiny.pth").items()}
+    torch.save(state_dict if key is None else {key: state_dict, "epoch": 1}, tmp_path / "checkpoint.pth")
+    model, recognised = convert_original(tmp_path / "checkpoint.pth", **HEADS)
+    assert words in recognised and "is a pre-training checkpoint of SupMAE" in recognised and "\n" not in recognised
+    reference = load_reference("official_pretrain_tiny_outputs.safetensors")
+    outputs = model(reference["pixel_values"], labels=reference["labels"], noise=reference["eval_mask75.noise"])
+    for ours, theirs in {"logits": "pred", "class_logits": "class_logits"}.items():
+        assert_close(outputs[ours], reference[f"eval_mask75.{theirs}"])
+    for name in ("reconstruction_loss", "classification_loss"):
+        assert_close(outputs[name], reference[f"eval_mask75.{name}"])
+
+
+@pytest.mark.parametrize("head", ["cls_head", "projection_head"])
+def test_linear_head(tmp_path, head):
+    original = {k: v for k, v in load_original("official_pretrain_tiny.pth").items() if not k.startswith("cls_head")}
+    weight, bias = torch.randn(7, 64), torch.randn(7)
+    model, _ = convert_original(save(tmp_path, {**original, f"{head}.weight": weight, f"{head}.bias": bias}), **HEADS)
+    assert model.config.num_labels == 7 and model.config.classifier_hidden_size == 0
+    reference = load_reference("official_pretrain_tiny_outputs.safetensors")
+    outputs = model(reference["pixel_values"], noise=reference["eval_mask75.noise"])
+    pooled = reference["eval_mask75.latent"][:, 1:].mean(dim=1)
+    assert_close(outputs.class_logits, pooled @ weight.T + bias)
+    assert_close(outputs.logits, reference["eval_mask75.pred"])
+    reverted = revert_original_state_dict(model.state_dict())
+    assert torch.equal(reverted["cls_head.weight"], weight) and reverted.keys() == {
+        *original,
+        "cls_head.weight",
+        "cls_head.bias",
+    }
+
+
+def test_files_at_another_size(tmp_path):
+    model, _ = convert_original(PRETRAIN, image_size=48, **HEADS)
+    assert model.config.image_size == 48 and model.decoder.decoder_pos_embed.shape[1] == 37
 
 
 def test_mae_checkpoint_gets_a_new_head(tmp_path):

@@ -15,8 +15,8 @@ from supmae_hf.evaluation.probes import (
     LinearProbeTrainer,
     compute_features,
     fit_logistic,
-    knn_scores,
 )
+from supmae_hf.training.knn import knn_scores
 
 
 def arguments(tmp_path, **fields):

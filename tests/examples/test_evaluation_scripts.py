@@ -112,12 +112,12 @@ def test_robustness_on_the_digits(tmp_path, classifiers):
         ("run_robustness.py", ["--models", "{vit}", "--imagenet_a", "no/where"], "There is no data set 'no/where'"),
         ("run_few_shot.py", ["--models", "a", "--epochs", "0"], "`--epochs` must be above 0, got 0"),
         ("run_few_shot.py", ["--models", "{vit}", "--datasets", "no/where"], "There is no data set 'no/where'"),
-        ("run_semantic_segmentation.py", ["--models", "{vit}"], "no backbone class for"),
+        ("run_semantic_segmentation.py", ["--models", "{clip}"], "no backbone class for"),
     ],
 )
 def test_bad_input_ends_in_one_error(tmp_path, script, arguments, message):
-    vit = make_model("vit", tmp_path)
-    arguments = [argument.format(vit=vit) for argument in arguments]
+    models = {family: make_model(family, tmp_path) for family in ("vit", "clip")}
+    arguments = [argument.format(**models) for argument in arguments]
     assert message in run(script, *arguments, "--output_dir", "out", cwd=tmp_path, fails=True)
     assert not list(tmp_path.glob("out/*/*"))  # no training was begun
 

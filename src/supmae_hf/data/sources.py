@@ -224,6 +224,32 @@ def load_evaluation_data(
     return ImageData(None, take(undecoded(data, image_column), max_samples), image_column, labels, where, notes)
 
 
+def load_splits(
+    source: str | None = None,
+    config: str | None = None,
+    split: str | None = None,
+    max_samples: int | None = None,
+    image_column: str | None = None,
+    label_columns: Sequence[str] | None = None,
+    exclude: str | Path | None = None,
+) -> dict[str, ImageData]:
+    """
+    Every split, or one, of a folder, a data set or (by default) the digits, as `validation` of an [`ImageData`] of its own.
+    Arguments and errors are those of [`load_evaluation_data`] and [`open_splits`].
+    """
+    splits, notes = open_splits(source, config, exclude=exclude) if source else (load_digits(), [])
+    if split is not None and split not in splits:
+        raise ValueError(f"The data set has no split '{split}', only {sorted(splits)}: name one with `--split`.")
+    loaded = {}
+    for name in splits if split is None else [split]:
+        column = find_image_column(splits[name].features, image_column)
+        labels = Labels.of(splits[name], label_columns)
+        images = take(undecoded(splits[name], column), max_samples)
+        where = f"split '{name}'" if len(splits) > 1 else f"from {source}"
+        loaded[name] = ImageData(None, images, column, labels, where, notes if not loaded else [])
+    return loaded
+
+
 def load_training_data(
     source: str | None = None,
     config: str | None = None,

@@ -10,24 +10,14 @@ from accelerate import PartialState
 
 from ..data.dataset import ImageDataset
 from ..data.image_data import ImageData
-from ..data.sources import load_evaluation_data
+from ..data.sources import load_evaluation_data, load_splits
 from .tables import Journal
 
 
 @dataclass
-class EvaluationArguments:
-    """Which models to evaluate, how, and where to."""
+class DeviceArguments:
+    """How images go through a model."""
 
-    models: list[str] = field(
-        default_factory=list, metadata={"help": "Checkpoints, in folders or on the Hub: one row of the table each."}
-    )
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder for the table and the picture; default: outputs/ and the script's name."},
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Measure again what `--output_dir` has results for."}
-    )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images at a time, per device."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that load images, per device."})
     use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
@@ -40,11 +30,6 @@ class EvaluationArguments:
             raise ValueError(
                 f"`--per_device_eval_batch_size` must be 1 or more, got {self.per_device_eval_batch_size}."
             )
-        if not self.models:
-            raise ValueError("`--models` is missing: name one checkpoint or more, in folders or on the Hub.")
-        repeated = {name for name in self.models if self.models.count(name) > 1}
-        if repeated:
-            raise ValueError(f"`--models` names {', '.join(sorted(repeated))} more than once.")
 
     def options(self) -> dict:
         """How [`predict`] is to go about it."""
@@ -53,6 +38,30 @@ class EvaluationArguments:
             "num_workers": self.dataloader_num_workers,
             "use_cpu": self.use_cpu,
         }
+
+
+@dataclass
+class EvaluationArguments(DeviceArguments):
+    """Which models to evaluate, how, and where to."""
+
+    models: list[str] = field(
+        default_factory=list, metadata={"help": "Checkpoints, in folders or on the Hub: one row of the table each."}
+    )
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder for the table and the picture; default: outputs/ and the script's name."},
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Measure again what `--output_dir` has results for."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.models:
+            raise ValueError("`--models` is missing: name one checkpoint or more, in folders or on the Hub.")
+        repeated = {name for name in self.models if self.models.count(name) > 1}
+        if repeated:
+            raise ValueError(f"`--models` names {', '.join(sorted(repeated))} more than once.")
 
     def prepare_output_dir(self) -> tuple[Path, Journal]:
         """
@@ -73,6 +82,46 @@ class EvaluationArguments:
                 for path in folder.glob("results*"):
                     path.unlink()
             return folder, Journal(folder / "results.jsonl", is_writer=self.state.is_main_process)
+
+
+@dataclass
+class FeatureArguments(DeviceArguments):
+    """Which encoder's features, and where to."""
+
+    model: str | None = field(
+        default=None, metadata={"help": "Checkpoint of any image encoder, in a folder or on the Hub."}
+    )
+    output_dir: str = field(default="outputs/features", metadata={"help": "Folder for the Parquet files."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Begin anew even if `--output_dir` holds other features: deletes them."}
+    )
+    pooling: str = field(
+        default="model",
+        metadata={
+            "help": "What of an image's tokens the vector is: what the model's own classifier is given, the class token, or "
+            "the mean of the patch tokens.",
+            "choices": ["model", "cls", "mean"],
+        },
+    )
+    tokens: bool = field(default=False, metadata={"help": "Write the tokens of the patches, too: a column `tokens`."})
+    images_per_file: int = field(
+        default=2000, metadata={"help": "Images of a Parquet file; an interrupted run loses those of one at most."}
+    )
+    nearest: list[str] | None = field(
+        default=None, metadata={"help": "Image files: print and draw those whose vectors are nearest to theirs."}
+    )
+    num_nearest: int = field(default=8, metadata={"help": "How many, for each."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.model:
+            raise ValueError("`--model` is missing: name a checkpoint, in a folder or on the Hub.")
+        for name in ("images_per_file", "num_nearest"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` must be 1 or more, got {getattr(self, name)}.")
+        missing = [path for path in self.nearest or [] if not Path(path).is_file()]
+        if missing:
+            raise FileNotFoundError(f"`--nearest` names {missing[0]}, which is not a file.")
 
 
 @dataclass
@@ -105,17 +154,17 @@ class EvaluationDataArguments:
     def __post_init__(self):
         if self.dataset_name and self.image_dir:
             raise ValueError("`--dataset_name` and `--image_dir` both name images: give one of them.")
+        if self.image_dir and not Path(self.image_dir).is_dir():
+            raise FileNotFoundError(f"'{self.image_dir}' is not a folder of images: check its name.")
 
     def load(self) -> ImageData:
         """
         The images and their labels, as `validation`; says what they are.
 
         Raises:
-            FileNotFoundError: if the folder or data set does not exist.
+            FileNotFoundError: if the data set does not exist.
             ValueError: if there is no such split, or not one class per image.
         """
-        if self.image_dir and not Path(self.image_dir).is_dir():
-            raise FileNotFoundError(f"'{self.image_dir}' is not a folder of images: check its name.")
         data = load_evaluation_data(
             self.image_dir or self.dataset_name,
             self.dataset_config_name,
@@ -139,3 +188,37 @@ class EvaluationDataArguments:
         return ImageDataset(
             data.validation, data.labels, transform, num_channels, image_column=data.image_column, skip_bad_images=skip
         )
+
+
+@dataclass
+class FeatureDataArguments(EvaluationDataArguments):
+    """Images, with labels or without; by default the digits."""
+
+    split: str | None = field(default=None, metadata={"help": "Split of that data set; default: all of them."})
+    max_samples: int | None = field(default=None, metadata={"help": "At most so many images of each split."})
+
+    def load_splits(self, exclude: str) -> dict[str, ImageData]:
+        """
+        The images of each split, as `validation`; says what they are.
+
+        Args:
+            exclude: A folder in them to leave out.
+
+        Raises:
+            FileNotFoundError: if the data set does not exist.
+            ValueError: if there is no such split.
+        """
+        splits = load_splits(
+            self.image_dir or self.dataset_name,
+            self.dataset_config_name,
+            self.split,
+            self.max_samples,
+            self.image_column_name,
+            self.label_column_name,
+            exclude,
+        )
+        if PartialState().is_main_process:
+            for data in splits.values():
+                print(f"\n{data.table()}", flush=True)
+            print()
+        return splits

@@ -261,20 +261,31 @@ class ImageEncoder(nn.Module):
             self.hidden_size = self(torch.zeros(1, getattr(self.config, "num_channels", 3), *sizes)).shape[-1]
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.encode(pixel_values)[0]
+
+    def encode(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Features `(batch_size, hidden_size)` and, if the model has them, the tokens of the patches (for networks of stages: of
+        the places of the last map) in raster order, `(batch_size, num_patches, hidden_size)`.
+        """
         if isinstance(self.model, SupMAEForImageClassification):
-            return self.model(pixel_values).logits
+            outputs = self.model.vit(pixel_values)
+            return tuple(self.model.fc_norm(x) for x in (outputs.pooler_output, outputs.last_hidden_state[:, 1:]))
         outputs = self.model(pixel_values)
         pooled = outputs.get("pooler_output")
         tokens = outputs.get("last_hidden_state")
+        class_token = None
+        if tokens is not None:
+            if tokens.ndim == 4:
+                tokens = tokens.flatten(2).transpose(1, 2)
+            else:
+                class_token = tokens[:, 0]
+                tokens = tokens[:, self._num_prefix_tokens(pixel_values, tokens) :]
         if self.pooling == "model" and pooled is not None:
-            return pooled.flatten(1)
-        if tokens is not None and tokens.ndim == 4:
-            if self.pooling == "cls":
-                raise ValueError(f"'{self.name}' has no class token: choose another `--pooling`.")
-            return tokens.mean(dim=(2, 3))
-        if self.pooling != "mean":
-            return tokens[:, 0]
-        return tokens[:, self._num_prefix_tokens(pixel_values, tokens) :].mean(dim=1)
+            return pooled.flatten(1), tokens
+        if self.pooling == "cls" and class_token is None:
+            raise ValueError(f"'{self.name}' has no class token: choose another `--pooling`.")
+        return (tokens.mean(dim=1) if self.pooling == "mean" or class_token is None else class_token), tokens
 
     def _num_prefix_tokens(self, pixel_values: torch.Tensor, tokens: torch.Tensor) -> int:
         """Class, distillation and register tokens: those that are not of a patch."""

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from timm.optim import Lars
@@ -172,17 +171,3 @@ def fit_logistic(model: SupMAEForImageClassification, features: np.ndarray, labe
     weight[regression.classes_] = coefficients / scaler.scale_
     bias[regression.classes_] = intercepts - (coefficients / scaler.scale_) @ scaler.mean_
     set_classifier(model, *(torch.tensor(x, dtype=torch.float32, device=model.device) for x in (weight, bias)))
-
-
-def knn_scores(
-    features: np.ndarray, labels: np.ndarray, queries: np.ndarray, num_labels: int, num_neighbors: int
-) -> np.ndarray:
-    """
-    Votes of the `num_neighbors` nearest training images by cosine distance, weighted by closeness: shape
-    `(num_queries, num_labels)`.
-    """
-    neighbors = KNeighborsClassifier(min(num_neighbors, len(features)), weights="distance", metric="cosine")
-    neighbors.fit(features, labels)
-    scores = np.zeros((len(queries), num_labels))
-    scores[:, neighbors.classes_] = neighbors.predict_proba(queries)
-    return scores

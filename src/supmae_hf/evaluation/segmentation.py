@@ -24,14 +24,14 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
-from ..configuration_supmae import to_pair
+from ..configuration_supmae import SupMAEConfig, to_pair
 from ..data.dataset import ImageDataset
 from ..data.folders import HELD_OUT_SPLITS
 from ..data.labels import Labels
 from ..data.sources import load_dataset
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, load_image_processor, seeded, to_pil
 from ..image_processing_supmae import SupMAEImageProcessor
-from ..modeling_supmae import SupMAEBackbone, interpolate_position_embeddings
+from ..modeling_supmae import SupMAEBackbone
 from .metrics import count_pixels, segmentation_scores
 
 
@@ -276,8 +276,9 @@ class SegmentationDataset(ImageDataset):
 
 def load_backbone(name: str, image_size: int, out_indices: list[int] | None = None, drop_path_rate: float = 0.0):
     """
-    A checkpoint's encoder as a backbone with four feature maps: SupMAE and ViTMAE as [`SupMAEBackbone`] with a feature
-    pyramid and position embeddings resampled to `image_size`; others as the backbone class that Transformers has for them.
+    A checkpoint's encoder as a backbone with four feature maps: SupMAE and the plain ViTs for which Transformers has no
+    backbone class as [`SupMAEBackbone`] with a feature pyramid, made for images of `image_size`; others as the class that
+    Transformers has for them.
 
     Args:
         out_indices: Blocks (stages); default: at a third, a half, two thirds and all of the depth, as in MAE.
@@ -286,6 +287,9 @@ def load_backbone(name: str, image_size: int, out_indices: list[int] | None = No
         ValueError: if Transformers has no backbone class for the model.
     """
     config = AutoConfig.from_pretrained(name)
+    is_ours = config.model_type in ("supmae", "vit_mae", "vit", "deit", "vit_msn", "timm_wrapper")
+    if is_ours:
+        config = SupMAEConfig.from_pretrained(name)
     depth = getattr(config, "num_hidden_layers", None)
     if out_indices is None and depth is not None:
         out_indices = [max(1, round(depth * share)) for share in (1 / 3, 1 / 2, 2 / 3, 1)]
@@ -297,22 +301,15 @@ def load_backbone(name: str, image_size: int, out_indices: list[int] | None = No
         raise ValueError(
             f"UperNet takes four feature maps, but '{name}' would give {out_indices}: see `--out_indices`."
         )
-    if config.model_type in ("supmae", "vit_mae"):
-        backbone = SupMAEBackbone.from_pretrained(
-            name, out_indices=out_indices, add_fpn=True, drop_path_rate=drop_path_rate
+    if is_ours:
+        sizes = tuple(-(-image_size // side) * side for side in to_pair(config.patch_size))
+        return SupMAEBackbone.from_pretrained(
+            name, image_size=sizes, out_indices=out_indices, add_fpn=True, drop_path_rate=drop_path_rate
         )
-        grid_size = backbone.config.grid_size
-        patch_size = to_pair(backbone.config.patch_size)
-        backbone.config.image_size = tuple(-(-image_size // side) * side for side in patch_size)
-        embeddings = backbone.vit.embeddings
-        embeddings.position_embeddings = nn.Parameter(
-            interpolate_position_embeddings(embeddings.position_embeddings.data, grid_size, backbone.config.grid_size)
-        )
-        return backbone
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise ValueError(
-            f"Transformers has no backbone class for '{name}' ({config.model_type}): SupMAE, ViTMAE, BEiT, DINOv2, Swin, "
-            "ConvNeXt and ResNet have one."
+            f"Transformers has no backbone class for '{name}' ({config.model_type}): SupMAE, plain ViTs, BEiT, DINOv2, "
+            "Swin, ConvNeXt and ResNet can be one."
         )
     config = AutoConfig.from_pretrained(name, out_indices=out_indices)
     if config.model_type == "beit":

@@ -453,7 +453,10 @@ class RecipeArguments(TrainingArguments):
         default=0.0, metadata={"help": "Where the cosine ends, in the classifier's learning rate."}
     )
     layer_decay: float | None = field(
-        default=None, metadata={"help": "Each layer's learning rate over that of the layer above; for fine-tuning."}
+        default=None,
+        metadata={
+            "help": "Each layer's learning rate over that of the layer above; for fine-tuning, and to go on from a ViT."
+        },
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew even if `--output_dir` holds a run: deletes what it wrote."}
@@ -564,6 +567,20 @@ class PreTrainingArguments(RecipeArguments):
     num_reconstructions: int = field(
         default=8, metadata={"help": "Held-out images in the picture of reconstructions."}
     )
+    train_position_embeddings: bool = field(
+        default=False,
+        metadata={
+            "help": "Train the encoder's position embeddings, too: for those of other ViTs, which are learnt. SupMAE's own are "
+            "sines and cosines, and fixed."
+        },
+    )
+    knn_eval: bool = field(
+        default=False,
+        metadata={
+            "help": "Log, at every evaluation, the accuracy of nearest neighbours of held-out images among (at most 10,000) "
+            "labelled training images, whether or not there is a classification branch."
+        },
+    )
 
 
 @dataclass
@@ -610,6 +627,7 @@ def prepare_pretraining(
     model, _ = model_args.build(
         SupMAEForPreTraining, args, **data.labels.config_fields(), **data_args.config_fields(model_args)
     )
+    model.vit.embeddings.position_embeddings.requires_grad_(args.train_position_embeddings)
     prepare_cpu(model, args)
     image_processor = data_args.build_image_processor(data, model.config, model_args.model_name_or_path)
     train_dataset, eval_dataset = data_args.build(

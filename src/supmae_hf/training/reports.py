@@ -58,7 +58,9 @@ class Report:
             statistics = self.image_processor.image_mean, self.image_processor.image_std
             is_deep = self.data.pixel_type != "uint8"
             save_reconstructions(self.model, shown["pixel_values"], pictures[0], *statistics, shown["noise"], is_deep)
-        curves = ("reconstruction_loss", "classification_loss", "accuracy") if is_pretraining else ("loss", "top1")
+        curves = ("loss", "top1")
+        if is_pretraining:
+            curves = ("reconstruction_loss", "classification_loss", "accuracy", "knn_top1")
         pictures.append(self.output_dir / "curves.png")
         save_curves(log_history, pictures[-1], (*curves, "learning_rate"))
         self.write_card(log_history)
@@ -74,6 +76,7 @@ _FIGURES = {
     "eval_reconstruction_loss": ("reconstruction loss", ".4f"),
     "eval_classification_loss": ("classification loss", ".4f"),
     "eval_accuracy": ("accuracy on visible patches", ".2%"),
+    "eval_knn_top1": ("accuracy of nearest neighbours", ".2%"),
     "eval_top1": ("top1", ".2%"),
     "eval_top5": ("top5", ".2%"),
 }

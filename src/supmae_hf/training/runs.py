@@ -47,6 +47,7 @@ _NOT_COMPARED = {
     "license",
     "widget_images",
     "num_reconstructions",
+    "knn_eval",
     "early_stopping_patience",
     # of the model
     "attn_implementation",

@@ -27,6 +27,7 @@ from .checkpointing import (
     mark_complete,
     writing_failed,
 )
+from .knn import KnnEvaluation
 from .objective import add, averages, batch_figures, image_figures, step_loss
 from .optimization import create_optimizer, create_scheduler
 
@@ -273,10 +274,14 @@ class PreTrainer(RecipeTrainer):
     Trainer of [`SupMAEForPreTraining`]: logs both losses, the labelled images per step and, for single-label problems,
     the accuracy on visible patches, and evaluates the same. Classification figures, and the classification loss of an
     optimiser step, are averages over its labelled images, in however many batches and processes they are.
+
+    Args:
+        knn ([`KnnEvaluation`], *optional*): Whose accuracy every evaluation has as `eval_knn_top1`.
     """
 
-    def __init__(self, model, args, **kwargs):
+    def __init__(self, model, args, knn: KnnEvaluation | None = None, **kwargs):
         model = prepare_batch_norm(model, args)
+        self.knn = knn
         super().__init__(model, args, compute_metrics=self._average, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted: `num_items_in_batch`
         self._sums = None
@@ -297,6 +302,13 @@ class PreTrainer(RecipeTrainer):
         self.monitor.add(loss=loss, reconstruction_loss=outputs["reconstruction_loss"], **class_loss)
         # the Trainer leaves the division to whoever is given the number of items
         return (loss if num_items_in_batch is None else loss / num_batches), outputs
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.knn is not None:
+            model = self.model if self.args.n_gpu > 1 else self.model_wrapped  # not DataParallel's copies
+            output.metrics[f"{metric_key_prefix}_knn_top1"] = self.knn(model.eval(), self.accelerator)
+        return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs.pop("skipped", None)

@@ -1,0 +1,240 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Features of images as a Parquet data set, and the nearest among them."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.neighbors import NearestNeighbors
+from tqdm.auto import tqdm
+
+from ..data.dataset import ImageDataset, collate
+from ..data.image_data import ImageData
+from ..data.labels import Labels
+from ..modeling_supmae import UNLABELED
+from .models import ImageEncoder
+
+
+RUN_FILE = "_supmae_features.json"  # which `datasets` does not take for data
+
+
+def prepare_output_dir(folder: str | Path, run: dict, overwrite: bool = False):
+    """
+    Make the folder for the features of `run`, or go on in it.
+
+    Args:
+        run: What decides the features, by name.
+        overwrite: Whether to delete features of another run.
+
+    Raises:
+        ValueError: if the folder holds features of another run, or other files; the message says what differs.
+    """
+    folder = Path(folder)
+    run = json.loads(json.dumps(run))
+    found = [path.name for path in folder.glob("*")] if folder.exists() else []
+    foreign = [name for name in found if name != RUN_FILE and not re.fullmatch(r"\.?.+-\d{5}\.parquet(\.part)?", name)]
+    if foreign:
+        raise ValueError(
+            f"{folder} holds other files ({', '.join(sorted(foreign)[:3])}): name a folder of its own with `--output_dir`."
+        )
+    if RUN_FILE in found:
+        before = json.loads((folder / RUN_FILE).read_text())
+        differ = [
+            f"{name}: {before.get(name)} before, {run[name]} now" for name in run if before.get(name) != run[name]
+        ]
+        if not differ and not overwrite:
+            return
+        if not overwrite:
+            raise ValueError(
+                f"{folder} holds other features ({'; '.join(differ)}): choose another `--output_dir`, or pass "
+                "`--overwrite_output_dir True` to replace them."
+            )
+    elif found and not overwrite:
+        raise ValueError(f"{folder} holds Parquet files that no run of ours wrote: choose another `--output_dir`.")
+    if found:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f"{RUN_FILE}.new"
+    new.write_text(json.dumps(run, indent=1))
+    new.replace(folder / RUN_FILE)
+
+
+@dataclass
+class Part:
+    """The images from `start` to `stop` of a split, which become one file."""
+
+    split: str
+    start: int
+    stop: int
+    path: Path
+
+
+def parts_of(sizes: dict[str, int], folder: str | Path, images_per_file: int) -> list[Part]:
+    """The files of splits of these sizes."""
+    return [
+        Part(split, start, min(start + images_per_file, size), Path(folder) / f"{split}-{number:05d}.parquet")
+        for split, size in sizes.items()
+        for number, start in enumerate(range(0, size, images_per_file))
+    ]
+
+
+def _label_feature(labels: Labels):
+    """The type of the column `label`: class names, numbers, or 0 and 1 for each class."""
+    if not labels.columns or labels.problem_type == "single_label_classification":
+        return datasets.Value("string")
+    return datasets.List(datasets.Value("float32"))
+
+
+@torch.no_grad()
+def extract_features(
+    encoder: ImageEncoder,
+    splits: dict[str, ImageData],
+    transform,
+    folder: str | Path,
+    batch_size: int,
+    num_workers: int = 0,
+    use_cpu: bool = False,
+    images_per_file: int = 2000,
+    with_tokens: bool = False,
+    skip_bad_images: bool = False,
+    num_channels: int = 3,
+):
+    """
+    Write one row per image of `splits` into `folder`: `path` (if the image is a file), `index` (its place in the split),
+    `label` (class name, or what there is; `None` for an image without a label), `vector`, and, `with_tokens`, `tokens`
+    `(num_patches, hidden_size)`. Each file appears complete or not at all, and those that are there are left alone: an
+    interrupted run goes on, and the processes that `accelerate launch` started share the files among them.
+
+    Args:
+        transform: See [`ImageDataset`].
+        images_per_file: Rows of a file.
+        skip_bad_images: Whether images that cannot be decoded are left out.
+
+    Raises:
+        ValueError: if the model has no tokens, or an image cannot be decoded.
+    """
+    accelerator = Accelerator(cpu=use_cpu)
+    encoder.to(accelerator.device).eval()
+    parts = parts_of({name: len(data.validation) for name, data in splits.items()}, folder, images_per_file)
+    # what is missing is shared out, so that no process is left with files that are there
+    missing = [part for part in parts if not part.path.exists()]
+    accelerator.wait_for_everyone()  # before one of them writes
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    progress = tqdm(
+        total=sum(part.stop - part.start for part in mine),
+        unit=" images",
+        disable=not accelerator.is_local_main_process or not mine,
+    )
+    for part in mine:
+        data = splits[part.split]
+        records = data.validation.select(range(part.start, part.stop))
+        dataset = ImageDataset(
+            records,
+            data.labels,
+            transform,
+            num_channels,
+            image_column=data.image_column,
+            skip_bad_images=skip_bad_images,
+        )
+        loader = torch.utils.data.DataLoader(dataset, batch_size, collate_fn=collate, num_workers=num_workers)
+        columns = {"vector": [], "tokens": []}
+        kept = []
+        for batch in loader:
+            with accelerator.autocast():
+                vectors, tokens = encoder.encode(batch["pixel_values"].to(accelerator.device))
+            # another image is in the place of one that cannot be decoded
+            keep = batch.get("skipped", torch.zeros(len(vectors))) == 0
+            kept.append(keep.numpy())
+            columns["vector"].append(vectors.float().cpu()[keep].numpy())
+            if with_tokens:
+                if tokens is None:
+                    raise ValueError(f"'{encoder.name}' has no tokens of patches: leave out `--tokens`.")
+                columns["tokens"].append(tokens.float().cpu()[keep].numpy())
+            progress.update(len(keep))
+        _write(part, data, records, np.flatnonzero(np.concatenate(kept)), columns)
+    progress.close()
+    accelerator.wait_for_everyone()
+
+
+def _write(part: Part, data: ImageData, records: datasets.Dataset, kept: np.ndarray, columns: dict[str, list]):
+    columns = {name: np.concatenate(values) for name, values in columns.items() if values}
+    vector = datasets.List(datasets.Value("float32"), length=columns["vector"].shape[-1])
+    features = {
+        "path": datasets.Value("string"),
+        "index": datasets.Value("int64"),
+        "label": _label_feature(data.labels),
+        "vector": vector,
+    }
+    if "tokens" in columns:
+        features["tokens"] = datasets.List(vector, length=columns["tokens"].shape[1])
+    rows = records.select(kept)
+    images = rows[data.image_column] if isinstance(rows.features[data.image_column], datasets.Image) else []
+    table = {
+        "path": [image["path"] for image in images] or [None] * len(rows),
+        "index": (part.start + kept).tolist(),
+        "label": [_label(data.labels, record) for record in rows.remove_columns(data.image_column)],
+        **columns,
+    }
+    new = part.path.with_name(f".{part.path.name}.part")
+    pq.write_table(datasets.Dataset.from_dict(table, features=datasets.Features(features)).data.table, new)
+    os.replace(new, part.path)
+
+
+def _label(labels: Labels, record: dict):
+    encoded = np.asarray(labels.encode(record))
+    if labels.problem_type == "single_label_classification" or not labels.columns:
+        return labels.names[int(encoded)] if labels.columns and int(encoded) != UNLABELED else None
+    return np.atleast_1d(encoded).astype(np.float32).tolist() if (encoded != UNLABELED).any() else None
+
+
+def read_features(folder: str | Path) -> datasets.Dataset:
+    """All rows that [`extract_features`] wrote into a folder, with a column `split`; without the tokens."""
+    tables = []
+    for path in sorted(Path(folder).glob("*-[0-9][0-9][0-9][0-9][0-9].parquet")):
+        table = pq.read_table(path, columns=["path", "index", "label", "vector"])
+        tables.append(table.append_column("split", pa.array([path.name.rpartition("-")[0]] * len(table))))
+    return datasets.Dataset(pa.concat_tables(tables).replace_schema_metadata())
+
+
+@torch.no_grad()
+def nearest(
+    encoder: ImageEncoder, features: datasets.Dataset, pictures: list[str], transform, num_channels: int, number: int
+) -> Iterator[tuple[str, list[dict]]]:
+    """
+    For each file of `pictures` the `number` rows of `features` (see [`read_features`]) whose vectors have the largest cosine
+    similarity to its own, with that as `similarity`.
+    """
+    files = datasets.Dataset.from_dict({"image": [str(path) for path in pictures]})
+    files = files.cast_column("image", datasets.Image(decode=False))
+    dataset = ImageDataset(files, Labels(), transform, num_channels)
+    index = NearestNeighbors(n_neighbors=min(number, len(features)), metric="cosine")
+    index.fit(features.with_format("numpy")["vector"][:])
+    for place, path in enumerate(pictures):
+        device = next(encoder.parameters()).device
+        vector = encoder(dataset[place]["pixel_values"].unsqueeze(0).to(device)).float().cpu().numpy()
+        distances, rows = index.kneighbors(vector)
+        found = features.remove_columns("vector").select(rows[0])
+        yield path, [{**row, "similarity": 1 - float(d)} for row, d in zip(found, distances[0])]
+
+
+def draw_nearest(picture: Image.Image, neighbors: list[tuple[Image.Image, str]], path: str | Path):
+    """Draw an image and its neighbours, each with a caption, as a row of pictures."""
+    images = [(picture, "query"), *neighbors]
+    figure = Figure(figsize=(1.7 * len(images), 2.2), layout="constrained")
+    for axis, (image, caption) in zip(figure.subplots(1, len(images)), images):
+        axis.imshow(image)
+        axis.set_title(caption, fontsize=8)
+        axis.axis("off")
+    figure.savefig(path, dpi=150)
