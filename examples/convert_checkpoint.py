@@ -10,7 +10,8 @@ CHECKPOINT is one of
   - a .pth file of MAE, which looks alike but has no classification head: a new one is made;
   - a .pth or .safetensors file of a plain ViT under timm's names (timm's vit_* and deit_*, DINO, DINOv2);
   - a folder or a repository of the Hub with a ViTMAE, ViT, DeiT, DINO, DINOv2, ViT-MSN or timm ViT: checked, on random images
-    and on photographs, to compute the same as its own class.
+    and on photographs, to compute the same as its own class;
+  - a SupMAE checkpoint, to change its --image_size or --patch_size.
 
 The architecture is read from the checkpoint. Nothing in it is run, and FOLDER appears complete or not at all.
 """
@@ -18,8 +19,10 @@ The architecture is read from the checkpoint. Nothing in it is run, and FOLDER a
 import argparse
 from pathlib import Path
 
+from supmae_hf import SupMAEForPreTraining
 from supmae_hf.checkpoints.convert import convert_original, convert_pretrained, new_folder
 from supmae_hf.checkpoints.export import source_image_processor
+from supmae_hf.data.transforms import load_image_processor, normalization
 from supmae_hf.training.recipes import run
 
 
@@ -56,7 +59,15 @@ def main():
         else:
             model = convert_pretrained(args.checkpoint, args.encoder_only, **sizes, **fields)
         model.save_pretrained(folder)
-        source_image_processor(model, None if is_file else args.checkpoint).save_pretrained(folder)
+        source = None if is_file else args.checkpoint
+        image_processor = source_image_processor(model, source)
+        image_processor.save_pretrained(folder)
+    if load_image_processor(source) is None and not isinstance(model, SupMAEForPreTraining):
+        mean, std = normalization(image_processor)
+        print(
+            f"The checkpoint does not say how its images are prepared: mean {mean} and standard deviation {std} are taken. Timm's "
+            "and Google's ViTs often have 0.5 for both: see preprocessor_config.json."
+        )
     print(f"{type(model).__name__} with {model.num_parameters():,} parameters: {args.folder}")
 
 

@@ -14,7 +14,6 @@ whose vectors are nearest to that of IMAGE, and draws them.
 from pathlib import Path
 
 from supmae_hf.data.dataset import ImageDataset
-from supmae_hf.data.transforms import to_pil
 from supmae_hf.evaluation.arguments import FeatureArguments, FeatureDataArguments
 from supmae_hf.evaluation.features import (
     draw_nearest,
@@ -25,7 +24,7 @@ from supmae_hf.evaluation.features import (
     read_features,
 )
 from supmae_hf.evaluation.models import ImageEncoder, check_models, fingerprint, load_transform
-from supmae_hf.evaluation.tables import write_table
+from supmae_hf.evaluation.tables import say_written, write_table
 from supmae_hf.image_processing_supmae import read_image
 from supmae_hf.training.recipes import parse_arguments, run
 
@@ -33,20 +32,22 @@ from supmae_hf.training.recipes import parse_arguments, run
 def show_nearest(encoder, splits, transform, num_channels: int, args: FeatureArguments):
     """Print the nearest images of each of `--nearest`, and draw them beside the folder of features."""
     features, folder = read_features(args.output_dir), Path(args.output_dir)
+    images = {
+        name: ImageDataset(data.validation, data.labels, transform, num_channels, image_column=data.image_column)
+        for name, data in splits.items()
+    }
     for path, rows in nearest(encoder, features, args.nearest, transform, num_channels, args.num_nearest):
         print(f"\nNearest to {path}:\n")
         stem = f"{folder.name}-nearest-{Path(path).stem}"
         write_table(rows, folder.parent, stem, float_format=".3f")
         neighbors = []
         for row in rows:
-            data = splits[row["split"]]
-            images = ImageDataset(data.validation, data.labels, transform, image_column=data.image_column)
-            image, _ = images.read(data.validation[row["index"]][data.image_column])
+            split = images[row["split"]]
+            image, _ = split.read(split.dataset[row["index"]][split.image_column])
             label = "" if row["label"] is None else f"{row['label']}\n"
-            neighbors.append((to_pil(image, num_channels), f"{label}{row['similarity']:.3f}"))
-        picture = folder.parent / f"{stem}.png"
-        draw_nearest(to_pil(read_image(Path(path).read_bytes()), num_channels), neighbors, picture)
-        print(f"\nWritten: {picture}, {picture.with_suffix('.json')}, {picture.with_suffix('.csv')}")
+            neighbors.append((image, f"{label}{row['similarity']:.3f}"))
+        draw_nearest(read_image(Path(path).read_bytes()), neighbors, folder.parent / f"{stem}.png")
+        say_written(folder.parent, f"{stem}.png", f"{stem}.json", f"{stem}.csv")
 
 
 def main():

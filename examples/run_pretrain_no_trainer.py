@@ -97,8 +97,8 @@ def train(
     image_processor,
     train_dataset,
     eval_dataset,
-    knn: KnnEvaluation | None,
     checkpoint: str | None,
+    knn: KnnEvaluation | None = None,
 ):
     """Train, from a checkpoint if there is one, and save; returns the log and the last evaluation."""
     output_dir = Path(args.output_dir)
@@ -239,7 +239,7 @@ def main():
     if args.knn_eval:
         knn = KnnEvaluation(data, train_dataset, image_processor, data_args.label_column_name, args)
     checkpoint = prepare_output_dir(args, describe_run("pre-training", model_args, data_args, args, data))
-    log_history, metrics = train(args, model, image_processor, train_dataset, eval_dataset, knn, checkpoint)
+    log_history, metrics = train(args, model, image_processor, train_dataset, eval_dataset, checkpoint, knn)
     if args.process_index == 0:
         report = Report("Pre-trained", model, args, data_args, data, train_dataset, eval_dataset, image_processor)
         report.write(log_history, metrics)

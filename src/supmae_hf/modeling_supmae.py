@@ -664,7 +664,7 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         if own:
             loaded_at = SupMAEConfig.from_pretrained(name, **options)
             if config is None:
-                sizes = {field: kwargs.pop(field) for field in ("image_size", "patch_size") if field in kwargs}
+                sizes = {field: kwargs.pop(field, None) for field in ("image_size", "patch_size")}
             else:
                 sizes = {"image_size": config.image_size, "patch_size": config.patch_size}
                 config = copy.deepcopy(config)

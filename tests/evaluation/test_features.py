@@ -1,6 +1,7 @@
 """Features of images as Parquet files: the right ones, once each, whatever interrupts it."""
 
 import json
+import re
 import subprocess
 import time
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import example_command, run_command, run_example
+from conftest import ROOT, example_command, run_command, run_example
 from evaluation.zoo import ENCODERS, make_model
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
@@ -86,6 +87,19 @@ def test_images_without_labels_and_broken_ones(tmp_path, digit_folder):
     labels = dict(zip(rows["path"], rows["label"]))
     assert labels.pop(str(folder / "unlabelled.png")) is None and None not in labels.values()
     assert len(set(rows["index"])) == 40 and max(rows["index"]) == 40
+
+
+def test_the_code_of_the_documentation(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    model = make_model("supmae", tmp_path)
+    run_example(SCRIPT, "--model", model, "--pooling", "cls", "--output_dir", "outputs/features", cwd=tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "features.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3 and all(len(block.splitlines()) <= 10 for block in blocks)
+    for block in blocks:
+        exec(block, {})
+    printed = capsys.readouterr().out
+    assert printed.count("->") == 3 and "cluster" in printed and printed.strip().endswith("%")
 
 
 class Interrupted(Exception):

@@ -127,7 +127,8 @@ def test_a_recipe_must_be_a_mapping(tmp_path):
 def test_recipes_parse(recipe: Path):
     # bf16 arithmetic needs an accelerator, or not every CPU
     argv = [str(recipe), "--bf16", "False", *CPU]
-    job = "linear_probe" if recipe.stem.startswith("linear") else recipe.stem.split("_")[0]
+    job = recipe.stem.split("_")[0]
+    job = {"linear": "linear_probe", "continue": "pretrain"}.get(job, job)
     trained = {"pretrain": PreTrainingArguments, "finetune": FineTuningArguments, "linear_probe": LinearProbeArguments}
     if job == "segmentation":
         parse(argv, (UperNetArguments, SegmentationDataArguments, SegmentationArguments), job)

@@ -316,6 +316,14 @@ def convert_original(
     return model, f"{path} is {kind} ({', '.join(words)}){new}."
 
 
+def _class_of(config: dict, name: str) -> type[SupMAEPreTrainedModel]:
+    classes = {x.__name__: x for x in (SupMAEForPreTraining, SupMAEForImageClassification, SupMAEModel)}
+    architecture = (config.get("architectures") or ["SupMAEModel"])[0]
+    if architecture not in classes:
+        raise ValueError(f"'{name}' is a {architecture}: pass `--encoder_only`, or name another checkpoint.")
+    return classes[architecture]
+
+
 def _source_tokens(name: str, model_type: str, is_distilled: bool, images: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """
     Class and patch tokens of `images` by the class of the checkpoint `name`, without a distillation token, and whether a
@@ -361,7 +369,7 @@ def convert_pretrained(
     The model in a folder or repository of another plain ViT (see [`~SupMAEPreTrainedModel.from_pretrained`]), after checking
     that its encoder, and its classifier if it comes along, compute on random images and photographs what the source's own
     class does. A ViTMAE becomes a [`SupMAEForPreTraining`], a classifier a [`SupMAEForImageClassification`], an encoder a
-    [`SupMAEModel`].
+    [`SupMAEModel`]; a SupMAE stays what it is, perhaps at another size.
 
     Args:
         encoder_only, image_size, patch_size, fields: As for [`convert_original`].
@@ -371,9 +379,16 @@ def convert_pretrained(
         RuntimeError: if the results differ by more than 1e-5.
         ValueError: if SupMAE cannot be the model in it; the message names the part.
     """
-    config = PreTrainedConfig.get_config_dict(name)[0]
+    try:
+        config = PreTrainedConfig.get_config_dict(name)[0]
+    except OSError as error:
+        raise OSError(
+            f"There is no checkpoint '{name}', neither a file or a folder here nor a repository that the Hub gave us. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     if config.get("model_type") == SupMAEConfig.model_type:
-        raise ValueError(f"'{name}' is a SupMAE checkpoint: `from_pretrained` reads it as it is.")
+        model_class = SupMAEModel if encoder_only else _class_of(config, name)
+        return model_class.from_pretrained(name, image_size=image_size, patch_size=patch_size, **fields)
     if "model_type" not in config:
         raise ValueError(
             f"'{name}' has no `model_type` in its config.json: it is not a checkpoint of Transformers or timm."

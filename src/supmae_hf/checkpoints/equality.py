@@ -17,7 +17,7 @@ def check_images(config: SupMAEConfig) -> torch.Tensor:
     """Two random images and two photographs (scikit-learn's) as `pixel_values` of the model's size."""
     size = to_pair(config.image_size)
     random = torch.randn(2, config.num_channels, *size, generator=torch.Generator().manual_seed(0))
-    photographs = torch.stack([torch.from_numpy(image) for image in load_sample_images().images])
+    photographs = torch.stack([torch.tensor(image) for image in load_sample_images().images])
     photographs = nn.functional.interpolate(photographs.permute(0, 3, 1, 2) / 255, size=size, mode="bilinear")
     if config.num_channels != 3:
         photographs = photographs.mean(dim=1, keepdim=True).expand(-1, config.num_channels, -1, -1)

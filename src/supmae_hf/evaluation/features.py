@@ -229,12 +229,22 @@ def nearest(
         yield path, [{**row, "similarity": 1 - float(d)} for row, d in zip(found, distances[0])]
 
 
-def draw_nearest(picture: Image.Image, neighbors: list[tuple[Image.Image, str]], path: str | Path):
-    """Draw an image and its neighbours, each with a caption, as a row of pictures."""
+def draw_nearest(
+    picture: Image.Image | np.ndarray, neighbors: list[tuple[Image.Image | np.ndarray, str]], path: str | Path
+):
+    """
+    Draw an image and its neighbours, as [`read_image`] gives them, each with a caption. Of images of other than 8 bits or three
+    channels the first three channels, or the first, are stretched to their range.
+    """
     images = [(picture, "query"), *neighbors]
     figure = Figure(figsize=(1.7 * len(images), 2.2), layout="constrained")
     for axis, (image, caption) in zip(figure.subplots(1, len(images)), images):
-        axis.imshow(image)
+        pixels = np.atleast_3d(np.asarray(image.convert("RGB") if hasattr(image, "convert") else image))
+        pixels = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1]
+        if pixels.dtype != np.uint8:
+            low, high = pixels.min(), pixels.max()
+            pixels = (pixels.astype(np.float64) - low) / max(float(high) - float(low), 1e-12)
+        axis.imshow(pixels, cmap="gray")
         axis.set_title(caption, fontsize=8)
         axis.axis("off")
     figure.savefig(path, dpi=150)
