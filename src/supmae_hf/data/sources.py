@@ -14,6 +14,7 @@ from sklearn import datasets as scikit_learn
 
 from ..modeling_supmae import UNLABELED
 from .folders import HELD_OUT_SPLITS, check_names, find_splits, read_folder, to_dataset
+from .idx import idx_folder, read_idx
 from .image_data import ImageData, Split, paths_of, shortened
 from .labels import Labels
 
@@ -100,8 +101,8 @@ def open_splits(
     source: str | Path, config: str | None = None, streaming: bool = False, exclude: str | Path | None = None
 ) -> tuple[dict[str, Split], list[str]]:
     """
-    The splits of a folder of images, a folder of tables or a data set of the Hub, and what was left out. All rules for
-    folders, in training and in evaluation, are in [`read_folder`] and here.
+    The splits of a folder of images, of tables or of IDX files (MNIST's format), or of a data set of the Hub, and what was left
+    out. All rules for folders, in training and in evaluation, are in [`read_folder`], [`read_idx`] and here.
 
     Args:
         exclude: A folder in it to leave out: where the run writes to.
@@ -113,6 +114,9 @@ def open_splits(
     if not Path(source).is_dir() or is_table(source):
         splits = load_dataset(str(source), config, streaming=streaming)
         return {name: _with_absolute_paths(split, Path(source)) for name, split in splits.items()}, []
+    if (idx := idx_folder(source)) is not None:
+        splits, notes = read_idx(idx, config)
+        return ({name: _stream(split) for name, split in splits.items()} if streaming else splits), notes
     folders = find_splits(source) or {"train": Path(source)}
     read = {name: read_folder(path, exclude) for name, path in folders.items()}
     names, notes = read["train"].names, [line for folder in read.values() for line in folder.left_out]
@@ -441,6 +445,12 @@ def _add_unlabeled(train: Split, validation: Split | None, sources: Sequence[str
         known |= {os.path.realpath(path) for path in paths_of(split, image_column) if path}
     parts = [train]
     for source in sources:
+        if (idx := idx_folder(source)) is not None:
+            splits, idx_notes = read_idx(idx)
+            images = datasets.concatenate_datasets([split.select_columns("image") for split in splits.values()])
+            notes += [*idx_notes, f"{len(images)} images without labels from {source}"]
+            parts.append(images if image_column == "image" else images.rename_column("image", image_column))
+            continue
         folder = read_folder(source, exclude)
         images = to_dataset(folder).select_columns("image")
         new = []

@@ -1,0 +1,121 @@
+"""Folders in MNIST's format, wherever a folder of images is taken."""
+
+import gzip
+import json
+import struct
+
+import numpy as np
+import pytest
+from conftest import TINY, run_example
+from evaluation.zoo import make_model
+from sklearn.datasets import load_digits
+
+from supmae_hf.data.dataset import ImageDataset
+from supmae_hf.data.sources import load_evaluation_data, load_training_data
+
+
+DIGITS = load_digits()
+PIXELS = np.round(DIGITS.images * (255 / 16)).astype(np.uint8)
+CODES = {"uint8": 8, ">i4": 12}
+
+
+def write(path, array: np.ndarray, dtype: str = "uint8"):
+    content = bytes([0, 0, CODES[dtype], array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    content += array.astype(dtype).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def make_mnist(folder, prefix="", ending="", test="t10k", transpose=False, labels=True):
+    for split, places in (("train", range(0, 60)), (test, range(60, 100))):
+        pixels = PIXELS[list(places)]
+        write(
+            folder / f"{prefix}{split}-images-idx3-ubyte{ending}", pixels.transpose(0, 2, 1) if transpose else pixels
+        )
+        if labels:
+            write(folder / f"{prefix}{split}-labels-idx1-ubyte{ending}", DIGITS.target[list(places)])
+    return folder
+
+
+def decoded(data) -> np.ndarray:
+    images = ImageDataset(data.validation, data.labels, None, image_column="image")
+    return np.stack([np.asarray(images.read(record["image"])[0]) for record in data.validation])
+
+
+@pytest.mark.parametrize("layout", ["gzipped", "plain", "torchvision", "dots"])
+def test_mnist(tmp_path, layout):
+    if layout == "torchvision":  # both, in the folder that it makes
+        make_mnist(tmp_path / "MNIST" / "raw", ending=".gz")
+        make_mnist(tmp_path / "MNIST" / "raw")
+    elif layout == "dots":
+        make_mnist(tmp_path)
+        for path in list(tmp_path.iterdir()):
+            path.rename(path.with_name(path.name.replace("-idx", ".idx")))
+    else:
+        make_mnist(tmp_path, ending=".gz" if layout == "gzipped" else "")
+    data = load_training_data(str(tmp_path))
+    assert len(data.train) == 60 and data.labels.names == list("0123456789")
+    assert np.array_equal(data.labels.classes(data.validation), DIGITS.target[60:100])
+    assert np.array_equal(decoded(data), PIXELS[60:100])
+    assert np.array_equal(decoded(load_evaluation_data(str(tmp_path))), PIXELS[60:100])
+
+
+def test_emnist_is_turned_and_its_classes_are_characters(tmp_path):
+    make_mnist(tmp_path, prefix="emnist-digits-", ending=".gz", test="test", transpose=True)
+    make_mnist(tmp_path, prefix="emnist-mnist-", ending=".gz", test="test", transpose=True)
+    (tmp_path / "emnist-digits-mapping.txt").write_text(
+        "\n".join(f"{code} {65 + code} {97 + code}" for code in range(10))
+    )
+    with pytest.raises(ValueError, match="has the sets digits, mnist: name one of them with `--dataset_config_name`"):
+        load_training_data(str(tmp_path))
+    with pytest.raises(ValueError, match="has the sets digits, mnist"):
+        load_training_data(str(tmp_path), "letters")
+    data = load_training_data(str(tmp_path), "digits")
+    assert data.labels.names[:2] == ["A/a", "B/b"] and np.array_equal(decoded(data), PIXELS[60:100])
+    assert any("rows and columns exchanged" in note for note in data.notes)
+
+
+def test_qmnist_has_more_than_classes(tmp_path):
+    make_mnist(tmp_path, prefix="qmnist-", ending=".gz", test="test", labels=False)
+    for split, places in (("train", range(60)), ("test", range(60, 100))):
+        more = np.stack([DIGITS.target[list(places)], np.arange(len(places)) + 1000], axis=1)
+        write(tmp_path / f"qmnist-{split}-labels-idx2-int.gz", more, ">i4")
+    data = load_training_data(str(tmp_path))
+    assert np.array_equal(data.labels.classes(data.validation), DIGITS.target[60:100])
+
+
+def test_without_labels_and_as_unlabelled_images(tmp_path):
+    make_mnist(tmp_path / "blank", labels=False)
+    data = load_training_data(str(tmp_path / "blank"))
+    assert not data.labels.columns and len(data.train) == 60
+    make_mnist(tmp_path / "labelled")
+    data = load_training_data(str(tmp_path / "labelled"), unlabeled_sources=[str(tmp_path / "blank")])
+    assert len(data.train) == 160 and (data.labels.classes(data.train) >= 0).sum() == 60
+
+
+@pytest.mark.parametrize("damage", ["short", "text", "labels", "shape"])
+def test_bad_files_are_named(tmp_path, damage):
+    make_mnist(tmp_path, ending=".gz")
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    if damage == "short":
+        path.write_bytes(path.read_bytes()[:500])
+    elif damage == "text":
+        path.write_text("not an IDX file")
+    elif damage == "shape":
+        write(path, PIXELS[0])
+    else:
+        write(tmp_path / "train-labels-idx1-ubyte.gz", DIGITS.target[:59])
+    message = {"labels": "has 59 labels for the 60 images", "shape": r"shape \(8, 8\), not images"}
+    with pytest.raises(ValueError, match=message.get(damage, f"{path} is not an IDX file, or it is damaged")):
+        load_training_data(str(tmp_path))
+
+
+def test_scripts_take_them(tmp_path):
+    make_mnist(tmp_path / "mnist", ending=".gz")
+    arguments = ["--train_dir", "mnist", "--model_config", json.dumps(TINY), "--num_train_epochs", 1]
+    arguments += ["--warmup_epochs", 0, "--per_device_train_batch_size", 8, "--report_to", "none", "--use_cpu"]
+    printed = run_example("run_pretrain.py", *arguments, "--output_dir", "out", cwd=tmp_path)
+    assert "| held out (split 'test') | 40 | 40 |" in printed
+    model = make_model("supmae_classifier", tmp_path)
+    printed = run_example("run_eval.py", "--models", model, "--image_dir", "mnist", "--output_dir", "e", cwd=tmp_path)
+    assert "| evaluation (split 'test') | 40 | 40 |" in printed
