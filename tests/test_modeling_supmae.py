@@ -476,6 +476,7 @@ def test_compiles_to_one_graph(model_class, digits, digit_labels):
                 torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="TorchInductor needs a C++ compiler")
 def test_compiles_with_inductor(digits, digit_labels):
     model = seeded(SupMAEForPreTraining).train()

@@ -4,7 +4,6 @@ Checkpoints of other plain ViTs as SupMAE: what their configurations, the names 
 become, and which models SupMAE cannot be.
 """
 
-import contextlib
 import copy
 import math
 import re
@@ -324,14 +323,17 @@ def read_tensors(name: str, variant: str | None = None, **options) -> dict[str, 
     """
     suffix = "" if variant is None else f".{variant}"
     for file in (f"model{suffix}.safetensors", f"pytorch_model{suffix}.bin"):
-        with contextlib.suppress(OSError):
-            return load_state_dict(cached_file(name, file, **options))
-        stem, _, extension = file.rpartition(".")
-        with contextlib.suppress(OSError):
-            index = cached_file(name, f"{stem}.{extension}.index.json", **options)
-            shards, _ = get_checkpoint_shard_files(name, index, **options)
-            return {key: tensor for shard in shards for key, tensor in load_state_dict(shard).items()}
-    raise OSError(f"'{name}' has no file of weights: neither model{suffix}.safetensors nor pytorch_model{suffix}.bin.")
+        for found in (file, f"{file}.index.json"):
+            try:
+                path = cached_file(name, found, **options)
+            except OSError as error:
+                reason = error
+                continue
+            paths = [path] if found == file else get_checkpoint_shard_files(name, path, **options)[0]
+            return {key: tensor for path in paths for key, tensor in load_state_dict(path).items()}
+    raise OSError(
+        f"'{name}' has no weights: neither model{suffix}.safetensors nor pytorch_model{suffix}.bin. ({reason})"
+    ) from reason
 
 
 def require_encoder(loading_info: dict, name: str):

@@ -72,7 +72,7 @@ def test_the_loop_equals_the_trainer_step_by_step(tmp_path, one_process):
 
 @pytest.mark.parametrize(
     ("script", "batch_size", "accumulation"),
-    [("run_pretrain.py", 32, 1), ("run_pretrain_no_trainer.py", 16, 2)],
+    [("run_pretrain.py", 32, 1), pytest.param("run_pretrain_no_trainer.py", 16, 2, marks=pytest.mark.slow)],
 )
 def test_two_processes_equal_one(tmp_path, one_process, script, batch_size, accumulation):
     flags = arguments(batch_size, accumulation)
