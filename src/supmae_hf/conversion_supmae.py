@@ -344,5 +344,5 @@ def require_encoder(loading_info: dict, name: str):
     if missing or unexpected:
         listed = [f"{key} is missing" for key in missing[:3]] + [f"{key} has no place" for key in unexpected[:3]]
         raise ValueError(
-            f"The tensors of '{name}' are not those of the ViT that its config.json describes: {', '.join(listed)}."
+            f"The tensors of '{name}' are not those of the ViT that the configuration describes: {', '.join(listed)}."
         )
