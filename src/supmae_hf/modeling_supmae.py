@@ -5,6 +5,7 @@ import contextlib
 import copy
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -680,9 +681,12 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         if source is not None:
             model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
             require_encoder(info, model.name_or_path)
-            remarks = "".join(f"; {remark}" for remark in source.remarks)
+            new = sorted({re.sub(r"^((?:vit\.)?\w+)\..*", r"\1", key) for key in info["missing_keys"]})
+            remarks = [*source.remarks, *([f"new: {', '.join(new)}"] if new else [])]
             logger.warning(
-                f"'{model.name_or_path}' is a checkpoint of the type '{own['model_type']}', read as {cls.__name__}{remarks}."
+                f"'{model.name_or_path}' is a checkpoint of the type '{own['model_type']}', read as {cls.__name__}"
+                + "".join(f"; {remark}" for remark in remarks)
+                + "."
             )
         model.set_input_size(**sizes)
         model._freeze_positions()  # Transformers loads every parameter as trainable

@@ -151,6 +151,7 @@ def test_a_classifier_that_pools_otherwise_is_new_and_said_to_be(tmp_path, warni
     model, info = SupMAEForImageClassification.from_pretrained(folder, num_labels=5, output_loading_info=True)
     assert {"classifier.weight", "classifier.bias", "fc_norm.weight", "fc_norm.bias"} == set(info["missing_keys"])
     assert "without its classifier, which reads the class token and the mean of the others together" in warnings.text
+    assert "new: classifier, fc_norm" in warnings.text
     tokens = AutoModel.from_pretrained(folder)(images(), output_hidden_states=True).hidden_states[-1]
     assert_close(model.vit(images()).last_hidden_state, tokens)
 
