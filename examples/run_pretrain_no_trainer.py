@@ -34,7 +34,7 @@ from supmae_hf.training.checkpointing import (
     writing_failed,
 )
 from supmae_hf.training.knn import KnnEvaluation
-from supmae_hf.training.objective import add, averages, batch_figures, image_figures, step_loss
+from supmae_hf.training.objective import add, averages, batch_figures, image_figures, pseudo_label_loss, step_loss
 from supmae_hf.training.optimization import create_optimizer, create_scheduler
 from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report
@@ -56,11 +56,17 @@ def train_step(model, batches: list[dict], optimizer, args, accelerator: Acceler
         is_last = index == len(batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
             outputs = model(**batch)
-            loss = step_loss(outputs, batch["labels"], config, labels_per_batch)
+            loss, figures = step_loss(outputs, batch["labels"], config, labels_per_batch), {}
+            if args.pseudo_label_threshold is not None:
+                more, count = pseudo_label_loss(
+                    model, config, outputs, batch["pixel_values"], batch["labels"], args.pseudo_label_threshold
+                )
+                loss = loss + config.classification_loss_weight * more
+                figures["pseudo_labeled_images"] = count.float()
             accelerator.backward(loss / len(batches))
         losses = {name: outputs[name] for name in ("reconstruction_loss", "classification_loss")}
         monitor.add(loss=loss, **losses)
-        figures = batch_figures(outputs, batch["labels"])
+        figures |= batch_figures(outputs, batch["labels"])
         figures["loss"] = loss.detach() / num_batches
         if skipped is not None:
             figures["skipped_images"] = skipped.sum()
@@ -193,6 +199,8 @@ def train(
                         "labeled_images_per_step": sums["labeled_images"] / num_steps,
                         "images_per_second": round(sums["images"] / (time.perf_counter() - start), 1),
                     }
+                    if "pseudo_labeled_images" in sums:
+                        figures["pseudo_labeled_images_per_step"] = sums["pseudo_labeled_images"] / num_steps
                     if "skipped_images" in sums:
                         figures["skipped_images"] = int(sums["skipped_images"])
                     log(figures)

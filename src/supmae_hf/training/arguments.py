@@ -574,6 +574,13 @@ class PreTrainingArguments(RecipeArguments):
             "sines and cosines, and fixed."
         },
     )
+    pseudo_label_threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "Let the classification branch learn, on unlabelled images, what the model says of them unmasked, where its "
+            "probability is at least this. Default: it learns from labels alone."
+        },
+    )
     knn_eval: bool = field(
         default=False,
         metadata={
@@ -581,6 +588,13 @@ class PreTrainingArguments(RecipeArguments):
             "labelled training images, whether or not there is a classification branch."
         },
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pseudo_label_threshold is not None and not 0 < self.pseudo_label_threshold <= 1:
+            raise ValueError(
+                f"`--pseudo_label_threshold` is a probability above 0 and at most 1, got {self.pseudo_label_threshold}."
+            )
 
 
 @dataclass
@@ -618,6 +632,10 @@ def prepare_pretraining(
     model_args: ModelArguments, data_args: DataArguments, args: PreTrainingArguments, data: ImageData
 ):
     """Model, image processor, and the data sets of training and evaluation."""
+    if args.pseudo_label_threshold is not None and data.labels.problem_type != "single_label_classification":
+        raise ValueError(
+            "`--pseudo_label_threshold` needs labels of one class an image for some of the images: leave it out."
+        )
     labeled = None
     if (
         data_args.label_fraction < 1

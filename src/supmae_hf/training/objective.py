@@ -35,6 +35,41 @@ def step_loss(
     )
 
 
+def pseudo_label_loss(
+    model: torch.nn.Module,
+    config: SupMAEConfig,
+    outputs: SupMAEForPreTrainingOutput,
+    pixel_values: torch.Tensor,
+    labels: torch.Tensor,
+    threshold: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The classification loss of unlabelled images on what the model itself, in evaluation mode, says of them unmasked, where it
+    is confident (FixMatch, arXiv 2001.07685, equation 4, with masking as the strong augmentation; SSMAE, arXiv 2601.20072).
+
+    Args:
+        model: [`SupMAEForPreTraining`], in whatever it is wrapped.
+        outputs: Of the training step: its `class_logits` are those that learn.
+        labels: Of shape `(batch_size,)`; -100 for the images that are meant.
+        threshold: Probability, of logits over the temperature, from which the model counts as confident.
+
+    Returns:
+        The sum of the losses over the batch's images, over their number, so that batches of one size can be averaged; and how
+        many images were pseudo-labelled.
+    """
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        visible = torch.zeros(len(pixel_values), config.num_patches, device=pixel_values.device)
+        logits = model(pixel_values=pixel_values, mask=visible)["class_logits"].float()
+        probabilities, guesses = (logits / config.classification_temperature).softmax(dim=-1).max(dim=-1)
+        confident = (probabilities >= threshold) & (labels == UNLABELED)
+    model.train(was_training)
+    scores = outputs["class_logits"].float() / config.classification_temperature
+    losses = torch.nn.functional.cross_entropy(scores, guesses, reduction="none")
+    return (losses * confident).sum() / len(labels), confident.sum()
+
+
 def _labels_and_correct(outputs, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
     """Per image: whether it is labelled, its labels, and whether the class with the highest score is right."""
     if labels is None:

@@ -28,7 +28,7 @@ from .checkpointing import (
     writing_failed,
 )
 from .knn import KnnEvaluation
-from .objective import add, averages, batch_figures, image_figures, step_loss
+from .objective import add, averages, batch_figures, image_figures, pseudo_label_loss, step_loss
 from .optimization import create_optimizer, create_scheduler
 
 
@@ -296,8 +296,13 @@ class PreTrainer(RecipeTrainer):
         labels_per_batch = None
         if num_items_in_batch is not None and num_batches * self.args.world_size > 1:
             labels_per_batch = num_items_in_batch / (num_batches * self.args.world_size)
-        loss = step_loss(outputs, labels, self.model.config, labels_per_batch)
-        self._sums = add(self._sums, batch_figures(outputs, labels))
+        loss, figures = step_loss(outputs, labels, self.model.config, labels_per_batch), batch_figures(outputs, labels)
+        if self.args.pseudo_label_threshold is not None:
+            config, threshold = self.model.config, self.args.pseudo_label_threshold
+            more, count = pseudo_label_loss(model, config, outputs, inputs["pixel_values"], labels, threshold)
+            loss = loss + config.classification_loss_weight * more
+            figures["pseudo_labeled_images"] = count.float()
+        self._sums = add(self._sums, figures)
         class_loss = {} if labels is None else {"classification_loss": outputs["classification_loss"]}
         self.monitor.add(loss=loss, reconstruction_loss=outputs["reconstruction_loss"], **class_loss)
         # the Trainer leaves the division to whoever is given the number of items
@@ -320,9 +325,11 @@ class PreTrainer(RecipeTrainer):
     def interval_figures(self) -> dict[str, float]:
         sums, self._sums = self.accelerator.reduce(self._sums, reduction="sum"), None
         figures = {**super().interval_figures(), **averages(sums)}
+        steps = self.state.global_step - self.last_logged_step
         if "labeled_images" in sums:
-            steps = self.state.global_step - self.last_logged_step
             figures["labeled_images_per_step"] = float(sums["labeled_images"]) / steps
+        if "pseudo_labeled_images" in sums:
+            figures["pseudo_labeled_images_per_step"] = float(sums["pseudo_labeled_images"]) / steps
         return figures
 
 
