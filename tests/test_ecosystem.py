@@ -244,7 +244,7 @@ def test_registration_in_a_fresh_process(tmp_path):
     (tmp_path / "mapping").write_bytes(pickle.dumps(CONFIG_MAPPING))
     pieces = [
         # what the scripts need beside the model is not installed everywhere
-        "import supmae_hf; assert not {'timm', 'datasets', 'sklearn', 'pandas', 'matplotlib'} & set(sys.modules)",
+        "import supmae_hf; assert not {'timm', 'datasets', 'sklearn', 'pandas', 'matplotlib'} & (set(sys.modules) - known)",
         f"import supmae_hf; AutoModel.from_pretrained({str(tmp_path)!r})",
         "from supmae_hf.configuration_supmae import SupMAEConfig; AutoModel.from_config(SupMAEConfig(num_hidden_layers=1))",
         f"AutoModel.from_config(pickle.loads({config!r}))",
@@ -253,6 +253,7 @@ def test_registration_in_a_fresh_process(tmp_path):
     ]
     code = f"""import os, pickle, sys, torch
 from transformers import AutoModel, UperNetConfig
+known = set(sys.modules)
 for piece in {pieces!r}:
     if os.fork() == 0:
         exec(piece)
