@@ -52,7 +52,16 @@ def go_on(vit: str | None, cwd, *arguments) -> tuple[SupMAEForPreTraining, list[
     config = {**(TINY if vit is None else config), "image_size": 32, "use_mean_pooling": False}
     flags = ["--model_config", json.dumps(config), "--num_train_epochs", 2, "--warmup_epochs", 0, "--bf16", "False"]
     flags += ["--dataloader_num_workers", 0, "--horizontal_flip", "False", "--crop_scale", 0.6, 1.0, "--knn_eval"]
-    flags += ["--base_learning_rate", 1e-3, "--max_train_samples", 700, "--max_eval_samples", 180]
+    flags += [
+        "--eval_crop_ratio",
+        1.0,
+        "--base_learning_rate",
+        1e-3,
+        "--max_train_samples",
+        700,
+        "--max_eval_samples",
+        180,
+    ]
     flags += ["--report_to", "none", "--disable_tqdm", "True", "--use_cpu"]
     flags += [] if vit is None else ["--model_name_or_path", vit]
     recipe = ROOT / "examples" / "configs" / "continue_vit_b.yaml"
@@ -66,7 +75,7 @@ def neighbors_of_the_vit(vit: str) -> float:
     data, processor = load_training_data(max_train_samples=700, max_eval_samples=180), load_image_processor(vit)
     model, parts = ViTForImageClassification.from_pretrained(vit), []
     for split in (data.train, data.validation):
-        batch = collate([item for item in ImageDataset(split, data.labels, processor)])
+        batch = collate(list(ImageDataset(split, data.labels, processor)))
         with torch.no_grad():
             parts.append((model.vit(batch["pixel_values"]).last_hidden_state[:, 0].numpy(), batch["labels"].numpy()))
     neighbors = KNeighborsClassifier(20, weights="distance", metric="cosine").fit(*parts[0])
