@@ -80,6 +80,7 @@ def test_two_processes_equal_one(tmp_path, one_process, script, batch_size, accu
     assert_same(one_process, results(tmp_path / "out"), tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_streams_are_split_between_processes(tmp_path):
     """Two processes see what one sees, in both scripts."""
     for script, batch_size, processes in (("run_pretrain", 64, 1), ("run_pretrain_no_trainer", 32, 2)):
