@@ -131,6 +131,7 @@ def test_folder_in_use_is_left_alone(tmp_path):
     assert "out holds other files (thesis.txt)" in error
 
 
+@pytest.mark.slow
 def test_few_shot(tmp_path):
     models = [make_model(family, tmp_path) for family in ("supmae", "vit")]
     arguments = ["--models", *models, "--shots", 2, 4, "--seeds", 0, 1, "--epochs", 1, "--learning_rates", 1e-3]
