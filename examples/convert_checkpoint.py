@@ -21,8 +21,7 @@ from pathlib import Path
 
 from supmae_hf import SupMAEForPreTraining
 from supmae_hf.checkpoints.convert import convert_original, convert_pretrained, new_folder
-from supmae_hf.checkpoints.export import source_image_processor
-from supmae_hf.data.transforms import load_image_processor, normalization
+from supmae_hf.data.transforms import fit_image_processor, load_image_processor, normalization
 from supmae_hf.training.recipes import run
 
 
@@ -59,10 +58,10 @@ def main():
         else:
             model = convert_pretrained(args.checkpoint, args.encoder_only, **sizes, **fields)
         model.save_pretrained(folder)
-        source = None if is_file else args.checkpoint
-        image_processor = source_image_processor(model, source)
+        known = load_image_processor(None if is_file else args.checkpoint)
+        image_processor = fit_image_processor(known, model.config)
         image_processor.save_pretrained(folder)
-    if load_image_processor(source) is None and not isinstance(model, SupMAEForPreTraining):
+    if known is None and not isinstance(model, SupMAEForPreTraining):
         mean, std = normalization(image_processor)
         print(
             f"The checkpoint does not say how its images are prepared: mean {mean} and standard deviation {std} are taken. Timm's "

@@ -663,15 +663,16 @@ class SupMAEPreTrainedModel(PreTrainedModel):
             with contextlib.suppress(OSError):  # an adapter of PEFT; or Transformers' own error follows
                 own = PreTrainedConfig.get_config_dict(name, **options)[0]
         if own:
-            loaded_at = SupMAEConfig.from_pretrained(name, **options)
+            if own.get("model_type", SupMAEConfig.model_type) != SupMAEConfig.model_type:
+                source = read_config(own, str(name))
+            loaded_at = SupMAEConfig.from_dict(own if source is None else source.fields)
             if config is None:
                 sizes = {field: kwargs.pop(field, None) for field in ("image_size", "patch_size")}
             else:
                 sizes = {"image_size": config.image_size, "patch_size": config.patch_size}
                 config = copy.deepcopy(config)
                 config.image_size, config.patch_size = loaded_at.image_size, loaded_at.patch_size
-        if own.get("model_type", SupMAEConfig.model_type) != SupMAEConfig.model_type:
-            source = read_config(own, str(name))
+        if source is not None:
             tensors = read_tensors(name, kwargs.pop("variant", None), **options)
             kwargs["state_dict"] = convert_tensors(
                 tensors, loaded_at.num_patches, source.is_distilled, source.has_classifier

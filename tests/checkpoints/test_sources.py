@@ -7,6 +7,7 @@ import timm
 import torch
 import transformers
 from conftest import digit_pixel_values, reference_config
+from evaluation.zoo import SIZES
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, ViTModel
@@ -22,14 +23,6 @@ from supmae_hf.checkpoints.convert import convert_original, convert_pretrained
 from supmae_hf.modeling_supmae import sincos_position_embeddings
 
 
-SIZES = {
-    "image_size": 32,
-    "patch_size": 8,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-}
 LABELS = {"id2label": dict(enumerate("abcde")), "label2id": {name: index for index, name in enumerate("abcde")}}
 TIMM_SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0}
 # models of Transformers; ViTModel is also DINO's

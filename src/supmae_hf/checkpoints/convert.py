@@ -196,7 +196,8 @@ def config_from_original(state_dict: dict[str, torch.Tensor], args: dict, **fiel
 
     Args:
         state_dict, args: As [`load_original`] returns them.
-        fields: Fields of the configuration that are known better, or are not in the file.
+        fields: Fields of the configuration that are known better, or are not in the file; `image_size` only counts if the
+            file does not tell it.
 
     Raises:
         ValueError: if the tensors are not those of a ViT, or do not tell a field that is not in `fields`.
@@ -244,9 +245,9 @@ def config_from_original(state_dict: dict[str, torch.Tensor], args: dict, **fiel
 
         derived["id2label"] = dict(enumerate(ImageNetInfo().label_descriptions()))
 
-    fields = {**derived, **fields}
+    fields = {**derived, **fields, "image_size": derived.get("image_size", fields.get("image_size"))}
     for field in ("image_size", "num_attention_heads", "decoder_num_attention_heads"):
-        if field in fields and fields[field] is None or field == "image_size" and field not in fields:
+        if field in fields and fields[field] is None:
             raise ValueError(f"The file does not tell the model's `{field}`: pass it (`--{field}`).")
     if "id2label" in fields:
         fields["label2id"] = {label: index for index, label in fields["id2label"].items()}
@@ -273,9 +274,7 @@ def convert_original(
     """
     state_dict, args, words = load_original(path)
     require_plain_vit(state_dict, str(path))
-    if image_size is not None and "image_size" not in fields_of_tensors(state_dict) and not args.get("input_size"):
-        fields["image_size"], image_size = image_size, None
-    config = config_from_original(state_dict, args, **fields)
+    config = config_from_original(state_dict, args, image_size=image_size, **fields)
     is_pretraining, is_classifier = "decoder_embed.weight" in state_dict, "head.weight" in state_dict
     has_head = any(name.startswith("cls_head.") for name in state_dict)
     if is_pretraining:

@@ -268,8 +268,7 @@ def to_stock(model: SupMAEPreTrainedModel) -> StockModel:
 
 def source_image_processor(model: SupMAEPreTrainedModel, source: str | Path | None = None):
     """The image processor beside the weights at `source`, for the model's size, or, if there is none, the default one."""
-    known = load_image_processor(source)
-    return build_image_processor(model.config) if known is None else fit_image_processor(known, model.config)
+    return fit_image_processor(load_image_processor(source), model.config)
 
 
 @torch.no_grad()

@@ -107,8 +107,10 @@ def load_image_processor(source: str | Path | None):
 def fit_image_processor(image_processor, config: SupMAEConfig):
     """
     The same image processor for images of the model's size: resized and cropped in proportion. That of a timm model becomes
-    one of Transformers.
+    one of Transformers, and in the place of none comes the default one.
     """
+    if image_processor is None:
+        return build_image_processor(config)
     data_config = getattr(image_processor, "data_config", None)
     if data_config is not None:
         return build_image_processor(config, data_config["crop_pct"], data_config["mean"], data_config["std"])

@@ -157,6 +157,17 @@ class EvaluationDataArguments:
         if self.image_dir and not Path(self.image_dir).is_dir():
             raise FileNotFoundError(f"'{self.image_dir}' is not a folder of images: check its name.")
 
+    def _source(self) -> dict:
+        """The arguments as those of the functions that load images."""
+        return {
+            "source": self.image_dir or self.dataset_name,
+            "config": self.dataset_config_name,
+            "split": self.split,
+            "max_samples": self.max_samples,
+            "image_column": self.image_column_name,
+            "label_columns": self.label_column_name,
+        }
+
     def load(self) -> ImageData:
         """
         The images and their labels, as `validation`; says what they are.
@@ -165,14 +176,7 @@ class EvaluationDataArguments:
             FileNotFoundError: if the data set does not exist.
             ValueError: if there is no such split, or not one class per image.
         """
-        data = load_evaluation_data(
-            self.image_dir or self.dataset_name,
-            self.dataset_config_name,
-            self.split,
-            self.max_samples,
-            self.image_column_name,
-            self.label_column_name,
-        )
+        data = load_evaluation_data(**self._source())
         data.labels.require_classes("Evaluation", data.validation)
         if PartialState().is_main_process:
             print(f"\n{data.table()}\n", flush=True)
@@ -208,15 +212,7 @@ class FeatureDataArguments(EvaluationDataArguments):
             FileNotFoundError: if the data set does not exist.
             ValueError: if there is no such split.
         """
-        splits = load_splits(
-            self.image_dir or self.dataset_name,
-            self.dataset_config_name,
-            self.split,
-            self.max_samples,
-            self.image_column_name,
-            self.label_column_name,
-            exclude,
-        )
+        splits = load_splits(**self._source(), exclude=exclude)
         if PartialState().is_main_process:
             for data in splits.values():
                 print(f"\n{data.table()}", flush=True)

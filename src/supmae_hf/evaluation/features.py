@@ -1,7 +1,6 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Features of images as a Parquet data set, and the nearest among them."""
 
-import json
 import os
 import re
 import shutil
@@ -24,10 +23,8 @@ from ..data.dataset import ImageDataset, collate
 from ..data.image_data import ImageData
 from ..data.labels import Labels
 from ..modeling_supmae import UNLABELED
+from ..training.runs import RUN_FILE, differences, write_run
 from .models import ImageEncoder
-
-
-RUN_FILE = "_supmae_features.json"  # which `datasets` does not take for data
 
 
 def prepare_output_dir(folder: str | Path, run: dict, overwrite: bool = False):
@@ -42,33 +39,28 @@ def prepare_output_dir(folder: str | Path, run: dict, overwrite: bool = False):
         ValueError: if the folder holds features of another run, or other files; the message says what differs.
     """
     folder = Path(folder)
-    run = json.loads(json.dumps(run))
     found = [path.name for path in folder.glob("*")] if folder.exists() else []
-    foreign = [name for name in found if name != RUN_FILE and not re.fullmatch(r"\.?.+-\d{5}\.parquet(\.part)?", name)]
+    ours = rf"\.?.+-\d{{5}}\.parquet(\.part)?|{re.escape(RUN_FILE)}(\.new)?"
+    foreign = [name for name in found if not re.fullmatch(ours, name)]
     if foreign:
         raise ValueError(
             f"{folder} holds other files ({', '.join(sorted(foreign)[:3])}): name a folder of its own with `--output_dir`."
         )
-    if RUN_FILE in found:
-        before = json.loads((folder / RUN_FILE).read_text())
-        differ = [
-            f"{name}: {before.get(name)} before, {run[name]} now" for name in run if before.get(name) != run[name]
-        ]
-        if not differ and not overwrite:
+    if found and not overwrite:
+        different = differences(folder, run)
+        if different == []:
             return
-        if not overwrite:
+        if different is None and any(name.endswith(".parquet") for name in found):
+            raise ValueError(f"{folder} holds Parquet files that no run of ours wrote: choose another `--output_dir`.")
+        if different:
             raise ValueError(
-                f"{folder} holds other features ({'; '.join(differ)}): choose another `--output_dir`, or pass "
+                f"{folder} holds other features ({'; '.join(different)}): choose another `--output_dir`, or pass "
                 "`--overwrite_output_dir True` to replace them."
             )
-    elif found and not overwrite:
-        raise ValueError(f"{folder} holds Parquet files that no run of ours wrote: choose another `--output_dir`.")
     if found:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f"{RUN_FILE}.new"
-    new.write_text(json.dumps(run, indent=1))
-    new.replace(folder / RUN_FILE)
+    write_run(folder, run)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..modeling_supmae import SupMAEForImageClassification, classification_loss
 from ..training.arguments import RecipeArguments
+from ..training.knn import NUM_NEIGHBORS
 from ..training.trainer import RecipeTrainer
 from .models import predict
 
@@ -35,7 +36,7 @@ class LinearProbeArguments(RecipeArguments):
         default=False,
         metadata={"help": "Probe the mean of the patch tokens instead of the class token."},
     )
-    num_neighbors: int = field(default=20, metadata={"help": "Neighbours that vote, for `--probe knn`."})
+    num_neighbors: int = field(default=NUM_NEIGHBORS, metadata={"help": "Neighbours that vote, for `--probe knn`."})
     inverse_regularization: float = field(default=1.0, metadata={"help": "scikit-learn's C, for `--probe logistic`."})
 
 
