@@ -13,7 +13,6 @@ they finish: after an interruption the same command goes on.
 """
 
 import argparse
-import copy
 import itertools
 import multiprocessing
 import os
@@ -24,18 +23,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from sklearn.model_selection import train_test_split
 from torchvision.transforms import v2
-from transformers import get_cosine_schedule_with_warmup
 
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.cost import Schedule, classification_flops, pretraining_flops
 from supmae_hf.data.sources import load_digits
-from supmae_hf.evaluation.corruptions import CORRUPTIONS, corrupt
+from supmae_hf.evaluation.experiments import (
+    accuracy,
+    classifier_of,
+    corrupted_copies,
+    draw_lines,
+    mean_and_std,
+    run_jobs,
+    tokens,
+    train,
+)
 from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.evaluation.tables import Journal, say_written, write_table
-from supmae_hf.training.optimization import parameter_groups
 
 
 METHODS = ("SupMAE", "MAE", "ViT from scratch")
@@ -114,49 +119,27 @@ def load_data():
 def corrupted_inputs(images: torch.Tensor, severities: list[int]) -> torch.Tensor:
     """Every corruption of every scan: `(corruptions * severities, num_images, 1, height, width)`."""
     pixels = ((to_inputs(images)[:, 0] + 1) * 127.5).round().clamp(0, 255).byte()  # bicubic resizing overshoots
-    sharp = [Image.fromarray(image) for image in pixels.numpy()]
-    copies = [
-        np.stack([np.asarray(corrupt(image, name, severity, index)) for index, image in enumerate(sharp)])
-        for name in CORRUPTIONS
-        for severity in severities
-    ]
-    return torch.from_numpy(np.stack(copies)).unsqueeze(2).float() / 127.5 - 1
+    return torch.from_numpy(corrupted_copies(pixels.numpy(), severities)).unsqueeze(2).float() / 127.5 - 1
 
 
-def train(model, images, labels, epochs: int, learning_rate: float, layer_decay: float | None = None):
-    """AdamW, linear warm-up in the first tenth, then a cosine; random resized crops, as in the demo."""
+def crops(images: torch.Tensor, labels: torch.Tensor | None, epochs: int):
+    """Batches of random resized crops, as in the demo."""
     crop = v2.RandomResizedCrop(IMAGE_SIZE, scale=(0.6, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
-    groups = parameter_groups(model, learning_rate, WEIGHT_DECAY, layer_decay)
-    for group in groups:
-        del group["names"]
-    is_pretraining = isinstance(model, SupMAEForPreTraining)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95 if is_pretraining else 0.999), fused=True)
-    num_batches = len(images) // BATCH_SIZE
-    scheduler = get_cosine_schedule_with_warmup(optimizer, epochs * num_batches // 10, epochs * num_batches)
-    with_labels = not is_pretraining or model.config.classification_loss_weight > 0
-    model.train()
     for _ in range(epochs):
-        for ids in torch.randperm(len(images)).split(BATCH_SIZE)[:num_batches]:
+        for ids in torch.randperm(len(images)).split(BATCH_SIZE)[: len(images) // BATCH_SIZE]:
             pixel_values = torch.stack([crop(images[i]) for i in ids]).sub(0.5).div(0.5)
-            model(pixel_values, labels=labels[ids] if with_labels else None).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
-    return model.eval()
+            yield pixel_values, None if labels is None else labels[ids]
 
 
-@torch.no_grad()
-def accuracy(model: SupMAEForImageClassification, pixel_values: torch.Tensor, labels: torch.Tensor) -> float:
-    return (model(pixel_values).logits.argmax(-1) == labels).float().mean().item()
+def train_epochs(model, images, labels, epochs: int, learning_rate: float, layer_decay: float | None = None):
+    steps = epochs * (len(images) // BATCH_SIZE)
+    return train(model, crops(images, labels, epochs), steps, learning_rate, WEIGHT_DECAY, layer_decay)
 
 
-@torch.no_grad()
 def probe(encoder, images, labels, test_images, test_labels) -> float:
     """A linear probe on the class token or the mean of the patch tokens, whichever cross-validation prefers."""
-    tokens = [encoder(to_inputs(x)).last_hidden_state for x in (images, test_images)]
     best_score, result = -1.0, 0.0
-    for pool in (lambda t: t[:, 0], lambda t: t[:, 1:].mean(1)):
-        features, test_features = (pool(t).numpy() for t in tokens)
+    for features, test_features in zip(*(tokens(encoder, to_inputs(x)) for x in (images, test_images))):
         classifier, score = select_probe(features, labels.numpy())
         if score > best_score:
             best_score, result = score, float(classifier.score(test_features, test_labels.numpy()))
@@ -171,14 +154,13 @@ def run(method: str, settings: dict, epochs: int, seed: int, data, corrupted: to
     measured = {}
     if method == "ViT from scratch":
         model = SupMAEForImageClassification(config)
-        train(model, images, labels, epochs, settings["learning_rate"])
+        train_epochs(model, images, labels, epochs, settings["learning_rate"])
     else:
         pretrained = SupMAEForPreTraining(config)
-        train(pretrained, images, labels, epochs, settings["learning_rate"])
+        train_epochs(pretrained, images, None if method == "MAE" else labels, epochs, settings["learning_rate"])
         measured["probe"] = probe(pretrained.vit, images, labels, test_images, test_labels)
-        model = SupMAEForImageClassification(copy.deepcopy(config))
-        model.vit.load_state_dict(pretrained.vit.state_dict(), strict=False)  # all but the LayerNorm
-        train(model, images, labels, settings["finetuning_epochs"], settings["finetuning_rate"], LAYER_DECAY)
+        model = classifier_of(pretrained)
+        train_epochs(model, images, labels, settings["finetuning_epochs"], settings["finetuning_rate"], LAYER_DECAY)
     measured["finetuned"] = accuracy(model, to_inputs(test_images), test_labels)
     if corrupted is not None:
         measured["corrupted"] = statistics.mean(accuracy(model, copies, test_labels) for copies in corrupted)
@@ -215,13 +197,16 @@ def prepare(severities: list[int]):
 
 
 def finish(jobs: list[dict], pool, journal: Journal) -> list[dict]:
-    """The jobs with their results: those in the journal, and the others, which are added to it."""
-    missing = [job for job in jobs if journal.get(job) is None]
-    missing.sort(key=lambda job: -job["epochs"])  # long ones first, so that no process is left idle at the end
-    for number, (job, measured) in enumerate(pool.imap_unordered(work, missing), len(jobs) - len(missing) + 1):
-        journal.add(job, measured)
-        print(f"{number}/{len(jobs)} {job['method']}, {job['epochs']} epochs: {measured['finetuned']:.2%}", flush=True)
-    return [{**job, **journal.get(job)} for job in jobs]
+    """The jobs with their results; long ones run first, so that no process is left idle at the end."""
+    jobs = sorted(jobs, key=lambda job: -job["epochs"])
+    results = run_jobs(
+        jobs,
+        work,
+        pool,
+        journal,
+        lambda job, measured: f"{job['method']}, {job['epochs']} epochs: {measured['finetuned']:.2%}",
+    )
+    return [{**job, **result} for job, result in zip(jobs, results)]
 
 
 def tune(pool, journal: Journal, epochs: int, finetuning_epochs: int, num_trials: int) -> dict[str, dict]:
@@ -258,8 +243,7 @@ def summarize(results: list[dict], num_images: int) -> list[dict]:
             for name, title in MEASURES.items():
                 values = [run[name] for run in runs if name in run]
                 if values:
-                    row[title] = statistics.mean(values)
-                    row[f"{title} (std)"] = statistics.stdev(values) if len(values) > 1 else 0.0
+                    row[title], row[f"{title} (std)"] = mean_and_std(values)
             rows.append(row)
     return rows
 
@@ -297,26 +281,12 @@ def draw(rows: list[dict], path: Path):
     figure = Figure(figsize=(4 * len(titles), 6.4), layout="constrained")
     for line, column in zip(figure.subplots(2, len(titles)), ("epochs", "TFLOPs")):
         for axis, title in zip(line, titles):
-            for index, method in enumerate(METHODS):
-                points = [row for row in rows if row["method"] == method and title in row]
-                if points:
-                    axis.errorbar(
-                        [row[column] for row in points],
-                        [100 * row[title] for row in points],
-                        [100 * row[f"{title} (std)"] for row in points],
-                        label=method,
-                        color=f"C{index}",
-                        marker="o",
-                        capsize=3,
-                    )
-            axis.set_xscale("log", base=2)
-            axis.xaxis.set_major_formatter("{x:g}")
+            draw_lines(axis, rows, METHODS, "method", column, title)
             if column == "epochs":
                 axis.set_title(title)
-            axis.set(
-                xlabel="epochs of pre-training, or from scratch" if column == "epochs" else "TFLOPs, all training"
+            axis.set_xlabel(
+                "epochs of pre-training, or from scratch" if column == "epochs" else "TFLOPs, all training"
             )
-            axis.grid(alpha=0.3)
         line[0].set_ylabel("accuracy on held-out digits (%)")
     figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)

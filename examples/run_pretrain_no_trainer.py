@@ -34,7 +34,15 @@ from supmae_hf.training.checkpointing import (
     writing_failed,
 )
 from supmae_hf.training.knn import KnnEvaluation
-from supmae_hf.training.objective import add, averages, batch_figures, image_figures, pseudo_label_loss, step_loss
+from supmae_hf.training.objective import (
+    BranchCheck,
+    add,
+    averages,
+    batch_figures,
+    image_figures,
+    pseudo_label_loss,
+    step_loss,
+)
 from supmae_hf.training.optimization import create_optimizer, create_scheduler
 from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report
@@ -168,6 +176,7 @@ def train(
     progress = tqdm(total=max_steps, initial=state.global_step, disable=hide_progress)
     with StopRequest() as stop:
         monitor = RunMonitor(args, accelerator, stop)
+        branch_check = BranchCheck(accelerator, max_steps)
         is_stopped, sums, num_steps, start = False, None, 0, time.perf_counter()
         while state.global_step < max_steps and not is_stopped:
             epoch, steps_done = divmod(state.global_step, steps_per_epoch)
@@ -182,6 +191,8 @@ def train(
                 seed_step(
                     args.seed, state.global_step, accelerator.process_index
                 )  # the first batch draws from it, too
+                first = {name: value for name, value in step_batches[0].items() if name != "skipped"}
+                branch_check(bare_model, first, state.global_step)
                 sums = add(sums, train_step(model, step_batches, optimizer, args, accelerator, monitor))
                 if not accelerator.optimizer_step_was_skipped:
                     scheduler.step()

@@ -1,7 +1,12 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """The pre-training loss of a whole optimiser step, and the figures of its log."""
 
+import copy
+
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from transformers.utils import logging
 
 from ..configuration_supmae import SupMAEConfig
 from ..modeling_supmae import (
@@ -10,6 +15,9 @@ from ..modeling_supmae import (
     SupMAEForPreTrainingOutput,
     classification_loss,
 )
+
+
+logger = logging.get_logger(__name__)
 
 
 def step_loss(
@@ -132,3 +140,61 @@ def averages(sums: dict) -> dict[str, float]:
 def add(sums: dict | None, figures: dict) -> dict:
     """The sum of two dictionaries of numbers with the same keys."""
     return figures if sums is None else {name: sums[name] + value for name, value in figures.items()}
+
+
+def branch_gradient_share(model: SupMAEForPreTraining, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """
+    Norm of the gradient that the encoder gets from the classification term of a batch's loss, over that of the whole loss.
+    Computed on a copy, so that gradients, BatchNorm's statistics and random numbers of the run stay as they are.
+    """
+    model, norms = copy.deepcopy(model).train(), []
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        outputs = model(**inputs)
+        for loss in (model.config.classification_loss_weight * outputs["classification_loss"], outputs["loss"]):
+            model.zero_grad()
+            loss.backward(retain_graph=True)
+            gradients = [parameter.grad for parameter in model.vit.parameters() if parameter.grad is not None]
+            norms.append(torch.nn.utils.get_total_norm(gradients))
+    return norms[0] / norms[1]
+
+
+class BranchCheck:
+    """
+    Warns, once, if the classification branch hardly moves the encoder. Models that are sharded over processes are not looked at.
+
+    Args:
+        max_steps: Of the run. It is looked at in its 20th step, or its last one: in the very first ones the gradient of the
+            reconstruction is larger by an order of magnitude than soon after.
+    """
+
+    STEP, SMALL_SHARE = 20, 0.01
+
+    def __init__(self, accelerator: Accelerator, max_steps: int):
+        self.accelerator = accelerator
+        self.step = min(self.STEP, max_steps)
+        sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        self.is_done = sharded
+
+    def __call__(self, model: SupMAEForPreTraining, inputs: dict[str, torch.Tensor], steps_done: int):
+        """
+        To be called by every process before the forward pass of a training batch.
+
+        Args:
+            model: In no wrapper.
+        """
+        config, labels = model.config, inputs.get("labels")
+        self.is_done = self.is_done or labels is None or not config.classification_loss_weight
+        if self.is_done or steps_done + 1 < self.step:
+            return
+        if not self.accelerator.reduce((labels != UNLABELED).sum().float()):
+            return  # perhaps the next batch has some
+        self.is_done = True
+        with self.accelerator.autocast():
+            share = self.accelerator.reduce(branch_gradient_share(model, inputs), reduction="mean").item()
+        if share < self.SMALL_SHARE and self.accelerator.is_main_process:
+            logger.warning(
+                f"The classification branch makes {share:.2%} of the encoder's gradient (step {steps_done + 1}): the labels "
+                f"hardly matter. Raise `classification_loss_weight` ({config.classification_loss_weight:g}) or lower "
+                f"`classification_temperature` ({config.classification_temperature:g}), for instance with `--model_config "
+                """'{"classification_loss_weight": 0.1, "classification_temperature": 1.0}'`."""
+            )

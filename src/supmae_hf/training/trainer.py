@@ -28,7 +28,7 @@ from .checkpointing import (
     writing_failed,
 )
 from .knn import KnnEvaluation
-from .objective import add, averages, batch_figures, image_figures, pseudo_label_loss, step_loss
+from .objective import BranchCheck, add, averages, batch_figures, image_figures, pseudo_label_loss, step_loss
 from .optimization import create_optimizer, create_scheduler
 
 
@@ -285,6 +285,7 @@ class PreTrainer(RecipeTrainer):
         super().__init__(model, args, compute_metrics=self._average, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted: `num_items_in_batch`
         self._sums = None
+        self._branch_check = None
 
     @staticmethod
     def _average(prediction: EvalPrediction) -> dict[str, float]:
@@ -292,6 +293,9 @@ class PreTrainer(RecipeTrainer):
 
     def training_loss(self, model, inputs, num_items_in_batch=None):
         labels, num_batches = inputs.get("labels"), self.current_gradient_accumulation_steps
+        if self._branch_check is None:
+            self._branch_check = BranchCheck(self.accelerator, self.state.max_steps)
+        self._branch_check(self.model, inputs, self.state.global_step)
         outputs = model(**inputs)
         labels_per_batch = None
         if num_items_in_batch is not None and num_batches * self.args.world_size > 1:

@@ -1,0 +1,547 @@
+#!/usr/bin/env python
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+What are labels worth in pre-training, and when does pre-training pay, if only some of the images have a label?
+
+    python examples/reproduce_partial_labels.py [--data FOLDER] [--quick]
+
+Takes Fashion-MNIST from the Hub, or any set in its format (28x28 grey images) from a folder, and labels for 0.5%, 2%, 10%
+and 100% of its 60,000 training images, drawn three times. Every arm has the same encoder and as many FLOPs of training in
+all, and chooses its settings among as many trials, on a third of its labelled images that the trials held out:
+
+- SupMAE on all images, with the labels that there are, then fine-tuned on the labelled images;
+- the same, whose branch also learns its own confident predictions on unlabelled images;
+- MAE on all images, then fine-tuned in the same way;
+- SupMAE on the labelled images only, then fine-tuned on them;
+- a ViT from scratch on the labelled images.
+
+Measures on the test images a linear probe, nearest neighbours, fine-tuning, and the fine-tuned model on corrupted images;
+the same with less compute for two of the shares. `--sweep` does something else: SupMAE with other weights and temperatures
+of the classification loss, measured on training images. Runs are kept as they finish: after an interruption the same
+command goes on. Prints tables and writes them and the figures into --output_dir.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import multiprocessing
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
+from supmae_hf.cost import classification_flops, forward_flops, pretraining_flops
+from supmae_hf.data.dataset import ImageDataset
+from supmae_hf.data.sources import load_splits
+from supmae_hf.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from supmae_hf.evaluation.experiments import (
+    accuracy,
+    classifier_of,
+    corrupted_copies,
+    draw_lines,
+    mean_and_std,
+    run_jobs,
+    tokens,
+    train,
+)
+from supmae_hf.evaluation.probes import select_probe
+from supmae_hf.evaluation.tables import Journal, say_written, write_table
+from supmae_hf.modeling_supmae import UNLABELED
+from supmae_hf.training.knn import NUM_NEIGHBORS, knn_scores
+from supmae_hf.training.objective import BranchCheck, branch_gradient_share, pseudo_label_loss
+
+
+MEASURES = {
+    "finetuned": "fine-tuned",
+    "probe": "linear probe",
+    "knn": "nearest neighbours",
+    "corrupted": "fine-tuned, on corrupted images",
+}
+SHARES = (0.005, 0.02, 0.1, 1.0)
+IMAGE_SIZE, WEIGHT_DECAY, LAYER_DECAY = 32, 0.05, 0.75
+BATCH = 64
+PRETRAINING_SHARE = 2 / 3  # of a run's FLOPs; the rest is fine-tuning
+LABELED_SHARE = 0.5  # of a batch at least, or else few labels are seen a few times only
+DROP_PATH_RATE = 0.1  # of fine-tuning and training from scratch
+MAX_HELD_OUT = 200  # images of a class that trials are measured on
+MAX_BANK = 10_000  # labelled images of a probe, and among which neighbours are looked for
+MODEL = {
+    "image_size": IMAGE_SIZE,
+    "patch_size": 8,
+    "num_channels": 1,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "decoder_hidden_size": 64,
+    "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 256,
+    "classifier_hidden_size": 256,
+    "classification_temperature": 1.0,
+}
+SUPMAE, PSEUDO, MAE, LABELED_ONLY, SCRATCH = (
+    "SupMAE",
+    "SupMAE, pseudo-labels",
+    "MAE",
+    "SupMAE, labelled images only",
+    "ViT from scratch",
+)
+ARMS = (SUPMAE, PSEUDO, MAE, LABELED_ONLY, SCRATCH)
+# as many trials for each arm: two settings of pre-training times two of fine-tuning, or four of training from scratch
+PRETRAINING_TRIALS = {
+    SUPMAE: [{"classification_loss_weight": 0.1}, {"classification_loss_weight": 0.01}],
+    PSEUDO: [{"pseudo_label_threshold": 0.95}, {"pseudo_label_threshold": 0.8}],
+    MAE: [{"learning_rate": 2e-3}, {"learning_rate": 1e-3}],
+    LABELED_ONLY: [{"classification_loss_weight": 0.1}, {"classification_loss_weight": 0.01}],
+}
+PRETRAINING_DEFAULTS = {"learning_rate": 2e-3, "classification_loss_weight": 0.1}
+FINETUNING_TRIALS = [{"learning_rate": 3e-3}, {"learning_rate": 1e-3}]
+SCRATCH_TRIALS = [
+    {"learning_rate": rate, "mixing": mixing} for mixing, rate in itertools.product((False, True), (3e-3, 1e-3))
+]
+SWEEP = [
+    {"classification_loss_weight": weight, "classification_temperature": temperature}
+    for weight, temperature in itertools.product((0.001, 0.01, 0.1, 1.0), (1.0, 10.0))
+]
+SWEEP_SHARES, SWEEP_HELD_OUT = (0.02, 1.0), 5000
+
+
+def config_of(arm: str, settings: dict, num_labels: int) -> SupMAEConfig:
+    names = ("classification_loss_weight", "classification_temperature")
+    fields = {name: value for name, value in {**PRETRAINING_DEFAULTS, **settings}.items() if name in names}
+    if arm == MAE:
+        fields["classification_loss_weight"] = 0.0
+    return SupMAEConfig(**{**MODEL, **fields}, num_labels=num_labels)
+
+
+def image_flops(arm: str, config: SupMAEConfig) -> tuple[int, int]:
+    """FLOPs of training with one image: pre-training (0 for a ViT from scratch), and fine-tuning or from scratch."""
+    pretraining = 0 if arm == SCRATCH else 3 * pretraining_flops(config)
+    if arm == PSEUDO:  # looks at the whole image, too, for a guess
+        pretraining += forward_flops(SupMAEForPreTraining, config, mask_ratio=0.0)
+    return pretraining, 3 * classification_flops(config)
+
+
+def steps_of(arm: str, config: SupMAEConfig, flops: float) -> tuple[int, int]:
+    """Steps of pre-training, and of fine-tuning or training from scratch, that take so many FLOPs together."""
+    pretraining, classification = image_flops(arm, config)
+    if arm == SCRATCH:
+        return 0, round(flops / (classification * BATCH))
+    share = PRETRAINING_SHARE
+    return (
+        round(share * flops / (pretraining * BATCH)),
+        round((1 - share) * flops / (classification * BATCH)),
+    )
+
+
+def balanced(labels: torch.Tensor, per_class: int, seed: int) -> torch.Tensor:
+    """Places of so many images of each class, `(classes, per_class)`; those of fewer are among those of more."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    return torch.stack([order[labels[order] == label][:per_class] for label in labels.unique()])
+
+
+def endless(ids: torch.Tensor, size: int):
+    """Batches of `size` of the `ids`, which all come before one comes again."""
+    queue = ids[:0]
+    while True:
+        while len(queue) < size:
+            queue = torch.cat([queue, ids[torch.randperm(len(ids))]])
+        yield queue[:size]
+        queue = queue[size:]
+
+
+def to_inputs(images: torch.Tensor) -> torch.Tensor:
+    return images.float() / 127.5 - 1
+
+
+def crop_and_flip(images: torch.Tensor) -> torch.Tensor:
+    """Random resized crops of 60% to all of the area, flipped or not, of a batch at once."""
+    num = len(images)
+    area, ratio = torch.empty(num).uniform_(0.6, 1.0), torch.empty(num).uniform_(-1, 1).mul(np.log(4 / 3)).exp()
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    x, y = (torch.empty(num).uniform_(-1, 1) * (1 - side) for side in (width, height))
+    flip, zero = torch.randint(2, (num,)) * 2 - 1, torch.zeros(num)
+    matrix = torch.stack([torch.stack([width * flip, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return to_inputs(F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False))
+
+
+def pretraining_batches(images, labels, pool: torch.Tensor, labeled: torch.Tensor):
+    """Images of `pool`, of which those that are `labeled` have their label, and make up at least half of a batch."""
+    known = torch.full_like(labels, UNLABELED)
+    known[labeled] = labels[labeled]
+    few = 0 < len(labeled) < LABELED_SHARE * len(pool)
+    extra = round(LABELED_SHARE * BATCH) if few else 0
+    for ids in zip(endless(pool, BATCH - extra), endless(labeled, extra)):
+        ids = torch.cat(ids)
+        yield crop_and_flip(images[ids]), known[ids]
+
+
+def labeled_batches(images, labels, labeled: torch.Tensor, mixing: bool):
+    num_classes = len(labels.unique())
+    mix = v2.RandomChoice(
+        [v2.MixUp(alpha=0.8, num_classes=num_classes), v2.CutMix(alpha=1.0, num_classes=num_classes)]
+    )
+    for ids in endless(labeled, BATCH):
+        batch = crop_and_flip(images[ids]), labels[ids]
+        yield mix(*batch) if mixing else batch
+
+
+def pretrain(arm: str, settings: dict, flops: float, labeled: torch.Tensor, data: dict):
+    """The model, and the share of the encoder's gradient that its classification branch had in the 20th step."""
+    images, labels = data["images"], data["labels"]
+    config = config_of(arm, settings, data["num_labels"])
+    model = SupMAEForPreTraining(config)
+    pool = labeled if arm == LABELED_ONLY else torch.arange(len(images))
+
+    step, shares = itertools.count(1), []
+
+    def loss_of(model, pixel_values, labels):
+        if next(step) == BranchCheck.STEP and arm != MAE:
+            shares.append(branch_gradient_share(model, {"pixel_values": pixel_values, "labels": labels}).item())
+        outputs = model(pixel_values, labels=None if arm == MAE else labels)
+        if arm != PSEUDO:
+            return outputs.loss
+        threshold = settings["pseudo_label_threshold"]
+        more, _ = pseudo_label_loss(model, config, outputs, pixel_values, labels, threshold)
+        return outputs.loss + config.classification_loss_weight * more
+
+    train(
+        model,
+        pretraining_batches(images, labels, pool, labeled[:0] if arm == MAE else labeled),
+        steps_of(arm, config, flops)[0],
+        settings.get("learning_rate", PRETRAINING_DEFAULTS["learning_rate"]),
+        WEIGHT_DECAY,
+        loss_of=loss_of,
+    )
+    return model, shares[0] if shares else 0.0
+
+
+def finetune(pretrained: SupMAEForPreTraining | None, settings: dict, flops: float, labeled: torch.Tensor, data: dict):
+    """A classifier from a pre-trained model, or from scratch."""
+    arm = SCRATCH if pretrained is None else SUPMAE
+    if pretrained is None:
+        config = config_of(arm, {}, data["num_labels"])
+        config.drop_path_rate = DROP_PATH_RATE
+        model = SupMAEForImageClassification(config)
+    else:
+        model = classifier_of(pretrained, drop_path_rate=DROP_PATH_RATE)
+    batches = labeled_batches(data["images"], data["labels"], labeled, settings.get("mixing", False))
+    layer_decay = None if pretrained is None else LAYER_DECAY
+    steps = steps_of(arm, model.config, flops)[1]
+    return train(model, batches, steps, settings["learning_rate"], WEIGHT_DECAY, layer_decay)
+
+
+def measure_features(encoder, labeled: torch.Tensor, data: dict) -> dict:
+    """A linear probe and nearest neighbours, by the average of the patch tokens."""
+    labeled = labeled[:, : MAX_BANK // len(labeled)].flatten()
+    bank, queries = (tokens(encoder, to_inputs(x))[1] for x in (data["images"][labeled], data["test_images"]))
+    labels, answers = data["labels"][labeled].numpy(), data["test_labels"].numpy()
+    classifier, _ = select_probe(bank, labels)
+    votes = knn_scores(bank, labels, queries, data["num_labels"], NUM_NEIGHBORS)
+    return {
+        "probe": float(classifier.score(queries, answers)),
+        "knn": float((votes.argmax(axis=1) == answers).mean()),
+    }
+
+
+def hold_out(labeled: torch.Tensor, data: dict) -> tuple[torch.Tensor, dict]:
+    """A third of the labelled images `(classes, per_class)` in the place of the test images, and the others."""
+    number = min(labeled.shape[1] // 3, MAX_HELD_OUT)
+    ids = labeled[:, :number].flatten()
+    return labeled[:, number:], {**data, "test_images": data["images"][ids], "test_labels": data["labels"][ids]}
+
+
+def run(job: dict, data: dict) -> list[dict]:
+    """Pre-train once (if the arm does), and fine-tune and measure for each of the job's fine-tunings."""
+    arm, pretrained, results = job["arm"], None, []
+    for finetuning in job["finetunings"]:
+        start, here = time.perf_counter(), data
+        labeled = balanced(data["labels"], finetuning["labels_per_class"], job["draw"])
+        if job["stage"] == "trial":
+            labeled, here = hold_out(labeled, data)
+        torch.manual_seed(job["draw"])
+        if arm != SCRATCH and pretrained is None:
+            pretrained, gradient_share = pretrain(arm, job["pretraining"], job["flops"], labeled.flatten(), here)
+        model = finetune(pretrained, finetuning["settings"], job["flops"], labeled.flatten(), here)
+        result = {"finetuned": accuracy(model, to_inputs(here["test_images"]), here["test_labels"])}
+        if pretrained is not None and job["stage"] != "trial":
+            result |= measure_features(pretrained.vit, labeled, here)
+            result["gradient_share"] = gradient_share
+        if job["stage"] == "final":
+            answers = here["test_labels"][: len(here["corrupted"][0])]
+            result["corrupted"] = statistics.mean(
+                accuracy(model, to_inputs(torch.from_numpy(copies).unsqueeze(1)), answers)
+                for copies in here["corrupted"]
+            )
+        results.append({**result, "seconds": time.perf_counter() - start})
+    return results
+
+
+_DATA = {}  # of a worker
+
+
+def prepare(data: dict, corrupted: Path):
+    torch.set_num_threads(1)
+    _DATA.update(data, corrupted=corrupted)
+
+
+def work(job: dict) -> tuple[dict, list[dict]]:
+    data = _DATA
+    if job["stage"] == "sweep":
+        held_out = balanced(data["labels"], SWEEP_HELD_OUT // data["num_labels"], seed=0).flatten()
+        is_kept = torch.ones(len(data["labels"]), dtype=torch.bool).index_fill(0, held_out, False)
+        data = {
+            **data,
+            "images": data["images"][is_kept],
+            "labels": data["labels"][is_kept],
+            "test_images": data["images"][held_out],
+            "test_labels": data["labels"][held_out],
+        }
+    elif job["stage"] == "final":
+        data = {**data, "corrupted": np.load(data["corrupted"], mmap_mode="c")}
+    return job, run(job, data)
+
+
+def load(source: str) -> dict:
+    """Images `(num_images, 1, 32, 32)` of type uint8 and their classes, for training and for the test."""
+    splits = load_splits(source)
+    missing = {"train", "test"} - set(splits)
+    if missing:
+        raise ValueError(
+            f"{source} has no split '{min(missing)}': it takes a data set with the splits train and test."
+        )
+    data = {"num_labels": len(splits["train"].labels.names)}
+    for name, prefix in (("train", ""), ("test", "test_")):
+        items = ImageDataset(
+            splits[name].validation,
+            splits[name].labels,
+            v2.functional.pil_to_tensor,
+            num_channels=1,
+            image_column=splits[name].image_column,
+        )
+        items = [items[index] for index in range(len(items))]
+        shapes = {tuple(item["pixel_values"].shape[1:]) for item in items}
+        if len(shapes) > 1 or max(map(max, shapes)) > IMAGE_SIZE:
+            raise ValueError(
+                f"The images of {source} are not of one size of at most {IMAGE_SIZE}x{IMAGE_SIZE} pixels."
+            )
+        images = torch.stack([item["pixel_values"] for item in items])
+        height, width = images.shape[2:]
+        top, left = (IMAGE_SIZE - height) // 2, (IMAGE_SIZE - width) // 2
+        data[f"{prefix}images"] = F.pad(images, (left, IMAGE_SIZE - width - left, top, IMAGE_SIZE - height - top))
+        data[f"{prefix}labels"] = torch.stack([item["labels"] for item in items])
+    return data
+
+
+def line_of(job: dict, results: list[dict]) -> str:
+    accuracies = "; ".join(
+        f"{finetuning['labels_per_class'] * 10} labels {result['finetuned']:.2%}"
+        for finetuning, result in zip(job["finetunings"], results)
+    )
+    minutes = sum(result["seconds"] for result in results) / 60
+    return f"{job['stage']}, {job['arm']}, {job['flops'] / 1e12:g} TFLOPs, draw {job['draw']}: {accuracies} ({minutes:.1f} minutes)"
+
+
+def arms_at(per_class: int, data: dict) -> list[str]:
+    """Of the arms those that differ: where all images are labelled, two are SupMAE itself."""
+    all_labeled = per_class * data["num_labels"] >= len(data["images"])
+    return [arm for arm in ARMS if not (all_labeled and arm in (PSEUDO, LABELED_ONLY))]
+
+
+def job_of(stage: str, arm: str, pretraining: dict, flops: float, draw: int, finetunings: list[dict]) -> dict:
+    return {
+        "stage": stage,
+        "arm": arm,
+        "pretraining": pretraining,
+        "flops": flops,
+        "draw": draw,
+        "finetunings": finetunings,
+    }
+
+
+def trials(per_class: list[int], num_trials: int, flops: float, data: dict) -> list[dict]:
+    """As many for every arm and number of labels; MAE, which takes no labels, pre-trains once for all numbers."""
+    jobs = []
+    for arm in ARMS:
+        numbers = [number for number in per_class if arm in arms_at(number, data)]
+        settings = SCRATCH_TRIALS[: 2 * num_trials] if arm == SCRATCH else FINETUNING_TRIALS
+        for pretraining in [{}] if arm == SCRATCH else PRETRAINING_TRIALS[arm][:num_trials]:
+            for group in [numbers] if arm == MAE else [[number] for number in numbers]:
+                finetunings = [{"labels_per_class": number, "settings": x} for number in group for x in settings]
+                jobs.append(job_of("trial", arm, pretraining, flops, 0, finetunings))
+    return jobs
+
+
+def choose(jobs: list[dict], results: list[list[dict]]) -> dict[tuple[str, int], tuple[dict, dict]]:
+    """By arm and number of labels: the settings of pre-training and fine-tuning whose accuracy on held-out images is best."""
+    scores = {}
+    for job, measured in zip(jobs, results):
+        for finetuning, result in zip(job["finetunings"], measured):
+            trial = result["finetuned"], job["pretraining"], finetuning["settings"]
+            scores.setdefault((job["arm"], finetuning["labels_per_class"]), []).append(trial)
+    return {key: max(trials, key=lambda trial: trial[0])[1:] for key, trials in scores.items()}
+
+
+def final_jobs(chosen: dict, per_class: list[int], flops: float, draw: int) -> list[dict]:
+    """Every arm at these numbers of labels; MAE pre-trains once for those with the same settings."""
+    jobs = []
+    for arm in ARMS:
+        groups = {}
+        for number in [number for number in per_class if (arm, number) in chosen]:
+            pretraining, settings = chosen[arm, number]
+            group = json.dumps(pretraining) if arm == MAE else number
+            groups.setdefault(group, (pretraining, []))[1].append({"labels_per_class": number, "settings": settings})
+        jobs += [job_of("final", arm, pretraining, flops, draw, group) for pretraining, group in groups.values()]
+    return jobs
+
+
+def sweep_jobs(per_class: list[int], flops: float, draws: int) -> list[dict]:
+    return [
+        job_of(
+            "sweep", SUPMAE, settings, flops, draw, [{"labels_per_class": number, "settings": FINETUNING_TRIALS[0]}]
+        )
+        for draw in range(draws)
+        for number in per_class
+        for settings in SWEEP
+    ]
+
+
+def summarize(jobs: list[dict], results: list[list[dict]], num_labels: int) -> list[dict]:
+    """A row per arm, settings that a sweep varies, number of labels and budget: means and deviations over the draws."""
+    groups = {}
+    for job, measured in zip(jobs, results):
+        varied = job["pretraining"] if job["stage"] == "sweep" else {}
+        for finetuning, result in zip(job["finetunings"], measured):
+            labels = finetuning["labels_per_class"] * num_labels
+            key = {"arm": job["arm"], **varied, "labels": labels, "TFLOPs": job["flops"] / 1e12}
+            groups.setdefault(tuple(key.items()), []).append(result)
+    rows = []
+    for key, runs in groups.items():
+        row = {**dict(key), "draws": len(runs)}
+        for name, title in {**MEASURES, "gradient_share": "share of the gradient"}.items():
+            values = [run[name] for run in runs if name in run]
+            if values:
+                row[title], row[f"{title} (std)"] = mean_and_std(values)
+        rows.append(row)
+    order = [*ARMS]
+    return sorted(rows, key=lambda row: (-row["TFLOPs"], row["labels"], order.index(row["arm"])))
+
+
+def say_best(rows: list[dict]) -> list[str]:
+    """For every number of labels the arms, best first."""
+    lines = []
+    for labels in sorted({row["labels"] for row in rows}):
+        ranked = sorted((row for row in rows if row["labels"] == labels), key=lambda row: -row["fine-tuned"])
+        lines.append(f"{labels} labels: " + ", ".join(f"{row['arm']} {row['fine-tuned']:.1%}" for row in ranked))
+    return lines
+
+
+def draw_figures(rows: list[dict], folder: Path):
+    """Accuracy over labels at the largest budget, a panel for each measure; and over compute, one for each number of labels."""
+    largest = max(row["TFLOPs"] for row in rows)
+    panels = [("labels", title, [row for row in rows if row["TFLOPs"] == largest]) for title in MEASURES.values()]
+    save_panels(panels, [title for _, title, _ in panels], folder / "partial_labels.png")
+    numbers = sorted({row["labels"] for row in rows if row["TFLOPs"] < largest})
+    panels = [("TFLOPs", "fine-tuned", [row for row in rows if row["labels"] == number]) for number in numbers]
+    if panels:
+        save_panels(panels, [f"fine-tuned on {number} labels" for number in numbers], folder / "compute.png")
+
+
+def save_panels(panels: list[tuple[str, str, list[dict]]], titles: list[str], path: Path):
+    figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, title, (x, y, rows) in zip(axes, titles, panels):
+        draw_lines(axis, rows, ARMS, "arm", x, y)
+        axis.set_xticks(sorted({row[x] for row in rows}))
+        axis.minorticks_off()
+        axis.set_title(title)
+    axes[0].set_ylabel("accuracy on test images (%)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(ARMS), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def corrupt_test_images(images: torch.Tensor, severities: list[int], pool, path: Path):
+    """Corrupted copies of the first test images, written once: `(corruptions * severities, num_images, 32, 32)`."""
+    if not path.exists():
+        parts = [(images[:, 0].numpy(), severities, [name]) for name in CORRUPTIONS]
+        copies = np.concatenate(pool.starmap(corrupted_copies, parts, chunksize=1))
+        with open(path.with_suffix(".new"), "wb") as file:
+            np.save(file, copies)
+        path.with_suffix(".new").rename(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a quarter of the compute, one draw, two shares: minutes")
+    parser.add_argument("--sweep", action="store_true", help="weights and temperatures of the classification loss")
+    parser.add_argument(
+        "--data", default="zalando-datasets/fashion_mnist", help="a data set, or a folder of IDX files"
+    )
+    parser.add_argument("--tflops", type=float, help="of a run, all training (default: 8; sweep: 4; quick: 2)")
+    parser.add_argument(
+        "--draws", type=int, help="of the labelled images, each with a seed (default: 3; sweep: 2; quick: 1)"
+    )
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
+    parser.add_argument("--output_dir", type=Path, help="default: outputs/partial-labels, -quick or -sweep")
+    args = parser.parse_args()
+    flops = 1e12 * (args.tflops or (2 if args.quick else 4 if args.sweep else 8))
+    draws = args.draws or (1 if args.quick else 2 if args.sweep else 3)
+    name = "partial-labels" + "-quick" * args.quick + "-sweep" * args.sweep
+    output_dir = args.output_dir or Path("outputs") / name
+    if flops <= 0 or min(draws, args.processes) < 1:
+        parser.error("--tflops must be above 0, --draws and --processes at least 1.")
+
+    data, start = load(args.data), time.perf_counter()
+    num_labels = data["num_labels"]
+    shares = SWEEP_SHARES if args.quick or args.sweep else SHARES
+    num_images = len(data["images"]) - (SWEEP_HELD_OUT if args.sweep else 0)
+    per_class = [round(share * num_images / num_labels) for share in shares]
+    journal = Journal(output_dir / "runs.jsonl")
+    corrupted = output_dir / "corrupted.npy"
+    with multiprocessing.get_context("spawn").Pool(args.processes, prepare, (data, corrupted)) as pool:
+        if args.sweep:
+            jobs = sweep_jobs(per_class, flops, draws)
+        else:
+            images, severities = (
+                (data["test_images"][:200], [3]) if args.quick else (data["test_images"][:500], SEVERITIES)
+            )
+            corrupt_test_images(images, severities, pool, corrupted)
+            tried = trials(per_class, 1 if args.quick else 2, flops / 4, data)
+            chosen = choose(tried, run_jobs(tried, work, pool, journal, line_of))
+            for (arm, number), settings in chosen.items():
+                print(f"Chosen for {arm} at {number * num_labels} labels: {settings}", flush=True)
+            jobs = [job for draw in range(draws) for job in final_jobs(chosen, per_class, flops, draw)]
+            if not args.quick:
+                some = [number for number, share in zip(per_class, shares) if share in SWEEP_SHARES]
+                jobs += [
+                    job
+                    for part in (2, 4)
+                    for draw in range(draws)
+                    for job in final_jobs(chosen, some, flops / part, draw)
+                ]
+        results = run_jobs(jobs, work, pool, journal, line_of)
+        pool.close()
+        pool.join()
+
+    rows = summarize(jobs, results, num_labels)
+    print()
+    write_table(rows, output_dir, "results")
+    print()
+    if not args.sweep:
+        print("\n".join(say_best([row for row in rows if row["TFLOPs"] == flops / 1e12])))
+        draw_figures(rows, output_dir)
+    print(f"{(time.perf_counter() - start) / 60:.1f} minutes with {args.processes} processes.")
+    say_written(output_dir, *sorted(path.name for path in output_dir.iterdir()))
+
+
+if __name__ == "__main__":
+    main()

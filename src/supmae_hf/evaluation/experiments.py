@@ -1,0 +1,137 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Experiments with small models on images in memory: training, measuring, and many runs that are kept as they finish."""
+
+import copy
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.pool import Pool
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from PIL import Image
+from transformers import get_cosine_schedule_with_warmup
+
+from ..modeling_supmae import SupMAEForImageClassification, SupMAEForPreTraining
+from ..training.optimization import parameter_groups
+from .corruptions import CORRUPTIONS, corrupt
+from .tables import Journal
+
+
+def train(
+    model: torch.nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor | None]],
+    num_steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.05,
+    layer_decay: float | None = None,
+    loss_of: Callable = lambda model, pixel_values, labels: model(pixel_values, labels=labels).loss,
+) -> torch.nn.Module:
+    """
+    AdamW with linear warm-up in the first tenth, then a cosine; returns the model, in evaluation mode.
+
+    Args:
+        model: [`SupMAEForPreTraining`] or a classifier.
+        batches: Pixel values and labels, of at least `num_steps` steps.
+        layer_decay: See [`parameter_groups`].
+        loss_of: From model, pixel values and labels to the loss.
+    """
+    groups = parameter_groups(model, learning_rate, weight_decay, layer_decay)
+    for group in groups:
+        del group["names"]
+    betas = (0.9, 0.95 if isinstance(model, SupMAEForPreTraining) else 0.999)
+    optimizer = torch.optim.AdamW(groups, betas=betas, fused=True)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, num_steps // 10, num_steps)
+    model.train()
+    for _, (pixel_values, labels) in zip(range(num_steps), batches):
+        loss_of(model, pixel_values, labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+    return model.eval()
+
+
+def classifier_of(pretrained: SupMAEForPreTraining, **fields) -> SupMAEForImageClassification:
+    """A classifier with the encoder of a pre-trained model, but for the LayerNorm, and other `fields` of the configuration."""
+    config = copy.deepcopy(pretrained.config)
+    config.update(fields)
+    model = SupMAEForImageClassification(config)
+    model.vit.load_state_dict(pretrained.vit.state_dict(), strict=False)
+    return model
+
+
+@torch.no_grad()
+def accuracy(
+    model: SupMAEForImageClassification, pixel_values: torch.Tensor, labels: torch.Tensor, batch_size: int = 500
+) -> float:
+    """Share of the images whose class is the one with the highest score."""
+    correct = [
+        model(images).logits.argmax(-1) == answers
+        for images, answers in zip(pixel_values.split(batch_size), labels.split(batch_size))
+    ]
+    return torch.cat(correct).float().mean().item()
+
+
+@torch.no_grad()
+def tokens(encoder, pixel_values: torch.Tensor, batch_size: int = 500) -> tuple[np.ndarray, np.ndarray]:
+    """Class tokens and averages of the patch tokens, each of shape `(num_images, hidden_size)`."""
+    outputs = [encoder(images).last_hidden_state for images in pixel_values.split(batch_size)]
+    return tuple(torch.cat(parts).numpy() for parts in zip(*((x[:, 0], x[:, 1:].mean(dim=1)) for x in outputs)))
+
+
+def corrupted_copies(
+    images: np.ndarray, severities: Sequence[int], corruptions: Sequence[str] = CORRUPTIONS
+) -> np.ndarray:
+    """
+    Every corruption of every grey image `(num_images, height, width)` of type uint8: shape
+    `(corruptions * severities, num_images, height, width)`.
+    """
+    sharp = [Image.fromarray(image) for image in images]
+    copies = [
+        np.stack([np.asarray(corrupt(image, name, severity, index)) for index, image in enumerate(sharp)])
+        for name in corruptions
+        for severity in severities
+    ]
+    return np.stack(copies)
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and standard deviation of a sample; 0 for a single value."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def run_jobs(
+    jobs: Sequence[dict], work: Callable[[dict], tuple[dict, dict]], pool: Pool, journal: Journal, line: Callable
+) -> list[dict]:
+    """
+    The results of jobs: those in the journal, and of the others, which are run in the given order and added to it.
+
+    Args:
+        work: From a job to the job and its result; called in one of the pool's processes.
+        line: From a job and its result to what is printed when it has finished.
+    """
+    missing = [job for job in jobs if journal.get(job) is None]
+    for number, (job, result) in enumerate(pool.imap_unordered(work, missing), len(jobs) - len(missing) + 1):
+        journal.add(job, result)
+        print(f"{number}/{len(jobs)} {line(job, result)}", flush=True)
+    return [journal.get(job) for job in jobs]
+
+
+def draw_lines(axis: Axes, rows: Sequence[dict], groups: Sequence[str], group: str, x: str, y: str):
+    """
+    Lines of percentages over a logarithmic axis, with whiskers.
+
+    Args:
+        rows: A table with shares in the column `y` and their standard deviations in `y (std)`.
+        groups: Values of the column `group`: a line each, in this order of colours.
+    """
+    for index, name in enumerate(groups):
+        points = [row for row in rows if row[group] == name and y in row]
+        if points:
+            places, means = [row[x] for row in points], [100 * row[y] for row in points]
+            deviations = [100 * row[f"{y} (std)"] for row in points]
+            axis.errorbar(places, means, deviations, label=name, color=f"C{index}", marker="o", capsize=3)
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel(x)
+    axis.grid(alpha=0.3)
