@@ -131,6 +131,30 @@ def test_epochs_are_shuffled_anew_and_complete():
     assert orders[0] == orders[2] != orders[1]
 
 
+def test_labeled_images_come_several_times():
+    items = train_dataset(labeled=[1, 2, 3])
+    sampler = EpochSampler(items, labeled_share=0.5)
+    left_out = []
+    for epoch in (0, 1):
+        sampler.epoch = epoch
+        positions = list(sampler)
+        assert positions == list(sampler) and len(set(positions)) == len(positions) == len(sampler) == 20
+        images = [position % 20 for position in positions]
+        assert sorted(images.count(index) for index in (1, 2, 3)) == [3, 3, 4]
+        others = [index for index in images if index > 3 or not index]
+        assert len(set(others)) == len(others) == 10
+        left_out.append(set(range(20)) - set(images))
+        # each time another crop and mask, the same whenever it is asked for
+        copies = [items[position] for position in positions if position % 20 == 1]
+        assert len({copy["noise"].sum().item() for copy in copies}) == len(copies)
+        assert {copy["labels"].item() for copy in copies} == {1}
+        assert_same(copies[0], items[next(position for position in positions if position % 20 == 1)])
+        # not all in one part of the epoch
+        assert 0 < sum(index in (1, 2, 3) for index in images[:10]) < 10
+    assert left_out[0] != left_out[1]
+    assert sorted(EpochSampler(items, labeled_share=0.15)) == list(range(20))  # so many have one
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_change_nothing(num_workers):
     items = train_dataset()

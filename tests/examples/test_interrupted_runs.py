@@ -72,7 +72,12 @@ def assert_killed_run_equals(script, arguments, cwd, processes=1, **kwargs):
     ("script", "arguments", "kills"),
     [
         ("run_pretrain.py", ["--dataloader_num_workers", 1], 2),
-        ("run_pretrain_no_trainer.py", ["--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 2], 1),
+        (
+            "run_pretrain_no_trainer.py",
+            ["--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 2]
+            + ["--label_fraction", 0.2, "--labeled_share", 0.5],
+            1,
+        ),
     ],
 )
 def test_killed_runs_end_bit_for_bit_the_same(tmp_path, script, arguments, kills):

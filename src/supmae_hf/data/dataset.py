@@ -1,6 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Records as model inputs, the order of an epoch, batches."""
 
+import math
 import os
 import zlib
 from collections.abc import Iterable
@@ -171,22 +172,39 @@ class EpochSampler(torch.utils.data.Sampler):
     """
     The order of an epoch of an [`ImageDataset`] with a seed; `epoch` is to be set before each. The order follows from
     the seed and the epoch alone, or is that of the data set without `shuffle`.
+
+    Args:
+        labeled_share: Of the images of an epoch. If fewer have a label, those in `dataset.labeled` come several times, all
+            of them before one comes again, and as many others, in each epoch others, do not come.
     """
 
-    def __init__(self, dataset: ImageDataset, shuffle: bool = True):
+    # the augmentation of an image follows from its epoch: a second time in an epoch counts as one in another
+    _AGAIN = 10**6
+
+    def __init__(self, dataset: ImageDataset, shuffle: bool = True, labeled_share: float = 0.0):
         self.num_images = len(dataset)
         self.seed = dataset.seed
         self.shuffle = shuffle
         self.epoch = 0
+        self.labeled = np.array(sorted(dataset.labeled)) if labeled_share else np.array([], int)
+        self.num_again = max(math.ceil(labeled_share * self.num_images) - len(self.labeled), 0)
 
     def __len__(self) -> int:
         return self.num_images
 
     def __iter__(self):
+        generator = np.random.default_rng((self.seed, self.epoch))
         order = np.arange(self.num_images)
         if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
-        yield from (self.epoch * self.num_images + order).tolist()
+            order = generator.permutation(order)
+        epochs = np.full(self.num_images, self.epoch)
+        if self.num_again and len(self.labeled):
+            rounds = -(-self.num_again // len(self.labeled))
+            again = np.concatenate([generator.permutation(self.labeled) for _ in range(rounds)])[: self.num_again]
+            replaced = generator.permutation(np.flatnonzero(~np.isin(order, self.labeled)))[: self.num_again]
+            order[replaced] = again
+            epochs[replaced] += self._AGAIN * (1 + np.arange(self.num_again) // len(self.labeled))
+        yield from (epochs * self.num_images + order).tolist()
 
 
 class ImageStream(_Images, torch.utils.data.IterableDataset):

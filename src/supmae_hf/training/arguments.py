@@ -30,6 +30,9 @@ logger = logging.get_logger(__name__)
 
 Images = ImageDataset | ImageStream
 
+# Share of labelled images below which a run advises to repeat them (docs/training.md).
+FEW_LABELS = 0.1
+
 
 @dataclass
 class ModelArguments:
@@ -574,6 +577,13 @@ class PreTrainingArguments(RecipeArguments):
             "sines and cosines, and fixed."
         },
     )
+    labeled_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Of the images of an epoch at least, if only some have a label: labelled images come several times, each "
+            "time with another crop and mask, in the place of others. Default: every image comes once."
+        },
+    )
     pseudo_label_threshold: float | None = field(
         default=None,
         metadata={
@@ -591,6 +601,10 @@ class PreTrainingArguments(RecipeArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if not 0 <= self.labeled_share < 1:
+            raise ValueError(f"`--labeled_share` is a share from 0 to less than 1, got {self.labeled_share}.")
+        if self.labeled_share and self.train_sampling_strategy != "random":
+            raise ValueError("`--labeled_share` draws the images of an epoch: leave out `--train_sampling_strategy`.")
         if self.pseudo_label_threshold is not None and not 0 < self.pseudo_label_threshold <= 1:
             raise ValueError(
                 f"`--pseudo_label_threshold` is a probability above 0 and at most 1, got {self.pseudo_label_threshold}."
@@ -628,6 +642,35 @@ class SegmentationArguments(RecipeArguments):
     drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth of the last block."})
 
 
+def _find_labeled(data_args: DataArguments, args: PreTrainingArguments, data: ImageData) -> list[int] | None:
+    """
+    The training images whose label is used; `None` if the labels themselves say it, so that no worker needs to carry a million
+    indices. Adds to the data's notes what that means for a step.
+    """
+    if isinstance(data.train, datasets.IterableDataset):
+        if args.labeled_share:
+            raise ValueError(
+                "`--labeled_share` repeats images, which a stream does not allow: leave out `--streaming`."
+            )
+        return None
+    labeled = data.labels.find_labeled(data.train, data_args.label_fraction, data_args.label_seed)
+    if data_args.label_fraction < 1:
+        data.notes.append(f"{len(labeled)} training images keep their label (`--label_fraction`)")
+    share = len(labeled) / len(data.train)
+    if args.labeled_share and not labeled:
+        raise ValueError("`--labeled_share` needs labels for some of the images: leave it out.")
+    if args.labeled_share > share:
+        times = args.labeled_share / share
+        data.notes.append(f"labelled images come {times:.1f} times an epoch on average (`--labeled_share`)")
+    elif 0 < share < FEW_LABELS:
+        data.notes.append(
+            f"only {len(labeled)} of {len(data.train)} training images have a label, "
+            f"{share * args.total_batch_size:.1f} of the {args.total_batch_size} of a step: `--labeled_share 0.5` shows them "
+            "more often (docs/training.md)"
+        )
+    return labeled if data_args.label_fraction < 1 or args.labeled_share else None
+
+
 def prepare_pretraining(
     model_args: ModelArguments, data_args: DataArguments, args: PreTrainingArguments, data: ImageData
 ):
@@ -636,12 +679,7 @@ def prepare_pretraining(
         raise ValueError(
             "`--pseudo_label_threshold` needs labels of one class an image for some of the images: leave it out."
         )
-    labeled = None
-    if (
-        data_args.label_fraction < 1
-    ):  # else the labels say it themselves: no need to carry a million indices to every worker
-        labeled = data.labels.find_labeled(data.train, data_args.label_fraction, data_args.label_seed)
-        data.notes.append(f"{len(labeled)} training images keep their label (`--label_fraction`)")
+    labeled = _find_labeled(data_args, args, data)
     model, _ = model_args.build(
         SupMAEForPreTraining, args, **data.labels.config_fields(), **data_args.config_fields(model_args)
     )

@@ -50,7 +50,7 @@ def build_dataloader(dataset, args, collate: Callable, train: bool) -> DataLoade
     if train and not isinstance(dataset, IterableDataset):
         shuffle = args.train_sampling_strategy == "random"
         if isinstance(dataset, ImageDataset) and dataset.seed is not None:
-            sampler = EpochSampler(dataset, shuffle)
+            sampler = EpochSampler(dataset, shuffle, getattr(args, "labeled_share", 0.0))
         elif shuffle:
             sampler = torch.utils.data.RandomSampler(dataset)
     return DataLoader(
