@@ -5,7 +5,7 @@ CONSTRAINTS ?= constraints/tested.txt
 RUN = $(VENV)/bin/python
 BENCH_PAIR = SupMAE 'ViTMAE + head, 1 block'
 
-.PHONY: demo reproduce test test-slow test-oldest bench quality style clean
+.PHONY: demo reproduce reproduce-labels test test-slow test-oldest bench quality style clean
 
 $(VENV)/installed: setup.py pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,11 @@ demo: $(VENV)/installed
 # `make reproduce ARGS=--quick` takes 4
 reproduce: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) examples/reproduce_efficiency.py $(ARGS)
+
+# what labels are worth in pre-training, on Fashion-MNIST: hours on 2 cores, in parts if need be;
+# `make reproduce-labels ARGS=--quick` takes 10 minutes; ARGS='--data FOLDER' without the internet
+reproduce-labels: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN) examples/reproduce_partial_labels.py $(ARGS)
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal -m "not slow and not gpu"

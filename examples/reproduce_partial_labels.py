@@ -110,7 +110,7 @@ SWEEP = [
     {"classification_loss_weight": weight, "classification_temperature": temperature}
     for weight, temperature in itertools.product((0.001, 0.01, 0.1, 1.0), (1.0, 10.0))
 ]
-SWEEP_SHARES, SWEEP_HELD_OUT = (0.02, 1.0), 5000
+SWEEP_SHARES, SWEEP_HELD_OUT = (0.02, 1.0), 500  # of each class
 
 
 def config_of(arm: str, settings: dict, num_labels: int) -> SupMAEConfig:
@@ -297,7 +297,7 @@ def prepare(data: dict, corrupted: Path):
 def work(job: dict) -> tuple[dict, list[dict]]:
     data = _DATA
     if job["stage"] == "sweep":
-        held_out = balanced(data["labels"], SWEEP_HELD_OUT // data["num_labels"], seed=0).flatten()
+        held_out = balanced(data["labels"], SWEEP_HELD_OUT, seed=0).flatten()
         is_kept = torch.ones(len(data["labels"]), dtype=torch.bool).index_fill(0, held_out, False)
         data = {
             **data,
@@ -344,7 +344,7 @@ def load(source: str) -> dict:
 
 def line_of(job: dict, results: list[dict]) -> str:
     accuracies = "; ".join(
-        f"{finetuning['labels_per_class'] * 10} labels {result['finetuned']:.2%}"
+        f"{finetuning['labels_per_class']} labels a class {result['finetuned']:.2%}"
         for finetuning, result in zip(job["finetunings"], results)
     )
     minutes = sum(result["seconds"] for result in results) / 60
@@ -503,8 +503,10 @@ def main():
     data, start = load(args.data), time.perf_counter()
     num_labels = data["num_labels"]
     shares = SWEEP_SHARES if args.quick or args.sweep else SHARES
-    num_images = len(data["images"]) - (SWEEP_HELD_OUT if args.sweep else 0)
-    per_class = [round(share * num_images / num_labels) for share in shares]
+    counts = data["labels"].bincount() - (SWEEP_HELD_OUT if args.sweep else 0)
+    if counts.min() < 3:
+        raise ValueError(f"{args.data} has too few images of a class: {counts.min()} to train on.")
+    per_class = [max(3, round(share * counts.min().item())) for share in shares]
     journal = Journal(output_dir / "runs.jsonl")
     corrupted = output_dir / "corrupted.npy"
     with multiprocessing.get_context("spawn").Pool(args.processes, prepare, (data, corrupted)) as pool:

@@ -8,9 +8,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 
 import argparse
 import contextlib
+import gzip
 import importlib.util
 import io
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,28 @@ def digit_images(count=20) -> list[Image.Image]:
 
 def make_dataset(columns: dict, features: dict) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def write_idx(path: Path, array: np.ndarray, dtype: str = "uint8"):
+    """An array in MNIST's format."""
+    content = bytes([0, 0, {"uint8": 8, ">i4": 12}[dtype], array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    content += array.astype(dtype).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def make_mnist(
+    folder: Path, prefix="", ending="", test="t10k", transpose=False, labels=True, splits=((0, 60), (60, 100))
+) -> Path:
+    """Digits as a folder in MNIST's format."""
+    digits = load_digits()
+    for split, (start, stop) in zip(("train", test), splits):
+        pixels = np.round(digits.images[start:stop] * (255 / 16)).astype(np.uint8)
+        pixels = pixels.transpose(0, 2, 1) if transpose else pixels
+        write_idx(folder / f"{prefix}{split}-images-idx3-ubyte{ending}", pixels)
+        if labels:
+            write_idx(folder / f"{prefix}{split}-labels-idx1-ubyte{ending}", digits.target[start:stop])
+    return folder
 
 
 @pytest.fixture

@@ -1,12 +1,10 @@
 """Folders in MNIST's format, wherever a folder of images is taken."""
 
-import gzip
 import json
-import struct
 
 import numpy as np
 import pytest
-from conftest import TINY, run_example
+from conftest import TINY, make_mnist, run_example, write_idx
 from evaluation.zoo import make_model
 from sklearn.datasets import load_digits
 
@@ -16,25 +14,6 @@ from supmae_hf.data.sources import load_evaluation_data, load_training_data
 
 DIGITS = load_digits()
 PIXELS = np.round(DIGITS.images * (255 / 16)).astype(np.uint8)
-CODES = {"uint8": 8, ">i4": 12}
-
-
-def write(path, array: np.ndarray, dtype: str = "uint8"):
-    content = bytes([0, 0, CODES[dtype], array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-    content += array.astype(dtype).tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def make_mnist(folder, prefix="", ending="", test="t10k", transpose=False, labels=True):
-    for split, places in (("train", range(0, 60)), (test, range(60, 100))):
-        pixels = PIXELS[list(places)]
-        write(
-            folder / f"{prefix}{split}-images-idx3-ubyte{ending}", pixels.transpose(0, 2, 1) if transpose else pixels
-        )
-        if labels:
-            write(folder / f"{prefix}{split}-labels-idx1-ubyte{ending}", DIGITS.target[list(places)])
-    return folder
 
 
 def decoded(data) -> np.ndarray:
@@ -79,7 +58,7 @@ def test_qmnist_has_more_than_classes(tmp_path):
     make_mnist(tmp_path, prefix="qmnist-", ending=".gz", test="test", labels=False)
     for split, places in (("train", range(60)), ("test", range(60, 100))):
         more = np.stack([DIGITS.target[list(places)], np.arange(len(places)) + 1000], axis=1)
-        write(tmp_path / f"qmnist-{split}-labels-idx2-int.gz", more, ">i4")
+        write_idx(tmp_path / f"qmnist-{split}-labels-idx2-int.gz", more, ">i4")
     data = load_training_data(str(tmp_path))
     assert np.array_equal(data.labels.classes(data.validation), DIGITS.target[60:100])
 
@@ -102,9 +81,9 @@ def test_bad_files_are_named(tmp_path, damage):
     elif damage == "text":
         path.write_text("not an IDX file")
     elif damage == "shape":
-        write(path, PIXELS[0])
+        write_idx(path, PIXELS[0])
     else:
-        write(tmp_path / "train-labels-idx1-ubyte.gz", DIGITS.target[:59])
+        write_idx(tmp_path / "train-labels-idx1-ubyte.gz", DIGITS.target[:59])
     message = {"labels": "has 59 labels for the 60 images", "shape": r"shape \(8, 8\), not images"}
     with pytest.raises(ValueError, match=message.get(damage, f"{path} is not an IDX file, or it is damaged")):
         load_training_data(str(tmp_path))
