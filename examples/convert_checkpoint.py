@@ -16,13 +16,12 @@ CHECKPOINT is one of
 The architecture is read from the checkpoint. Nothing in it is run, and FOLDER appears complete or not at all.
 """
 
-import argparse
 from pathlib import Path
 
 from supmae_hf import SupMAEForPreTraining
 from supmae_hf.checkpoints.convert import convert_original, convert_pretrained, new_folder
 from supmae_hf.data.transforms import fit_image_processor, load_image_processor, normalization
-from supmae_hf.training.recipes import run
+from supmae_hf.training.recipes import Parser, run
 
 
 def size(value: list[int] | None) -> int | tuple[int, int] | None:
@@ -31,7 +30,7 @@ def size(value: list[int] | None) -> int | tuple[int, int] | None:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("checkpoint", help="the file, or the folder or repository")
     parser.add_argument("folder", type=Path, help="the folder to make")
     parser.add_argument("--encoder_only", action="store_true", help="keep the encoder only")

@@ -10,7 +10,6 @@ Operations are counted from shapes (see supmae_hf/cost.py). Hours follow from th
 cost.png into --output_dir.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -20,10 +19,11 @@ from transformers import ViTMAEConfig
 from supmae_hf import SupMAEConfig
 from supmae_hf.cost import published_schedules
 from supmae_hf.evaluation.tables import say_written, write_table
+from supmae_hf.training.recipes import Parser, run
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--model_config", type=json.loads, default={}, help="fields of SupMAEConfig, as JSON")
     parser.add_argument("--num_images", type=int, default=1_281_167, help="images of an epoch; default: ImageNet-1K's")
     parser.add_argument("--tflops", type=float, help="10^12 operations a second of a device, as measured")
@@ -74,4 +74,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

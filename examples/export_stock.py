@@ -14,7 +14,6 @@ with `--format timm` a timm model of a classifier, with `--format onnx` an ONNX 
 The results are compared on random images and on photographs before FOLDER appears, complete or not at all.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -23,10 +22,11 @@ from transformers import AutoConfig
 import supmae_hf
 from supmae_hf import SupMAEModel
 from supmae_hf.checkpoints.export import export_onnx, export_stock, source_image_processor
+from supmae_hf.training.recipes import Parser, run
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("checkpoint", help="a SupMAE checkpoint: a folder, or a repository of the Hub")
     parser.add_argument("folder", type=Path, help="the folder to make")
     parser.add_argument("--format", choices=["transformers", "timm", "onnx"], default="transformers")
@@ -51,4 +51,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

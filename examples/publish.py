@@ -10,14 +10,14 @@ Inference Endpoints and everyone's Transformers run it without further code. Log
 HF_TOKEN. An upload that broke off goes on when the same command is given again.
 """
 
-import argparse
 from pathlib import Path
 
 from supmae_hf.hub import publish, staged
+from supmae_hf.training.recipes import Parser, run
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("checkpoint", type=Path, help="the folder of a SupMAE checkpoint")
     parser.add_argument("repo_id", help="organisation/name on the Hub")
     parser.add_argument("--card", type=Path, help="the model card; default: README.md in the folder")
@@ -48,4 +48,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

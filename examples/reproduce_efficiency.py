@@ -12,7 +12,6 @@ training images. Prints a table, writes results.json, results.csv and efficiency
 they finish: after an interruption the same command goes on.
 """
 
-import argparse
 import itertools
 import multiprocessing
 import os
@@ -41,6 +40,8 @@ from supmae_hf.evaluation.experiments import (
 )
 from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.evaluation.tables import Journal, say_written, write_table
+from supmae_hf.training.recipes import Parser
+from supmae_hf.training.recipes import run as run_script
 
 
 METHODS = ("SupMAE", "MAE", "ViT from scratch")
@@ -293,7 +294,7 @@ def draw(rows: list[dict], path: Path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer epochs and seeds, and one severity: minutes")
     parser.add_argument("--epochs", type=int, help="of the longest runs, a multiple of 8 (default: 128; quick: 24)")
     parser.add_argument("--finetuning_epochs", type=int, help="epochs of fine-tuning (default: 10; quick: 5)")
@@ -302,13 +303,18 @@ def main():
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/efficiency, or outputs/efficiency-quick")
     args = parser.parse_args()
-    epochs = args.epochs or (24 if args.quick else 128)
-    seeds = args.seeds or (2 if args.quick else 5)
-    finetuning_epochs = args.finetuning_epochs or (5 if args.quick else 10)
+    defaults = (
+        {"epochs": 24, "seeds": 2, "finetuning_epochs": 5}
+        if args.quick
+        else {"epochs": 128, "seeds": 5, "finetuning_epochs": 10}
+    )
+    epochs, seeds, finetuning_epochs = (
+        default if getattr(args, name) is None else getattr(args, name) for name, default in defaults.items()
+    )
     severities = [3] if args.quick else [1, 2, 3, 4, 5]
     output_dir = args.output_dir or Path("outputs/efficiency-quick" if args.quick else "outputs/efficiency")
-    if epochs < 8 or epochs % 8 or min(seeds, args.trials, args.processes) < 1:
-        parser.error(f"--epochs must be a multiple of 8, got {epochs}; --seeds, --trials and --processes at least 1.")
+    if epochs < 8 or epochs % 8 or min(seeds, finetuning_epochs, args.trials, args.processes) < 1:
+        parser.error(f"--epochs must be a multiple of 8, got {epochs}; every other number at least 1.")
 
     journal = Journal(output_dir / "runs.jsonl")
     start = time.perf_counter()
@@ -337,4 +343,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -21,7 +21,6 @@ of the classification loss, measured on training images. Runs are kept as they f
 command goes on. Prints tables and writes them and the figures into --output_dir.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -56,6 +55,8 @@ from supmae_hf.evaluation.tables import Journal, say_written, write_table
 from supmae_hf.modeling_supmae import UNLABELED
 from supmae_hf.training.knn import NUM_NEIGHBORS, knn_scores
 from supmae_hf.training.objective import BranchCheck, branch_gradient_share, pseudo_label_loss
+from supmae_hf.training.recipes import Parser
+from supmae_hf.training.recipes import run as run_script
 
 
 MEASURES = {
@@ -480,7 +481,7 @@ def corrupt_test_images(images: torch.Tensor, severities: list[int], pool, path:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="a quarter of the compute, one draw, two shares: minutes")
     parser.add_argument("--sweep", action="store_true", help="weights and temperatures of the classification loss")
     parser.add_argument(
@@ -493,11 +494,13 @@ def main():
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/partial-labels, -quick or -sweep")
     args = parser.parse_args()
-    flops = 1e12 * (args.tflops or (2 if args.quick else 4 if args.sweep else 8))
-    draws = args.draws or (1 if args.quick else 2 if args.sweep else 3)
+    quick, sweep, full = (2, 1), (4, 2), (8, 3)
+    tflops, draws = quick if args.quick else sweep if args.sweep else full
+    flops = 1e12 * (tflops if args.tflops is None else args.tflops)
+    draws = draws if args.draws is None else args.draws
     name = "partial-labels" + "-quick" * args.quick + "-sweep" * args.sweep
     output_dir = args.output_dir or Path("outputs") / name
-    if flops <= 0 or min(draws, args.processes) < 1:
+    if not 0 < flops < np.inf or min(draws, args.processes) < 1:
         parser.error("--tflops must be above 0, --draws and --processes at least 1.")
 
     data, start = load(args.data), time.perf_counter()
@@ -546,4 +549,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

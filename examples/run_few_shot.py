@@ -45,17 +45,6 @@ class FewShotArguments:
                 raise ValueError(f"`--methods` are probe and finetune, got '{method}'.")
         if self.pooling not in ("model", "cls", "mean"):
             raise ValueError(f"`--pooling` must be model, cls or mean, got '{self.pooling}'.")
-        if min(self.shots) < 2:
-            raise ValueError(
-                f"`--shots` must be 2 or more, got {min(self.shots)}: hyper-parameters are chosen on some of the images."
-            )
-        for flag, value in (
-            ("epochs", self.epochs),
-            ("train_batch_size", self.train_batch_size),
-            ("learning_rates", min(self.learning_rates)),
-        ):
-            if value <= 0:
-                raise ValueError(f"`--{flag}` must be above 0, got {value}.")
         if "benchmark" in self.datasets:
             others = [name for name in self.datasets if name != "benchmark" and name not in BENCHMARK]
             self.datasets = [*BENCHMARK, *others]

@@ -45,8 +45,6 @@ def test_few_labels_are_pointed_out(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--labeled_share", 1], "is a share from 0 to less than 1, got 1.0"),
-        (["--labeled_share", -0.5], "is a share from 0 to less than 1, got -0.5"),
         (["--labeled_share", 0.5, "--streaming", "True"], "a stream does not allow: leave out `--streaming`"),
         (["--labeled_share", 0.5, "--train_sampling_strategy", "sequential"], "leave out `--train_sampling_strategy`"),
         (["--labeled_share", 0.5, "--classification_branch", "False"], "needs labels for some of the images"),

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import torch
 from conftest import TINY, reference_config, run_example
 from safetensors.torch import load_file
@@ -69,15 +68,8 @@ def test_without_confidence_nothing_changes(tmp_path):
     assert all(torch.equal(weights[name], without[name]) for name in weights)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--pseudo_label_threshold", 0], "is a probability above 0 and at most 1, got 0.0"),
-        (["--pseudo_label_threshold", 95], "is a probability above 0 and at most 1, got 95.0"),
-        (["--pseudo_label_threshold", 0.9, "--classification_branch", "False"], "needs labels of one class an image"),
-    ],
-)
-def test_bad_input_is_refused(tmp_path, arguments, message):
-    arguments = [argument for argument in RUN if argument not in ("--label_fraction", 0.4)] + arguments
-    error = run_example("run_pretrain.py", *arguments, "--output_dir", "out", cwd=tmp_path, fails=True)
-    assert message in error and not (tmp_path / "out").exists()
+def test_labels_are_needed(tmp_path):
+    arguments = [argument for argument in RUN if argument not in ("--label_fraction", 0.4)]
+    arguments += ["--pseudo_label_threshold", 0.9, "--classification_branch", "False", "--output_dir", "out"]
+    error = run_example("run_pretrain.py", *arguments, cwd=tmp_path, fails=True)
+    assert "needs labels of one class an image" in error and not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from ..data.dataset import ImageDataset
 from ..data.image_data import ImageData
 from ..data.sources import load_evaluation_data, load_splits
+from ..training.ranges import check
 from .tables import Journal
 
 
@@ -23,13 +24,10 @@ class DeviceArguments:
     use_cpu: bool = field(default=False, metadata={"help": "Do not use an accelerator."})
 
     def __post_init__(self):
+        check(self)
         if not torch.accelerator.is_available():
             self.use_cpu = True
         self.state = PartialState(cpu=self.use_cpu)
-        if self.per_device_eval_batch_size < 1:
-            raise ValueError(
-                f"`--per_device_eval_batch_size` must be 1 or more, got {self.per_device_eval_batch_size}."
-            )
 
     def options(self) -> dict:
         """How [`predict`] is to go about it."""
@@ -116,9 +114,6 @@ class FeatureArguments(DeviceArguments):
         super().__post_init__()
         if not self.model:
             raise ValueError("`--model` is missing: name a checkpoint, in a folder or on the Hub.")
-        for name in ("images_per_file", "num_nearest"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`--{name}` must be 1 or more, got {getattr(self, name)}.")
         missing = [path for path in self.nearest or [] if not Path(path).is_file()]
         if missing:
             raise FileNotFoundError(f"`--nearest` names {missing[0]}, which is not a file.")

@@ -24,6 +24,7 @@ from ..data.statistics import pixel_fields
 from ..data.transforms import TrainTransform, build_image_processor
 from ..modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
 from .cpu import fastest_attention, prepare_cpu
+from .ranges import check
 
 
 logger = logging.get_logger(__name__)
@@ -256,14 +257,11 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        check(self)
         if self.dataset_name and self.train_dir:
             raise ValueError("`--dataset_name` and `--train_dir` both name training images: give one of them.")
         if self.validation_dir and not self.train_dir:
             raise ValueError("`--validation_dir` needs `--train_dir`.")
-        if not 0 <= self.train_val_split < 1:
-            raise ValueError(f"`--train_val_split` must be at least 0 and below 1, got {self.train_val_split}.")
-        if not 0 < self.label_fraction <= 1:
-            raise ValueError(f"`--label_fraction` must be above 0 and at most 1, got {self.label_fraction}.")
         if self.streaming and self.label_fraction < 1:
             raise ValueError(
                 "`--label_fraction` counts the images of each class, which a stream does not allow: leave out "
@@ -275,18 +273,14 @@ class DataArguments:
             raise ValueError(
                 f"`--crop_scale` needs two shares with 0 < smallest <= largest <= 1, got {self.crop_scale}."
             )
-        if not 0 < self.eval_crop_ratio <= 1:
-            raise ValueError(f"`--eval_crop_ratio` must be above 0 and at most 1, got {self.eval_crop_ratio}.")
-        if self.channels is not None and (not self.channels or min(self.channels) < 0):
-            raise ValueError(f"`--channels` are counted from 0, got {self.channels}.")
+        if self.channels is not None and not self.channels:
+            raise ValueError("`--channels` names none: leave it out to use all.")
         if self.pixel_range is not None and (len(self.pixel_range) != 2 or self.pixel_range[0] >= self.pixel_range[1]):
             raise ValueError(f"`--pixel_range` needs two numbers, LOW below HIGH, got {self.pixel_range}.")
         if (self.image_mean is None) != (self.image_std is None):
             raise ValueError("`--image_mean` and `--image_std` go together: give both.")
         if self.image_mean is not None and self.normalization:
             raise ValueError("`--normalization` and `--image_mean` both say how to normalise: give one of them.")
-        if self.image_std is not None and min(self.image_std) <= 0:
-            raise ValueError(f"`--image_std` must be above 0, got {self.image_std}.")
 
     def describe(self) -> tuple[str, str | None]:
         """A name for the data set, and its identifier on the Hub if it is there."""
@@ -496,14 +490,13 @@ class RecipeArguments(TrainingArguments):
     best_metric = "eval_loss"  # by which runs are stopped early
 
     def __post_init__(self):
+        check(self)
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or else each of several processes would train on its own
         if self.hub_token:
             # the Hub client finds it there; training_args.bin, which may be published, must not hold it
             os.environ["HF_TOKEN"], self.hub_token = self.hub_token, None
         if self.early_stopping_patience is not None:
-            if self.early_stopping_patience < 1:
-                raise ValueError(f"`--early_stopping_patience` must be 1 or more, got {self.early_stopping_patience}.")
             self.load_best_model_at_end = True  # which sees to it that evaluations and checkpoints go together
             self.metric_for_best_model = self.metric_for_best_model or self.best_metric
         super().__post_init__()
@@ -522,12 +515,6 @@ class RecipeArguments(TrainingArguments):
             raise ValueError(
                 "`--save_total_limit` 1 leaves nothing to go on from if a run is killed while it saves: use 2 or more."
             )
-        if self.train_sampling_strategy not in ("random", "sequential"):
-            raise ValueError(
-                f"`--train_sampling_strategy` must be random or sequential, got {self.train_sampling_strategy}."
-            )
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ValueError(f"`--layer_decay` must be above 0 and at most 1, got {self.layer_decay}.")
         if self.base_learning_rate is not None:
             self.learning_rate = self.base_learning_rate * self.total_batch_size / 256
         if self.min_learning_rate and self.learning_rate and self.lr_scheduler_type == "cosine":
@@ -601,14 +588,8 @@ class PreTrainingArguments(RecipeArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.labeled_share < 1:
-            raise ValueError(f"`--labeled_share` is a share from 0 to less than 1, got {self.labeled_share}.")
         if self.labeled_share and self.train_sampling_strategy != "random":
             raise ValueError("`--labeled_share` draws the images of an epoch: leave out `--train_sampling_strategy`.")
-        if self.pseudo_label_threshold is not None and not 0 < self.pseudo_label_threshold <= 1:
-            raise ValueError(
-                f"`--pseudo_label_threshold` is a probability above 0 and at most 1, got {self.pseudo_label_threshold}."
-            )
 
 
 @dataclass

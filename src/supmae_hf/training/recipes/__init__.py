@@ -1,8 +1,8 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Recipes, and command lines on top of them: `[RECIPE.yaml] [--flag value ...]`."""
 
+import argparse
 import difflib
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -11,8 +11,10 @@ from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.debug_utils import DebugOption
 
 from ..arguments import ModelArguments
+from ..ranges import find_mistakes
 
 
 # Two names for one setting. Of two recipes, or a recipe and the flags, the later one has the say.
@@ -138,6 +140,8 @@ def parse_arguments(
             if isinstance(layer.get("model_config"), dict):
                 model_config.update(layer.pop("model_config"))
             values.update(layer)
+        if mistakes := find_mistakes(values):
+            raise ValueError("\n".join(mistakes))
         parsed = parser.parse_dict({name: value for name, value in values.items() if value is not None})
         for arguments in parsed:
             if isinstance(arguments, ModelArguments):
@@ -145,15 +149,40 @@ def parse_arguments(
                 arguments.check()
         return parsed
     except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        parser.exit(2, "".join(f"{parser.prog}: error: {line}\n" for line in str(error).splitlines()))
+
+
+class Parser(argparse.ArgumentParser):
+    """For scripts without recipes: mistakes are one line, and flags are not abbreviated."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def run(main: Callable[[], None]):
-    """Run a script; mistakes of its user end it with the line that says what to do, not behind a traceback."""
+    """
+    Run a script. Errors end it with the line that says what to do, not behind a traceback, which `--debug` (on the command
+    line, anywhere) shows.
+    """
+    debug = [
+        place
+        for place, word in enumerate(sys.argv)
+        if word == "--debug" and sys.argv[place + 1 : place + 2] not in [[option.value] for option in DebugOption]
+    ]
+    for place in reversed(debug):
+        del sys.argv[place]
     try:
         main()
-    except (OSError, ValueError, ImportError, FloatingPointError) as error:
-        if os.environ.get("SUPMAE_TRACEBACK"):
+    except Exception as error:
+        if debug:
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        known = isinstance(error, (OSError, ValueError, ImportError, FloatingPointError))
+        text = str(error) if known else f"{type(error).__name__}: {error} (`--debug` shows where)"
+        lines = [line for line in text.splitlines() if line.strip()]
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(map(str.strip, lines))}", file=sys.stderr)
         raise SystemExit(1) from None
