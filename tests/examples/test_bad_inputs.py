@@ -1,7 +1,11 @@
 """Command lines that are wrong: one line each that names the value and the remedy, before anything is loaded or written."""
 
+import pandas
 import pytest
-from conftest import run_example
+import torch
+from conftest import TINY, digit_images, run_example
+
+from supmae_hf import SupMAEConfig, SupMAEForPreTraining
 
 
 PRETRAIN = [
@@ -175,3 +179,34 @@ def test_every_mistake_is_said(tmp_path):
         "--seed",
         "--weight_decay",
     }
+
+
+SMALL = ["--use_cpu", "--report_to", "none", "--num_train_epochs", 1, "--warmup_epochs", 0, "--output_dir", "out"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf")])
+def test_infinite_labels(tmp_path, value):
+    for index, image in enumerate(digit_images(20)):
+        image.save(tmp_path / f"{index}.png")
+    labels = [0.5] * 19 + [value]
+    pandas.DataFrame({"file_name": [f"{index}.png" for index in range(20)], "label": labels}).to_csv(
+        tmp_path / "metadata.csv", index=False
+    )
+    error = run_example("run_pretrain.py", "--train_dir", ".", *SMALL, cwd=tmp_path, fails=True)
+    assert f"Column 'label' holds {value}: a label is a finite number, or empty if there is none." in error
+
+
+def test_checkpoints_that_hold_no_numbers(tmp_path):
+    model = SupMAEForPreTraining(SupMAEConfig(**TINY))
+    with torch.no_grad():
+        model.vit.embeddings.cls_token[0, 0, 3] = float("nan")
+    model.save_pretrained(tmp_path / "damaged")
+    message = (
+        "'damaged' is damaged: its weight vit.embeddings.cls_token holds NaN or infinity. Use an earlier checkpoint."
+    )
+    runs = [("run_finetune.py", ["--model_name_or_path", "damaged", *SMALL])]
+    runs += [("run_linear_probe.py", ["--model_name_or_path", "damaged", "--probe", "knn", *SMALL])]
+    runs += [("run_few_shot.py", ["--models", "damaged", "--output_dir", "out"])]
+    runs += [("extract_features.py", ["--model", "damaged", "--output_dir", "out"])]
+    for script, arguments in runs:
+        assert message in run_example(script, *arguments, cwd=tmp_path, fails=True)

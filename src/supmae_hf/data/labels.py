@@ -131,6 +131,8 @@ class Labels:
         is_float = kind.startswith(("float", "double", "decimal"))
         if not is_text and not is_float and not kind.startswith(("int", "uint", "bool")):
             raise ValueError(f"Column '{column}' of the type {feature} cannot be used as labels.")
+        if is_float and not is_list and not isinstance(splits[0], datasets.IterableDataset):
+            _require_finite(splits, column)
         if problem_type == "regression" and not is_text and not is_list:
             return cls(columns, None, "regression")
         if isinstance(splits[0], datasets.IterableDataset):
@@ -287,6 +289,16 @@ def _values(split: datasets.Dataset, column: str) -> pa.ChunkedArray:
     parts = split.select_columns(column).with_format("arrow").iter(batch_size=10_000)
     parts = [part[column].combine_chunks() for part in parts]
     return pa.chunked_array(parts) if parts else split.with_format("arrow")[:][column]
+
+
+def _require_finite(splits: Sequence[datasets.Dataset], column: str):
+    for split in splits:
+        values = _values(split, column) if column in split.features else pa.chunked_array([[]], pa.float32())
+        places = np.flatnonzero(pa.compute.is_inf(values.cast(pa.float64())).fill_null(False).to_numpy())
+        if len(places):
+            raise ValueError(
+                f"Column '{column}' holds {values[int(places[0])]}: a label is a finite number, or empty if there is none."
+            )
 
 
 def _distinct(splits: Sequence[datasets.Dataset], column: str) -> set:

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..checkpoints.weights import require_finite
 from ..data.dataset import ImageDataset, collate
 from ..data.labels import imagenet_indices
 from ..modeling_supmae import SupMAEForImageClassification
@@ -134,6 +135,7 @@ def load_classifier(name: str) -> PreTrainedModel:
             f"'{name}' is not a trained classifier: {', '.join(sorted(info['missing_keys']))} would be random. Fine-tune "
             "it first (examples/run_finetune.py), or probe it (examples/run_few_shot.py)."
         )
+    require_finite(model, name)
     return model.eval()
 
 
@@ -238,6 +240,7 @@ class ImageEncoder(nn.Module):
             # as its classifier has it: mean of the tokens and LayerNorm, or LayerNorm and class token
             is_mean = pooling == "mean" or pooling == "model" and getattr(config, "use_mean_pooling", False)
             self.model = SupMAEForImageClassification.from_pretrained(name, use_mean_pooling=is_mean)
+            require_finite(self.model, name)
             self.model.classifier = nn.Identity()
             self.hidden_size = self.model.config.hidden_size
             self.config = self.model.config
@@ -247,6 +250,7 @@ class ImageEncoder(nn.Module):
         if has_optional_pooler and not getattr(config, "use_mean_pooling", False):
             options["add_pooling_layer"] = False  # BERT's tanh, which no classifier uses
         model = AutoModel.from_pretrained(name, **options)
+        require_finite(model, name)
         self.model = getattr(model, "vision_model", model)
         if self.model is not model and not hasattr(self.model, "config"):
             self.model.config = model.config.vision_config

@@ -24,6 +24,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
+from ..checkpoints.weights import require_finite
 from ..configuration_supmae import SupMAEConfig, to_pair
 from ..data.dataset import ImageDataset
 from ..data.folders import HELD_OUT_SPLITS
@@ -303,9 +304,11 @@ def load_backbone(name: str, image_size: int, out_indices: list[int] | None = No
         )
     if is_ours:
         sizes = tuple(-(-image_size // side) * side for side in to_pair(config.patch_size))
-        return SupMAEBackbone.from_pretrained(
+        backbone = SupMAEBackbone.from_pretrained(
             name, image_size=sizes, out_indices=out_indices, add_fpn=True, drop_path_rate=drop_path_rate
         )
+        require_finite(backbone, name)
+        return backbone
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise ValueError(
             f"Transformers has no backbone class for '{name}' ({config.model_type}): SupMAE, plain ViTs, BEiT, DINOv2, "
@@ -314,7 +317,9 @@ def load_backbone(name: str, image_size: int, out_indices: list[int] | None = No
     config = AutoConfig.from_pretrained(name, out_indices=out_indices)
     if config.model_type == "beit":
         config.add_fpn = config.reshape_hidden_states = True
-    return MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(name, config=config)
+    backbone = MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(name, config=config)
+    require_finite(backbone, name)
+    return backbone
 
 
 def build_upernet(backbone, num_classes: int, hidden_size: int = 512) -> UperNetForSemanticSegmentation:

@@ -15,6 +15,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
+from ..checkpoints.weights import require_finite
 from ..configuration_supmae import SupMAEConfig
 from ..data.dataset import ImageDataset, ImageStream
 from ..data.image_data import ImageData
@@ -130,6 +131,7 @@ class ModelArguments:
                 f"There is no checkpoint '{self.model_name_or_path}', neither a folder here nor a repository that the "
                 f"Hub gave us: check `--model_name_or_path`, or run examples/run_pretrain.py to make one. ({error})"
             ) from error
+        require_finite(model, self.model_name_or_path)
         new = set(info["missing_keys"])
         mismatched = {name for name, *_ in info["mismatched_keys"]}
         layer = output_layer(model)

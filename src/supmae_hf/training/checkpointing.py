@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub.utils.sha import sha_fileobj
 from transformers.utils import logging
 
+from ..checkpoints.weights import find_not_finite
 from .arguments import RecipeArguments
 from .runs import RUN_FILE, differences, write_run
 
@@ -273,9 +274,9 @@ class RunMonitor:
         """To be called before a checkpoint is written: raises if a loss or a weight is not finite."""
         if self._pending is not None:
             self._check(*self._pending)
-        for name, weight in model.named_parameters():
-            if not torch.isfinite(weight.to_local() if hasattr(weight, "to_local") else weight).all():
-                self._fail(step, f"the weight {name}")
+        name = find_not_finite(model)
+        if name is not None:
+            self._fail(step, f"the weight {name}")
 
     def _exchange(self) -> dict[str, torch.Tensor]:
         """The step's losses, averaged over batches and processes, and whether any process was asked to stop."""
