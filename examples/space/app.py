@@ -18,6 +18,8 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining
 
 CHECKPOINT = os.environ.get("CHECKPOINT", "outputs/digits-pretrain")
 SIDE = 224  # pixels of the pictures on the page
+MAX_FILE_SIZE = "20mb"
+Image.MAX_IMAGE_PIXELS = 20_000_000  # of an upload; Pillow refuses twice as many
 
 model = AutoModelForPreTraining.from_pretrained(CHECKPOINT, trust_remote_code=True).eval()
 image_processor = AutoImageProcessor.from_pretrained(CHECKPOINT, trust_remote_code=True)
@@ -93,4 +95,5 @@ with gr.Blocks(title="SupMAE") as demo:
         gr.Examples(cases, inputs)
 
 if __name__ == "__main__":
-    demo.launch(allowed_paths=[CHECKPOINT] if Path(CHECKPOINT).is_dir() else None)
+    # of a local checkpoint no file but its examples can be asked for
+    demo.queue(max_size=20).launch(allowed_paths=[str(Path(CHECKPOINT, "widget"))], max_file_size=MAX_FILE_SIZE)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import numpy as np
@@ -19,20 +20,26 @@ from supmae_hf.data.transforms import IMAGENET_MEAN
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytest.importorskip("gradio", reason="needs gradio: pip install '.[dev]'")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install '.[dev]'")
-if CHROMIUM is None:
-    pytest.skip("needs a browser: apt-get install chromium", allow_module_level=True)
+gradio_client = pytest.importorskip("gradio_client")
+httpx = pytest.importorskip("httpx")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 ARGUMENTS += ["--disable-component-update", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    """Address of the app with a checkpoint that was just trained."""
+def checkpoint(tmp_path_factory):
+    """One that was just trained."""
     folder = tmp_path_factory.mktemp("space")
     flags = ["--model_config", json.dumps(TINY), "--output_dir", folder / "model", "--save_strategy", "no"]
     flags += ["--max_train_samples", 64, "--max_eval_samples", 40, "--num_train_epochs", 1, "--warmup_epochs", 0]
-    run_example("run_pretrain.py", *flags, cwd=folder)
+    run_example("run_pretrain.py", *flags, "--widget_images", "True", cwd=folder)
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def app(checkpoint):
+    """Address of the app with that checkpoint."""
+    folder = checkpoint.parent
     url = f"http://127.0.0.1:{free_port()}"
     environment = {**os.environ, "CHECKPOINT": str(folder / "model"), "GRADIO_ANALYTICS_ENABLED": "False"}
     environment.update(GRADIO_SERVER_PORT=url.split(":")[-1], HF_HOME=str(folder / "home"), NO_PROXY="127.0.0.1")
@@ -58,7 +65,9 @@ def app(tmp_path_factory):
         server.wait()
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 def test_reconstructs_what_is_uploaded(app, tmp_path):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install '.[dev]'")
     digit_images(4)[3].convert("RGB").resize((64, 64)).save(tmp_path / "digit.png")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
@@ -82,3 +91,49 @@ def test_reconstructs_what_is_uploaded(app, tmp_path):
     assert hidden.mean() == pytest.approx(0.75, abs=0.01)  # 12 of 16 patches
     assert (masked[~hidden] == pasted[~hidden]).all()
     assert (reconstruction[hidden] == pasted[hidden]).mean() > 0.99
+
+
+def status(url: str) -> int:
+    try:
+        return urllib.request.urlopen(url).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_serves_nothing_but_examples(app, checkpoint):
+    (example,) = sorted((checkpoint / "widget").glob("*.png"))[:1]
+    assert status(f"{app}/gradio_api/file={example}") == 200
+    files = [path for path in checkpoint.iterdir() if path.is_file()]
+    assert {"config.json", "model.safetensors", "training_args.bin"} <= {path.name for path in files}
+    for path in [*files, checkpoint / "widget" / ".." / "config.json", checkpoint.parent / "log", "/etc/hostname"]:
+        assert status(f"{app}/gradio_api/file={path}") in (403, 404), path
+
+
+def test_requests_keep_their_state_to_themselves(app, tmp_path):
+    digit_images(4)[3].convert("RGB").resize((64, 64)).save(tmp_path / "digit.png")
+    client = gradio_client.Client(app, verbose=False, download_files=str(tmp_path / "downloads"))
+
+    def masked(ratio: float) -> np.ndarray:
+        results = client.predict(gradio_client.handle_file(tmp_path / "digit.png"), ratio, 0, api_name="/reconstruct")
+        return np.asarray(Image.open(results[0]))
+
+    first = masked(0.75)
+    assert not np.array_equal(first, masked(0.25))
+    assert np.array_equal(first, masked(0.75))
+    asked = [
+        client.submit(gradio_client.handle_file(tmp_path / "digit.png"), ratio, 0, api_name="/reconstruct")
+        for ratio in (0.75, 0.0, 0.75)
+    ]
+    pictures = [np.asarray(Image.open(job.result()[0])) for job in asked]
+    assert np.array_equal(first, pictures[0]) and np.array_equal(first, pictures[2])
+
+
+def test_uploads_are_limited(app, tmp_path):
+    (tmp_path / "big.png").write_bytes(bytes(21 * 1024 * 1024))
+    Image.new("L", (7000, 6000)).save(tmp_path / "bomb.png")
+    client = gradio_client.Client(app, verbose=False, download_files=str(tmp_path / "downloads"))
+    for name in ("big.png", "bomb.png"):
+        with pytest.raises((httpx.HTTPStatusError, gradio_client.exceptions.AppError)):
+            client.predict(gradio_client.handle_file(tmp_path / name), 0.75, 0, api_name="/reconstruct")
+    digit_images(4)[3].save(tmp_path / "digit.png")
+    client.predict(gradio_client.handle_file(tmp_path / "digit.png"), 0.75, 0, api_name="/reconstruct")
