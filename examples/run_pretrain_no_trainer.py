@@ -47,7 +47,14 @@ from supmae_hf.training.optimization import create_optimizer, create_scheduler
 from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report
 from supmae_hf.training.runs import describe_run
-from supmae_hf.training.trainer import build_dataloader, epoch_order, leave, prepare_batch_norm, seed_step
+from supmae_hf.training.trainer import (
+    build_dataloader,
+    epoch_order,
+    leave,
+    prepare_batch_norm,
+    seed_step,
+    share_buffers,
+)
 
 
 def train_step(model, batches: list[dict], optimizer, args, accelerator: Accelerator, monitor: RunMonitor) -> dict:
@@ -89,6 +96,7 @@ def train_step(model, batches: list[dict], optimizer, args, accelerator: Acceler
 @torch.no_grad()
 def evaluate(model, dataloader, accelerator: Accelerator, knn: KnnEvaluation | None) -> dict[str, float]:
     """The figures of the held-out images."""
+    share_buffers(accelerator.unwrap_model(model), accelerator)
     model.eval()
     sums = None
     for batch in dataloader:

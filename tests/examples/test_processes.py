@@ -11,6 +11,13 @@ from evaluation.zoo import make_model
 from safetensors.torch import load_file
 
 from supmae_hf import SupMAEConfig, SupMAEForPreTraining
+from supmae_hf.data.dataset import collate
+from supmae_hf.training.arguments import DataArguments, ModelArguments, PreTrainingArguments, prepare_pretraining
+from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.training.trainer import PreTrainer
+
+
+DIGITS = ROOT / "examples" / "configs" / "pretrain_digits.yaml"
 
 
 def arguments(batch_size: int, accumulation: int = 1, **fields) -> list:
@@ -78,6 +85,26 @@ def test_two_processes_equal_one(tmp_path, one_process, script, batch_size, accu
     flags = arguments(batch_size, accumulation)
     run_command(example_command(script, *flags, "--output_dir", "out", processes=2), tmp_path)
     assert_same(one_process, results(tmp_path / "out"), tolerance=1e-5)
+
+
+@pytest.mark.parametrize(
+    "script", ["run_pretrain.py", pytest.param("run_pretrain_no_trainer.py", marks=pytest.mark.slow)]
+)
+def test_two_processes_evaluate_what_they_save(tmp_path, script):
+    """BatchNorm on the CPU has statistics of its own in every process; one model is saved, and that one is evaluated."""
+    flags = arguments(32, **{"--model_config": json.dumps(TINY), "--label_fraction": 1.0, "--knn_eval": True})
+    run_command(example_command(script, *flags, "--output_dir", "out", processes=2), tmp_path)
+    log = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    said = [entry for entry in log if "eval_accuracy" in entry][-1]
+    classes = (ModelArguments, DataArguments, PreTrainingArguments)
+    argv = ["--model_name_or_path", str(tmp_path / "out"), "--output_dir", str(tmp_path / "again"), "--use_cpu"]
+    model_args, data_args, args = parse_arguments(classes, "pretrain", DIGITS, argv=[*argv, "--report_to", "none"])
+    model_args.model_config = {}
+    model, processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args, data_args.load())
+    trainer = PreTrainer(model, args, eval_dataset=eval_dataset, data_collator=collate, processing_class=processor)
+    measured = trainer.evaluate()
+    for name in ("eval_reconstruction_loss", "eval_classification_loss", "eval_accuracy"):
+        assert measured[name] == pytest.approx(said[name], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -131,9 +131,10 @@ def test_requests_keep_their_state_to_themselves(app, tmp_path):
 def test_uploads_are_limited(app, tmp_path):
     (tmp_path / "big.png").write_bytes(bytes(21 * 1024 * 1024))
     Image.new("L", (7000, 6000)).save(tmp_path / "bomb.png")
+    with open(tmp_path / "big.png", "rb") as file:
+        assert httpx.post(f"{app}/gradio_api/upload", files={"files": file}).status_code == 413
     client = gradio_client.Client(app, verbose=False, download_files=str(tmp_path / "downloads"))
-    for name in ("big.png", "bomb.png"):
-        with pytest.raises((httpx.HTTPStatusError, gradio_client.exceptions.AppError)):
-            client.predict(gradio_client.handle_file(tmp_path / name), 0.75, 0, api_name="/reconstruct")
+    with pytest.raises(gradio_client.exceptions.AppError):
+        client.predict(gradio_client.handle_file(tmp_path / "bomb.png"), 0.75, 0, api_name="/reconstruct")
     digit_images(4)[3].save(tmp_path / "digit.png")
     client.predict(gradio_client.handle_file(tmp_path / "digit.png"), 0.75, 0, api_name="/reconstruct")

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
@@ -89,6 +91,16 @@ def prepare_batch_norm(model: torch.nn.Module, args) -> torch.nn.Module:
             f"{' and '.join(batches)} has statistics of its own."
         )
     return model
+
+
+def share_buffers(model: torch.nn.Module, accelerator: Accelerator):
+    """
+    Give every process the first one's buffers (BatchNorm's running statistics), which are those that are saved; to be called
+    before an evaluation.
+    """
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer.clone()))
 
 
 class _RunCallback(TrainerCallback):
@@ -213,6 +225,7 @@ class RecipeTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs):
         start = time.perf_counter()
+        share_buffers(self.model, self.accelerator)
         metrics = super().evaluate(*args, **kwargs)
         if self._interval_start is not None:
             self._interval_start += time.perf_counter() - start
