@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class HubServer(ThreadingHTTPServer):
     """
     Use as a context manager; `url` goes into `HF_ENDPOINT`. `repositories[name]["branches"][branch]` has the files,
-    `requests` what was asked for, `fail` the number of uploads of large files to refuse.
+    `repositories[name]["commits"]` their history (title and files), `requests` what was asked for, `fail` the number of uploads of large files to refuse.
     """
 
     daemon_threads = True
@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
             is_private = fields.get("private") or fields.get("visibility") == "private"
             if name in server.repositories:
                 return self._answer({"url": f"{server.url}/{name}"}, 409)
-            server.repositories[name] = {"private": is_private, "branches": {"main": {}}}
+            server.repositories[name] = {"private": is_private, "branches": {"main": {}}, "commits": []}
             return self._answer({"url": f"{server.url}/{name}", "id": name})
         if match := re.fullmatch(r"/lfs/(\w+)", path):
             if server.fail:
@@ -123,8 +123,19 @@ class _Handler(BaseHTTPRequestHandler):
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif entry["key"] == "lfsFile":
                     files[value["path"]] = self.server.objects[value["oid"]]
+                elif entry["key"] == "deletedFile":
+                    files.pop(value["path"], None)
+                elif entry["key"] == "header":
+                    title = value["summary"]
+            repository["commits"].append((title, dict(files)))
             url = f"{self.server.url}/{name}/commit/{_sha(files)}"
             return self._answer({"success": True, "commitOid": _sha(files), "commitUrl": url})
+        if action == "tree":
+            tree = [
+                {"type": "file", "path": path, "size": len(branches["main"][path]), "oid": "0"}
+                for path in branches["main"]
+            ]
+            return self._answer(tree)
         files = branches.get(revision or "main", {})
         siblings = [{"rfilename": path} for path in files]
         return self._answer({"id": name, "sha": _sha(files), "private": False, "siblings": siblings, "tags": []})

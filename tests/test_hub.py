@@ -201,3 +201,74 @@ def test_push_to_hub_from_training_and_from_a_model(runs, tmp_path):
     card = ModelCard(files["README.md"].decode())
     assert card.data.eval_results and 'from_pretrained("org/pushed")' in card.text
     assert not any(TOKEN.encode() in content for content in files.values())
+
+
+def train_and_push(server, cwd, strategy: str, *flags):
+    command = [ROOT / "examples" / "run_pretrain.py", *RUN, "--model_config", json.dumps(TINY), "--push_to_hub"]
+    command += ["--hub_model_id", "org/pushed", "--hub_strategy", strategy, "--hub_always_push", "--report_to", "none"]
+    command += ["--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 2, "--output_dir", "out", *flags]
+    result = hub_process(command, server, cwd)
+    repository = server.repositories["org/pushed"]
+    return result, repository["commits"], repository["branches"]["main"]
+
+
+MODEL_FILES = {"config.json", "model.safetensors", "preprocessor_config.json"}
+MODEL_FILES |= {"modeling_supmae.py", "configuration_supmae.py", "conversion_supmae.py"}
+
+
+def test_last_checkpoint_goes_up_and_can_be_gone_on_from(tmp_path):
+    with HubServer() as server:
+        server.fail = 1  # while training
+        result, commits, files = train_and_push(server, tmp_path, "checkpoint")
+    assert result.returncode == 0, result.stderr
+    assert "could not be sent to org/pushed" in result.stderr and "the end tries again" in result.stderr
+    training = [title for title, _ in commits if title.endswith(", checkpoint")]
+    assert training and commits[-1][0] == "End of training"
+    assert {name for name in files if "/" not in name} >= MODEL_FILES
+    assert not any(name.startswith(("checkpoint-", "_")) or "optimizer" in name and "/" not in name for name in files)
+    assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert not (tmp_path / "out" / "_uploading").exists()
+
+    snapshots = [files for title, files in commits if title.endswith(", checkpoint")]
+    early = {name: content for name, content in snapshots[0].items() if name.startswith("last-checkpoint/")}
+    step = json.loads(early["last-checkpoint/trainer_state.json"])["global_step"]
+    assert step < 4 and "last-checkpoint/optimizer.pt" in early
+    for name, content in early.items():
+        path = tmp_path / "elsewhere" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    flags = ["--model_config", json.dumps(TINY), "--report_to", "none", "--output_dir", "elsewhere"]
+    run_example("run_pretrain.py", *RUN, *flags, "--resume_from_checkpoint", "elsewhere/last-checkpoint", cwd=tmp_path)
+    assert (tmp_path / "elsewhere" / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["end", "every_save", "all_checkpoints"])
+def test_hub_strategies_send_what_they_say(tmp_path, strategy):
+    with HubServer() as server:
+        result, commits, files = train_and_push(server, tmp_path, strategy)
+    assert result.returncode == 0 and "could not be sent" not in result.stderr, result.stderr
+    titles = [title for title, _ in commits]
+    progress = [f"Training in progress, step {step}" for step in range(1, 5)]
+    expected = {"end": [], "every_save": progress}.get(strategy)
+    if expected is None:
+        expected = [title for step in progress for title in (step, f"{step}, checkpoint")]
+    assert titles == [*expected, "End of training"]
+    if strategy == "every_save":
+        assert all(files.keys() == MODEL_FILES for _, files in commits[:-1])
+    checkpoints = {name.split("/")[0] for name in files if name.startswith("checkpoint-")}
+    assert checkpoints == ({f"checkpoint-{step}" for step in range(1, 5)} if strategy == "all_checkpoints" else set())
+    assert not any(TOKEN.encode() in content for content in files.values())
+
+
+@pytest.mark.slow
+def test_what_cannot_be_published_is_said(tmp_path):
+    with HubServer() as server:
+        server.fail = 1000
+        result, _, _ = train_and_push(server, tmp_path, "every_save")
+        assert result.returncode == 1 and "The run is over and saved in out, but not published" in result.stderr
+        assert "Traceback" not in result.stderr
+        server.fail = 0
+        result, commits, files = train_and_push(server, tmp_path, "every_save")
+    assert result.returncode == 0, result.stderr
+    assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()

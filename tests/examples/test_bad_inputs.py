@@ -130,6 +130,13 @@ OTHERS = [
     ("run_linear_probe.py", "--num_neighbors 0", "`--num_neighbors` must be 1 or more, got 0."),
     ("run_linear_probe.py", "--inverse_regularization 0", "`--inverse_regularization` must be above 0, got 0.0."),
     ("run_linear_probe.py", "--probe svm", "invalid choice: 'svm'"),
+    ("run_linear_probe.py", "--push_to_hub", "`--push_to_hub` is for pre-training and fine-tuning: leave it out."),
+    (
+        "run_semantic_segmentation.py",
+        "--models a --push_to_hub",
+        "`--push_to_hub` is for pre-training and fine-tuning",
+    ),
+    ("run_pretrain_no_trainer.py", "--push_to_hub", "`--push_to_hub` is the Trainer's: run_pretrain.py"),
     ("run_eval.py", "", "`--models` is missing"),
     ("run_eval.py", "--models a --per_device_eval_batch_size 0", "`--per_device_eval_batch_size` must be 1 or more"),
     ("run_eval.py", "--models a --max_samples 0", "`--max_samples` must be 1 or more, got 0."),

@@ -24,6 +24,8 @@ from .models import predict
 class LinearProbeArguments(RecipeArguments):
     """The linear probe; the paper's recipe is `training/recipes/linear_probe.yaml`."""
 
+    can_publish = False
+
     probe: str = field(
         default="lars",
         metadata={

@@ -490,9 +490,12 @@ class RecipeArguments(TrainingArguments):
     save_total_limit: int | None = _default("save_total_limit", 2)
 
     best_metric = "eval_loss"  # by which runs are stopped early
+    can_publish = True
 
     def __post_init__(self):
         check(self)
+        if self.push_to_hub and not self.can_publish:
+            raise ValueError("`--push_to_hub` is for pre-training and fine-tuning: leave it out.")
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or else each of several processes would train on its own
         if self.hub_token:
@@ -621,6 +624,8 @@ class FineTuningArguments(RecipeArguments):
 @dataclass
 class SegmentationArguments(RecipeArguments):
     """Semantic segmentation; the paper's recipe is `recipes/segmentation.yaml`."""
+
+    can_publish = False
 
     drop_path_rate: float = field(default=0.0, metadata={"help": "Stochastic depth of the last block."})
 

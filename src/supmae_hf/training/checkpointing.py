@@ -163,7 +163,7 @@ def _checkpoint_to_go_on_from(args: RecipeArguments, run: dict) -> str | None:
         for old in (*list_checkpoints(output_dir), *(output_dir / name for name in _RESULTS)):
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         return None
-    if given and Path(given).resolve().parent != output_dir.resolve():
+    if given and Path(given).resolve() not in [path.resolve() for path in list_checkpoints(output_dir)]:
         return given
     if not output_dir.is_dir():
         return None

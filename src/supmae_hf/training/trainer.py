@@ -15,7 +15,7 @@ from accelerate.utils import broadcast
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalPrediction
+from transformers.trainer_utils import EvalPrediction, HubStrategy
 from transformers.utils import logging
 
 from ..data.dataset import EpochSampler, ImageDataset, ImageStream, MixupCollator
@@ -25,6 +25,7 @@ from .checkpointing import (
     RunMonitor,
     StopRequest,
     check_writer,
+    find_checkpoint,
     ignore_stop_request,
     mark_complete,
     writing_failed,
@@ -32,6 +33,7 @@ from .checkpointing import (
 from .knn import KnnEvaluation
 from .objective import BranchCheck, add, averages, batch_figures, image_figures, pseudo_label_loss, step_loss
 from .optimization import create_optimizer, create_scheduler
+from .uploads import CheckpointUploads
 
 
 logger = logging.get_logger(__name__)
@@ -134,10 +136,13 @@ class _RunCallback(TrainerCallback):
             self.trainer.monitor.check(model, state.global_step)
 
     def on_save(self, args, state, control, **kwargs):
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         try:
-            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.trainer.accelerator)
+            mark_complete(checkpoint, self.trainer.accelerator)
         except OSError as error:
             raise writing_failed(args.output_dir, state.global_step, error) from error
+        if self.trainer.uploads is not None:
+            self.trainer.uploads.start(checkpoint)
 
 
 class RecipeTrainer(Trainer):
@@ -165,6 +170,11 @@ class RecipeTrainer(Trainer):
         self._num_images = 0
         self._num_skipped = None
         self._interval_start = None
+        self.uploads = None
+        if self.args.push_to_hub and self.is_world_process_zero():
+            self.uploads = CheckpointUploads(self.args, self.hub_model_id)
+        # the Trainer's own uploads read checkpoints before they are complete, while others are deleted, and hide errors
+        self.args.hub_strategy = HubStrategy.END
         self.add_callback(_RunCallback(self))
         if getattr(self.args, "early_stopping_patience", None) is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
@@ -261,9 +271,11 @@ class RecipeTrainer(Trainer):
         exit status of SIGTERM, and a word on how to go on, if it was asked to stop. Returns the figures of the evaluation.
         """
         self.train(resume_from_checkpoint=checkpoint)
+        if self.uploads is not None:
+            self.uploads.finish(find_checkpoint(self.args.output_dir))
         if self.was_stopped:
             leave(self.args)
-        self.save_model()
+        self.save_model(_internal_call=True)  # or else it would be published here, before there is a card
         self.save_state()
         metrics = self.evaluate() if self.eval_dataset is not None else {}
         if metrics:
@@ -271,7 +283,13 @@ class RecipeTrainer(Trainer):
         if self.report is not None and self.is_world_process_zero():
             self.report.write(self.state.log_history, metrics)
         if self.args.push_to_hub:
-            self.push_to_hub()
+            try:
+                self.push_to_hub()
+            except Exception as error:  # the Hub client's, of whichever HTTP library it uses
+                raise OSError(
+                    f"The run is over and saved in {self.args.output_dir}, but not published: {error} Give the same command "
+                    "again, or publish the folder with examples/publish.py."
+                ) from error
         return metrics
 
 
