@@ -54,7 +54,7 @@ def prepare_output_dir(folder: str | Path, run: dict, overwrite: bool = False):
             raise ValueError(f"{folder} holds Parquet files that no run of ours wrote: choose another `--output_dir`.")
         if different:
             raise ValueError(
-                f"{folder} holds other features ({'; '.join(different)}): choose another `--output_dir`, or pass "
+                f"{folder} holds what another run wrote ({'; '.join(different)}): choose another `--output_dir`, or pass "
                 "`--overwrite_output_dir True` to replace them."
             )
     if found:

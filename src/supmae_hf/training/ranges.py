@@ -109,6 +109,8 @@ RANGES = {
     "pixel_range": _FINITE,
     # evaluation
     "images_per_file": _COUNT,
+    "size": _COUNT,
+    "quality": Range(1, 95),
     "num_nearest": _COUNT,
     "num_neighbors": _COUNT,
     "inverse_regularization": _POSITIVE,

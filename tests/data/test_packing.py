@@ -1,0 +1,111 @@
+"""Data sets that are packed for many epochs."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from conftest import TINY, run_example
+from PIL import Image
+
+from supmae_hf.data.sources import load_training_data
+
+
+@pytest.fixture
+def photos(tmp_path, photographs):
+    """Two splits of two classes: photographs, a small one, a drawing, a 16-bit scan, a turned one."""
+    for split, count in (("train", 6), ("val", 2)):
+        for name, photo in zip(("china", "flower"), photographs):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(photo[index:]).save(folder / f"{index}.jpg", quality=95)
+    train = tmp_path / "photos" / "train" / "china"
+    Image.fromarray(photographs[0]).resize((60, 40)).save(train / "small.jpg")
+    Image.fromarray(photographs[0]).quantize(16).save(train / "drawing.png")
+    Image.fromarray(photographs[0][..., 0].astype(np.uint16) * 256).save(train / "scan.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(photographs[0]).save(train / "turned.jpg", exif=exif)
+    return tmp_path
+
+
+def pack(cwd, *arguments, fails=False):
+    return run_example(
+        "pack_images.py",
+        "--output_dir",
+        "packed",
+        "--size",
+        128,
+        "--images_per_file",
+        7,
+        *arguments,
+        cwd=cwd,
+        fails=fails,
+    )
+
+
+def opened(split) -> dict[str, Image.Image]:
+    return {record["image"]["path"]: Image.open(io.BytesIO(record["image"]["bytes"])) for record in split}
+
+
+def test_same_classes_and_splits_in_smaller_files(photos):
+    printed = pack(photos, "--image_dir", "photos")
+    assert "20 images in 4 files" in printed and "(before: " in printed
+    packed, before = (load_training_data(str(photos / name)) for name in ("packed", "photos"))
+    assert packed.labels.names == before.labels.names == ["china", "flower"]
+    for split, other in ((packed.train, before.train), (packed.validation, before.validation)):
+        assert np.array_equal(packed.labels.classes(split), before.labels.classes(other))
+    images = opened(packed.train)
+    assert images["small.jpg"].size == (60, 40) and images["scan.png"].size == (640, 427)
+    assert images["drawing.png"].format == "PNG" and images["drawing.png"].size == (192, 128)
+    assert images["turned.jpg"].size == (128, 192)
+    photo, original = images["0.jpg"], Image.open(photos / "photos" / "train" / "flower" / "0.jpg")
+    assert photo.format == "JPEG" and photo.size == (192, 128)
+    difference = np.asarray(photo, dtype=float) - np.asarray(original.resize(photo.size, Image.Resampling.BICUBIC))
+    assert np.abs(difference).mean() < 4
+    files = {record["image"]["path"]: record["image"]["bytes"] for record in packed.train}
+    for name in ("small.jpg", "scan.png"):
+        assert files[name] == (photos / "photos" / "train" / "china" / name).read_bytes()
+
+
+def test_goes_on_where_it_was(photos):
+    pack(photos, "--image_dir", "photos")
+    contents = {path.name: path.read_bytes() for path in (photos / "packed").iterdir()}
+    times = {path.name: path.stat().st_mtime_ns for path in (photos / "packed").iterdir()}
+    (photos / "packed" / "train-00001.parquet").unlink()
+    (photos / "packed" / ".train-00001.parquet.part").write_bytes(b"half")
+    printed = pack(photos, "--image_dir", "photos", "--dataloader_num_workers", 1)
+    assert "2/4 packed/train-00001.parquet" in printed and "1/4" not in printed
+    assert contents == {path.name: path.read_bytes() for path in (photos / "packed").iterdir()}
+    assert times["train-00000.parquet"] == (photos / "packed" / "train-00000.parquet").stat().st_mtime_ns
+    error = pack(photos, "--image_dir", "photos", "--quality", 50, fails=True)
+    assert "holds what another run wrote (quality: 90 before, 50 now)" in error
+
+
+def test_broken_images(photos):
+    path = photos / "photos" / "train" / "flower" / "3.jpg"
+    path.write_bytes(path.read_bytes()[:2000])
+    error = pack(photos, "--image_dir", "photos", fails=True)
+    assert "flower/3.jpg cannot be decoded" in error and "--on_bad_image skip" in error
+    pack(photos, "--image_dir", "photos", "--on_bad_image", "skip", "--overwrite_output_dir", "True")
+    packed = load_training_data(str(photos / "packed"))
+    assert np.bincount(packed.labels.classes(packed.train)).tolist() == [10, 5]
+
+
+def test_a_run_trains_on_it(photos):
+    (photos / "photos" / "train" / "china" / "scan.png").unlink()
+    pack(photos, "--image_dir", "photos")
+    arguments = [
+        "--model_config",
+        json.dumps(TINY),
+        "--num_train_epochs",
+        1,
+        "--warmup_epochs",
+        0,
+        "--report_to",
+        "none",
+    ]
+    arguments += ["--per_device_train_batch_size", 5, "--save_strategy", "no", "--use_cpu", "--output_dir", "out"]
+    printed = run_example("run_pretrain.py", "--dataset_name", "packed", *arguments, cwd=photos)
+    assert "2 classes: china 9, flower 6." in printed and "on 15 images; on 4 held-out images" in printed
