@@ -47,6 +47,7 @@ from supmae_hf.training.optimization import create_optimizer, create_scheduler
 from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report
 from supmae_hf.training.runs import describe_run
+from supmae_hf.training.schedules import scheduled
 from supmae_hf.training.trainer import (
     build_dataloader,
     epoch_order,
@@ -196,6 +197,10 @@ def train(
                 model.train()
                 learning_rate = max(scheduler.get_last_lr())
                 step_batches = [next(batches) for _ in range(min(accumulation, len(loader) - step * accumulation))]
+                share = state.global_step / max_steps
+                step_batches = [
+                    scheduled(batch, bare_model.config, share, *args.schedules()) for batch in step_batches
+                ]
                 seed_step(
                     args.seed, state.global_step, accelerator.process_index
                 )  # the first batch draws from it, too

@@ -26,6 +26,7 @@ from ..data.transforms import TrainTransform, build_image_processor
 from ..modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
 from .cpu import fastest_attention, prepare_cpu
 from .ranges import check
+from .schedules import StepSchedule, require_sizes
 
 
 logger = logging.get_logger(__name__)
@@ -569,6 +570,19 @@ class PreTrainingArguments(RecipeArguments):
             "sines and cosines, and fixed."
         },
     )
+    image_size_schedule: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Smaller images in a part of the run, as SHARE:PIXELS: `0:128 0.5:224` trains on images of 128x128 until half "
+            "of the run is over. Default: the model's size."
+        },
+    )
+    mask_ratio_schedule: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Other mask ratios in a part of the run, as SHARE:RATIO. Default: the model's `mask_ratio`."
+        },
+    )
     labeled_share: float = field(
         default=0.0,
         metadata={
@@ -593,8 +607,26 @@ class PreTrainingArguments(RecipeArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.schedules()
+        if self.image_size_schedule and self.pseudo_label_threshold is not None:
+            raise ValueError(
+                "`--pseudo_label_threshold` looks at images of one size: leave out `--image_size_schedule`."
+            )
         if self.labeled_share and self.train_sampling_strategy != "random":
             raise ValueError("`--labeled_share` draws the images of an epoch: leave out `--train_sampling_strategy`.")
+
+    def schedules(self) -> tuple[StepSchedule | None, StepSchedule | None]:
+        """
+        The image sizes and mask ratios by share of the run.
+
+        Raises:
+            ValueError: if a schedule is none.
+        """
+        sizes, ratios = self.image_size_schedule, self.mask_ratio_schedule
+        return (
+            sizes and StepSchedule.parse("image_size_schedule", sizes, int, lambda size: size > 0),
+            ratios and StepSchedule.parse("mask_ratio_schedule", ratios, float, lambda ratio: 0 <= ratio < 1),
+        )
 
 
 @dataclass
@@ -671,6 +703,9 @@ def prepare_pretraining(
     model, _ = model_args.build(
         SupMAEForPreTraining, args, **data.labels.config_fields(), **data_args.config_fields(model_args)
     )
+    sizes, _ = args.schedules()
+    if sizes is not None:
+        require_sizes(sizes, model.config)
     model.vit.embeddings.position_embeddings.requires_grad_(args.train_position_embeddings)
     prepare_cpu(model, args)
     image_processor = data_args.build_image_processor(data, model.config, model_args.model_name_or_path)

@@ -33,6 +33,7 @@ from .checkpointing import (
 from .knn import KnnEvaluation
 from .objective import BranchCheck, add, averages, batch_figures, image_figures, pseudo_label_loss, step_loss
 from .optimization import create_optimizer, create_scheduler
+from .schedules import scheduled
 from .uploads import CheckpointUploads
 
 
@@ -317,12 +318,15 @@ class PreTrainer(RecipeTrainer):
         self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted: `num_items_in_batch`
         self._sums = None
         self._branch_check = None
+        self._schedules = args.schedules()
 
     @staticmethod
     def _average(prediction: EvalPrediction) -> dict[str, float]:
         return averages({name: rows.astype("float64").sum() for name, rows in prediction.predictions.items()})
 
     def training_loss(self, model, inputs, num_items_in_batch=None):
+        share = self.state.global_step / self.state.max_steps
+        inputs = scheduled(inputs, self.model.config, share, *self._schedules)
         labels, num_batches = inputs.get("labels"), self.current_gradient_accumulation_steps
         if self._branch_check is None:
             self._branch_check = BranchCheck(self.accelerator, self.state.max_steps)
