@@ -23,7 +23,9 @@ from torchvision import transforms as T
 from supmae_hf import SupMAEConfig
 from supmae_hf.data.dataset import ImageDataset, collate
 from supmae_hf.data.labels import Labels
+from supmae_hf.data.packing import pack_image
 from supmae_hf.data.transforms import TrainTransform, build_image_processor
+from supmae_hf.image_processing_supmae import read_image
 from supmae_hf.training.cpu import keep_freed_memory
 
 
@@ -64,6 +66,14 @@ def ours(data: datasets.Dataset) -> ImageDataset:
     return ImageDataset(data, Labels.of(data), transform, seed=0, num_patches=config.num_patches)
 
 
+def packed(data: datasets.Dataset) -> datasets.Dataset:
+    """As `examples/pack_images.py` packs them."""
+    files = data.cast_column("image", datasets.Image(decode=False))["image"][:2]
+    smaller = [pack_image(read_image(file["bytes"]), file["bytes"], size=256, quality=90) for file in files]
+    images = [{"bytes": file, "path": None} for file in smaller] * (len(data) // 2)
+    return datasets.Dataset.from_dict({"image": images, "label": data["label"][:]}, features=data.features)
+
+
 def epoch(dataset, workers: int):
     loader = DataLoader(dataset, 64, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0)
 
@@ -93,6 +103,7 @@ def main():
         data = photographs(size, quality, count)
 
         runs = {"ours": epoch(ours(data), workers), "usual": epoch(usual(data), workers)}
+        runs["ours, packed"] = epoch(ours(packed(data)), workers)
         seconds = alternate(runs, args.rounds, warmup=1)
         kilobytes = statistics.mean(
             len(row["bytes"]) for row in data.cast_column("image", datasets.Image(decode=False))["image"]
