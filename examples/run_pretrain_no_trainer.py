@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DistributedDataParallelKwargs, TorchDynamoPlugin
+from accelerate.utils import DistributedDataParallelKwargs, TorchDynamoPlugin, send_to_device
 from tqdm.auto import tqdm
 from transformers import TrainerState, set_seed
 from transformers.trainer_utils import rotate_checkpoints
 
-from supmae_hf.data.dataset import collate
+from supmae_hf.data.dataset import ImageStream, collate
 from supmae_hf.modeling_supmae import UNLABELED
 from supmae_hf.training.arguments import DataArguments, ModelArguments, PreTrainingArguments, prepare_pretraining
 from supmae_hf.training.checkpointing import (
@@ -53,8 +53,10 @@ from supmae_hf.training.trainer import (
     epoch_order,
     leave,
     prepare_batch_norm,
+    prepare_train_dataloader,
     seed_step,
     share_buffers,
+    take_counts,
 )
 
 
@@ -68,7 +70,7 @@ def train_step(model, batches: list[dict], optimizer, args, accelerator: Acceler
         labels_per_batch = accelerator.reduce(num_labels.to(accelerator.device)) / num_batches
     sums = None
     for index, batch in enumerate(batches):
-        skipped = batch.pop("skipped", None)
+        counts = take_counts(batch)
         is_last = index == len(batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
             outputs = model(**batch)
@@ -84,9 +86,7 @@ def train_step(model, batches: list[dict], optimizer, args, accelerator: Acceler
         monitor.add(loss=loss, **losses)
         figures |= batch_figures(outputs, batch["labels"])
         figures["loss"] = loss.detach() / num_batches
-        if skipped is not None:
-            figures["skipped_images"] = skipped.sum()
-        sums = add(sums, figures)
+        sums = add(sums, figures | counts)
     if args.max_grad_norm > 0:
         accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
     optimizer.step()
@@ -101,7 +101,7 @@ def evaluate(model, dataloader, accelerator: Accelerator, knn: KnnEvaluation | N
     model.eval()
     sums = None
     for batch in dataloader:
-        batch.pop("skipped", None)
+        take_counts(batch)
         figures = image_figures(
             accelerator.unwrap_model(model), model(**batch), batch["pixel_values"], batch["labels"]
         )
@@ -139,7 +139,8 @@ def train(
         bare_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
     loader = build_dataloader(train_dataset, args, collate, train=True)
     order = epoch_order(loader)
-    model, optimizer, loader = accelerator.prepare(bare_model, create_optimizer(bare_model, args), loader)
+    model, optimizer = accelerator.prepare(bare_model, create_optimizer(bare_model, args))
+    loader = prepare_train_dataloader(loader, accelerator)
     eval_loader = None
     if eval_dataset is not None:
         eval_loader = accelerator.prepare(build_dataloader(eval_dataset, args, collate, train=False))
@@ -192,19 +193,22 @@ def train(
             if order is not None:
                 order.epoch = epoch
             batches_done = steps_done * accumulation
+            if isinstance(order, ImageStream):
+                order.go_on_after(batches_done, args.train_batch_size)
             batches = iter(skip_first_batches(loader, batches_done) if batches_done else loader)
             for step in range(steps_done, steps_per_epoch):
                 model.train()
                 learning_rate = max(scheduler.get_last_lr())
                 step_batches = [next(batches) for _ in range(min(accumulation, len(loader) - step * accumulation))]
                 share = state.global_step / max_steps
+                step_batches = send_to_device(step_batches, accelerator.device)  # streams are not prepared
                 step_batches = [
                     scheduled(batch, bare_model.config, share, *args.schedules()) for batch in step_batches
                 ]
                 seed_step(
                     args.seed, state.global_step, accelerator.process_index
                 )  # the first batch draws from it, too
-                first = {name: value for name, value in step_batches[0].items() if name != "skipped"}
+                first = {name: value for name, value in step_batches[0].items() if name not in ("skipped", "repeated")}
                 branch_check(bare_model, first, state.global_step)
                 sums = add(sums, train_step(model, step_batches, optimizer, args, accelerator, monitor))
                 if not accelerator.optimizer_step_was_skipped:
@@ -225,8 +229,9 @@ def train(
                     }
                     if "pseudo_labeled_images" in sums:
                         figures["pseudo_labeled_images_per_step"] = sums["pseudo_labeled_images"] / num_steps
-                    if "skipped_images" in sums:
-                        figures["skipped_images"] = int(sums["skipped_images"])
+                    figures |= {
+                        name: int(sums[name]) for name in ("skipped_images", "repeated_images") if name in sums
+                    }
                     log(figures)
                     progress.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
                     sums, num_steps, start = None, 0, time.perf_counter()

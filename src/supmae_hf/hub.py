@@ -124,7 +124,7 @@ def training_card(
         else f"{args.warmup_steps:g} steps"
     )
     facts = {
-        "data set": f"{dataset_name}, {len(train_dataset)} training images",
+        "data set": f"{dataset_name}, {getattr(train_dataset, 'num_images', None) or len(train_dataset)} training images",
         "epochs, steps": f"{last['epoch']:g}, {last['step']}",
         "images a step": args.total_batch_size,
         "optimiser": f"{_name(args.optim)}, peak learning rate {args.learning_rate:.3g}, weight decay {args.weight_decay:g}",

@@ -1,4 +1,5 @@
 import io
+import itertools
 from functools import partial
 
 import datasets
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from accelerate import skip_first_batches
 from conftest import digit_images, make_dataset, reference_config
 from PIL import Image
 from timm.data import Mixup
@@ -273,6 +275,99 @@ def test_streams_see_every_image_once():
     images.transform = build_image_processor(reference_config())  # so that images can be recognised
     seen = {item["pixel_values"].numpy().tobytes() for item in take(images, 0)}
     assert len(seen) == len({image.tobytes() for image in digit_images(20)}) == 20
+
+
+def part_of_stream(process_index=0, num_processes=1, num_images=16, num_shards=4, **arguments):
+    items = train_dataset(20)
+    dataset = items.dataset.to_iterable_dataset(num_shards=num_shards).cast_column("image", datasets.Image())
+    arguments |= {"process_index": process_index, "num_processes": num_processes, "num_images": num_images}
+    return ImageStream(dataset, items.labels, items.transform, seed=3, num_patches=16, **arguments)
+
+
+def noises(batches) -> list[float]:
+    """One number for each image that comes: the noise follows from it and the epoch."""
+    return [noise.sum().item() for batch in batches for noise in batch["noise"]]
+
+
+@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 2), (2, 0), (2, 2), (4, 2), (3, 0)])
+def test_processes_and_workers_share_a_stream(num_processes, num_workers):
+    seen = []
+    for process_index in range(num_processes):
+        images = part_of_stream(process_index, num_processes, num_images=20)
+        workers = images.choose_num_workers(num_workers)
+        assert workers <= num_workers and (workers or num_processes > 2 or not num_workers)
+        loader = DataLoader(images, 1, num_workers=workers, collate_fn=collate)
+        share = 20 // num_processes + (process_index < 20 % num_processes)
+        batches = [batch for _, batch in zip(range(share), loader)]
+        assert not any(batch["repeated"].any() for batch in batches)
+        seen += noises(batches)
+    assert len(set(seen)) == len(seen) == 20
+
+
+def test_who_runs_out_of_images_says_so():
+    images = part_of_stream(0, 2, num_images=40)
+    items = [item for _, item in zip(range(20), images)]
+    assert [item["repeated"].item() for item in items] == [0] * 10 + [1] * 10
+    assert len({item["noise"].sum().item() for item in items}) == 20  # with another crop and mask
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("num_batches", [1, 2, 3])
+def test_streams_go_on_after_batches_that_were_had(num_workers, num_batches):
+    whole, rest = part_of_stream(), part_of_stream()
+    for images in (whole, rest):
+        images.epoch = 5
+    rest.go_on_after(num_batches, 3)
+    decoded = []
+    if not num_workers:
+        transform = rest.transform
+        rest.transform = lambda image: decoded.append(1) or transform(image)
+    loaders = [DataLoader(images, 3, num_workers=num_workers, collate_fn=collate) for images in (whole, rest)]
+    expected = [batch for _, batch in zip(range(5), loaders[0])][num_batches:]
+    found = [batch for _, batch in zip(range(5 - num_batches), skip_first_batches(loaders[1], num_batches))]
+    for one, other in zip(expected, found, strict=True):
+        assert_same(one, other)
+    assert num_workers or len(decoded) <= 3 * (5 - num_batches)
+    rest.epoch = 6  # which begins at its beginning
+    assert next(iter(rest))
+
+
+def test_a_part_of_a_stream_and_of_its_labels():
+    def labels(epoch, **arguments):
+        images = part_of_stream(num_images=20, **arguments)
+        images.transform = build_image_processor(reference_config())
+        images.epoch = epoch
+        items = list(itertools.takewhile(lambda item: not item["repeated"], images))
+        return {item["pixel_values"].numpy().tobytes(): item["labels"].item() for item in items}
+
+    everything = labels(0)
+    assert len(everything) == 20 and -100 not in everything.values()
+    for arguments in ({"part": 0.5}, {"label_fraction": 0.5}):
+        first, second = labels(0, **arguments), labels(1, **arguments)
+        assert first == second and all(label in (-100, everything[image]) for image, label in first.items())
+        used = [image for image, label in first.items() if label != -100]
+        assert 4 <= len(used) <= 16
+    assert labels(0, label_fraction=0.5) != labels(0, label_fraction=0.5, label_seed=1)
+    assert len(labels(0, part=0.5)) < 17
+
+
+def test_a_thousand_shards_are_shared_out():
+    """64 processes of 8 workers on 1,024 files: nobody reads everything, and shares are even."""
+    rows = datasets.Dataset.from_dict(
+        {"image": [{"bytes": bytes([n % 256, n // 256]), "path": None} for n in range(2048)]}
+    )
+    rows = rows.cast(datasets.Features({"image": datasets.Image(decode=False)}))
+    files = []
+    for process_index in range(64):
+        stream = rows.to_iterable_dataset(num_shards=1024)
+        images = ImageStream(
+            stream, Labels(), None, seed=0, num_images=2048, process_index=process_index, num_processes=64
+        )
+        assert images.choose_num_workers(8) == 8 and len(images) == 32
+        mine = [record["image"]["bytes"] for record in images.dataset]
+        assert len(mine) == 32
+        files += mine
+    assert len(set(files)) == 2048
 
 
 def test_streamed_evaluation_ends():

@@ -247,7 +247,6 @@ def test_streams(digit_folder):
     ("fields", "message"),
     [
         ({"validation_dir": None}, r"A stream needs a held-out split, but there is only \['train'\]"),
-        ({"label_fraction": 0.5}, "`--label_fraction` counts the images of each class"),
         ({"unlabeled_dir": ["."]}, "leave out `--streaming`"),
     ],
 )
@@ -255,6 +254,20 @@ def test_what_streams_cannot_do_is_refused(digit_folder, fields, message):
     folders = {"train_dir": str(digit_folder / "train"), "validation_dir": str(digit_folder / "held_out")}
     with pytest.raises(ValueError, match=message):
         DataArguments(**{**folders, "streaming": True, **fields}).load()
+
+
+def test_a_part_of_the_labels_of_a_stream_is_for_pretraining(digit_folder):
+    data_args = DataArguments(
+        train_dir=str(digit_folder / "train"),
+        validation_dir=str(digit_folder / "held_out"),
+        streaming=True,
+        label_fraction=0.5,
+    )
+    assert isinstance(data_args.load().train, datasets.IterableDataset)
+    with pytest.raises(
+        ValueError, match="Fine-tuning on a part of the labels reads all images: leave out `--streaming`"
+    ):
+        data_args.load_labeled("Fine-tuning")
 
 
 def test_streams_must_know_their_length():

@@ -71,7 +71,7 @@ def assert_killed_run_equals(script, arguments, cwd, processes=1, **kwargs):
 @pytest.mark.parametrize(
     ("script", "arguments", "kills"),
     [
-        ("run_pretrain.py", ["--dataloader_num_workers", 1], 2),
+        ("run_pretrain.py", ["--dataloader_num_workers", 1, "--streaming", "True"], 2),
         (
             "run_pretrain_no_trainer.py",
             ["--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 2]
@@ -114,8 +114,9 @@ def test_finetuning_goes_on_bit_for_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_bit_for_bit(tmp_path):
-    arguments = [*RUN, "--per_device_train_batch_size", 32]
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_processes_go_on_bit_for_bit(tmp_path, streaming):
+    arguments = [*RUN, "--per_device_train_batch_size", 32, "--streaming", streaming]
     assert_killed_run_equals("run_pretrain.py", arguments, tmp_path, kills=1, most_steps=30, seed=3, processes=2)
 
 

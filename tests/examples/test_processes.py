@@ -108,19 +108,20 @@ def test_two_processes_evaluate_what_they_save(tmp_path, script):
 
 
 @pytest.mark.slow
-def test_streams_are_split_between_processes(tmp_path):
-    """Two processes see what one sees, in both scripts."""
-    for script, batch_size, processes in (("run_pretrain", 64, 1), ("run_pretrain_no_trainer", 32, 2)):
-        flags = arguments(batch_size, **{"--label_fraction": 1.0, "--streaming": True})
-        command = [f"{script}.py", *flags, "--output_dir", script]
-        if processes == 1:
-            run_example(*command, cwd=tmp_path)
-        else:
-            run_command(example_command(*command, processes=processes), tmp_path)
+def test_processes_share_streams(tmp_path):
+    """Each reads its own files, in both scripts, and together they see every image once."""
+    flags = arguments(32, **{"--label_fraction": 0.5, "--streaming": True, "--max_train_samples": 1408})
+    for script in ("run_pretrain", "run_pretrain_no_trainer"):
+        command = example_command(f"{script}.py", *flags, "--output_dir", script, processes=2)
+        run_command(command, tmp_path)
     one, two = (results(tmp_path / script) for script in ("run_pretrain", "run_pretrain_no_trainer"))
     assert_same(one, two, tolerance=1e-5)
-    first_epoch, second_epoch = one[1][:22], one[1][23:45]
-    assert first_epoch[0]["reconstruction_loss"] != second_epoch[0]["reconstruction_loss"]
+    steps = [entry for entry in one[1] if "loss" in entry]
+    assert len(steps) == 2 * 22
+    first, second = (sum(entry["labeled_images_per_step"] for entry in epoch) for epoch in (steps[:22], steps[22:]))
+    assert (
+        500 < first < 900 and abs(first - second) < 60
+    )  # the same images keep their label; a few come in one epoch only
 
 
 @pytest.mark.gpu

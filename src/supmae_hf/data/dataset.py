@@ -1,6 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Records as model inputs, the order of an epoch, batches."""
 
+import itertools
 import math
 import os
 import zlib
@@ -10,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from timm.data import Mixup
 from transformers import ViTImageProcessor
@@ -23,6 +25,9 @@ from .transforms import FineTuneTransform, TrainTransform, pixel_options, seeded
 
 
 logger = logging.get_logger(__name__)
+
+# the augmentation of an image follows from its epoch: a second time in an epoch counts as one in another
+_AGAIN = 10**6
 
 _AS_READ = {"input_data_format": "channels_first", "return_tensors": "pt"}
 
@@ -178,9 +183,6 @@ class EpochSampler(torch.utils.data.Sampler):
             of them before one comes again, and as many others, in each epoch others, do not come.
     """
 
-    # the augmentation of an image follows from its epoch: a second time in an epoch counts as one in another
-    _AGAIN = 10**6
-
     def __init__(self, dataset: ImageDataset, shuffle: bool = True, labeled_share: float = 0.0):
         self.num_images = len(dataset)
         self.seed = dataset.seed
@@ -203,34 +205,55 @@ class EpochSampler(torch.utils.data.Sampler):
             again = np.concatenate([generator.permutation(self.labeled) for _ in range(rounds)])[: self.num_again]
             replaced = generator.permutation(np.flatnonzero(~np.isin(order, self.labeled)))[: self.num_again]
             order[replaced] = again
-            epochs[replaced] += self._AGAIN * (1 + np.arange(self.num_again) // len(self.labeled))
+            epochs[replaced] += _AGAIN * (1 + np.arange(self.num_again) // len(self.labeled))
         yield from (epochs * self.num_images + order).tolist()
 
 
 class ImageStream(_Images, torch.utils.data.IterableDataset):
     """
     [`ImageDataset`] for a `datasets.IterableDataset`. What is random about an item follows from the seed, the epoch and
-    the image itself.
+    the image itself; which images keep their label, and which are a part of the stream, from the image alone.
 
     Args:
         num_images (`int`, *optional*):
-            For training: the length of an epoch. Every epoch then has that many images even if several workers do not
-            share the stream's files evenly: a worker that runs out starts over with its own.
+            For training: the length of an epoch, over all processes. Every epoch then has that many images even if processes
+            and workers do not share the stream's files evenly: whoever runs out starts over with his own, and items say so
+            (`repeated`, 0 or 1).
         shuffle_buffer_size (`int`, *optional*): For training: images among which the next one is drawn.
+        process_index, num_processes: This process's part of the stream is its share of the files, if they can be shared out
+            evenly; else it reads all of them and takes its share of the images.
+        part: Of the images, those that are used at all.
+        label_fraction, label_seed: Of the images, those whose label is used, and which.
 
     The other arguments are those of [`ImageDataset`]; set `epoch` before each epoch.
     """
 
-    def __init__(self, *args, num_images: int | None = None, shuffle_buffer_size: int = 10_000, **kwargs):
+    def __init__(
+        self,
+        *args,
+        num_images: int | None = None,
+        shuffle_buffer_size: int = 10_000,
+        process_index: int = 0,
+        num_processes: int = 1,
+        part: float = 1.0,
+        label_fraction: float = 1.0,
+        label_seed: int = 0,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.num_images = num_images
+        self.num_images, self.num_processes = num_images, num_processes
+        self.part, self.label_fraction, self.label_seed = part, label_fraction, label_seed
         if self.seed is not None:
             self.dataset = self.dataset.shuffle(seed=self.seed, buffer_size=shuffle_buffer_size)
+        if num_processes > 1:
+            self.dataset = split_dataset_by_node(self.dataset, process_index, num_processes)
+        self._had = (None, 0, 0)
 
     def __len__(self) -> int:
+        """This process's images of an epoch."""
         if self.num_images is None:
             raise TypeError("The stream does not know its length.")
-        return self.num_images
+        return self.num_images // self.num_processes
 
     @property
     def epoch(self) -> int:
@@ -240,25 +263,62 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
     def epoch(self, epoch: int):
         self.dataset.set_epoch(epoch)  # reaches workers that live on from the epoch before, too
 
+    def choose_num_workers(self, num_workers: int) -> int:
+        """As many workers as asked for, or fewer, that can share this process's files evenly."""
+        num_files = self.dataset.num_shards
+        if num_files % self.num_processes == 0:
+            num_files //= self.num_processes
+        return max(number for number in range(num_workers + 1) if number == 0 or num_files % number == 0)
+
+    def go_on_after(self, num_batches: int, batch_size: int):
+        """In the epoch that is set, give nothing (`{}`) in the place of the images of this process's first batches."""
+        self._had = (self.epoch, num_batches, batch_size)
+
+    def _number_had(self) -> int:
+        """Images that this worker has given before the run was interrupted."""
+        epoch, num_batches, batch_size = self._had
+        # which images are left out as broken would have to be found out again
+        if epoch != self.epoch or self.skip_bad_images:
+            return 0
+        worker = torch.utils.data.get_worker_info()
+        index, count = (worker.id, worker.num_workers) if worker else (0, 1)
+        return max(-(-(num_batches - index) // count), 0) * batch_size
+
     def __iter__(self):
-        key = () if self.seed is None else (self.seed, self.epoch)
-        skipped = decoded = 0
-        while True:
+        skipped, had = 0, self._number_had()
+        for again in itertools.count():
+            decoded = 0
+            key = () if self.seed is None else (self.seed, self.epoch + again * _AGAIN)
             for index, record in enumerate(self.dataset):
                 image = record[self.image_column]
                 content = zlib.crc32(
                     (image["bytes"] or image["path"].encode()) if isinstance(image, dict) else repr(image).encode()
                 )
+                if not _is_among(content, self.part, 0):
+                    continue
+                if had:
+                    had, decoded = had - 1, decoded + 1
+                    yield {}
+                    continue
                 item = self._item(record, f"image {index} of the stream", (*key, content))
                 if item is None:
                     skipped += 1
                     continue
+                if not _is_among(content, self.label_fraction, self.label_seed):
+                    item["labels"] = torch.full_like(item["labels"], UNLABELED)
                 if self.skip_bad_images:
                     item["skipped"] = torch.tensor(skipped)
+                if self.num_images is not None:
+                    item["repeated"] = torch.tensor(int(again > 0))
                 skipped, decoded = 0, decoded + 1
                 yield item
             if self.num_images is None or not decoded:
                 return
+
+
+def _is_among(content: int, fraction: float, seed: int) -> bool:
+    """Whether an image is one of a fraction of all, by its checksum."""
+    return fraction >= 1 or zlib.crc32(f"{seed} {content}".encode()) < fraction * 2**32
 
 
 def collate(items: list[dict]) -> dict[str, torch.Tensor]:
@@ -280,6 +340,8 @@ class MixupCollator:
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
         batch = collate(items)
+        if not batch:  # images that a run had before it was interrupted
+            return batch
         with seeded(zlib.crc32(items[0]["pixel_values"].numpy().tobytes())):
             batch["pixel_values"], batch["labels"] = self.mixup(batch["pixel_values"], batch["labels"])
         return batch

@@ -265,11 +265,6 @@ class DataArguments:
             raise ValueError("`--dataset_name` and `--train_dir` both name training images: give one of them.")
         if self.validation_dir and not self.train_dir:
             raise ValueError("`--validation_dir` needs `--train_dir`.")
-        if self.streaming and self.label_fraction < 1:
-            raise ValueError(
-                "`--label_fraction` counts the images of each class, which a stream does not allow: leave out "
-                "`--streaming`, or mark unlabelled images with None in the data set."
-            )
         if self.on_bad_image not in ("error", "skip"):
             raise ValueError(f"`--on_bad_image` must be error or skip, got {self.on_bad_image}.")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -344,6 +339,8 @@ class DataArguments:
         data = self.load(output_dir)
         data.labels.require_classes(job, data.train)
         if isinstance(data.train, datasets.IterableDataset):
+            if self.label_fraction < 1:
+                raise ValueError(f"{job} on a part of the labels reads all images: leave out `--streaming`.")
             data.train = data.train.filter(data.labels.is_label, input_columns=data.labels.columns)
             return data
         labeled = data.labels.find_labeled(data.train, self.label_fraction, self.label_seed)
@@ -412,9 +409,20 @@ class DataArguments:
         }
         if isinstance(train, datasets.IterableDataset):
             batch = training_args.train_batch_size * training_args.world_size
-            stream = {"num_images": num_images // batch * batch, "shuffle_buffer_size": self.shuffle_buffer_size}
+            known = number_of_images(train, known_only=True)
             train_dataset = ImageStream(
-                train, data.labels, train_transform, seed=training_args.seed, **stream, **common
+                train,
+                data.labels,
+                train_transform,
+                seed=training_args.seed,
+                num_images=num_images // batch * batch,
+                shuffle_buffer_size=self.shuffle_buffer_size,
+                process_index=training_args.process_index,
+                num_processes=training_args.world_size,
+                part=num_images / known if known else 1.0,
+                label_fraction=self.label_fraction,
+                label_seed=self.label_seed,
+                **common,
             )
         else:
             train_dataset = ImageDataset(
@@ -672,6 +680,8 @@ def _find_labeled(data_args: DataArguments, args: PreTrainingArguments, data: Im
             raise ValueError(
                 "`--labeled_share` repeats images, which a stream does not allow: leave out `--streaming`."
             )
+        if data_args.label_fraction < 1:
+            data.notes.append(f"{data_args.label_fraction:.0%} of the images keep their label (`--label_fraction`)")
         return None
     labeled = data.labels.find_labeled(data.train, data_args.label_fraction, data_args.label_seed)
     if data_args.label_fraction < 1:

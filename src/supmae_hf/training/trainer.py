@@ -58,24 +58,42 @@ def build_dataloader(dataset, args, collate: Callable, train: bool) -> DataLoade
             sampler = EpochSampler(dataset, shuffle, getattr(args, "labeled_share", 0.0))
         elif shuffle:
             sampler = torch.utils.data.RandomSampler(dataset)
+    num_workers = args.dataloader_num_workers
+    if train and isinstance(dataset, ImageStream):
+        num_workers = dataset.choose_num_workers(num_workers)
+        if num_workers < args.dataloader_num_workers and args.process_index == 0:
+            logger.warning(
+                f"The stream's {dataset.dataset.num_shards} files cannot be shared by {args.world_size} processes of "
+                f"{args.dataloader_num_workers} workers: each process has {num_workers}."
+            )
     return DataLoader(
         dataset,
         batch_size=args.train_batch_size if train else args.eval_batch_size,
         sampler=sampler,
         drop_last=train and not isinstance(dataset, IterableDataset) and args.dataloader_drop_last,
         collate_fn=collate,
-        num_workers=args.dataloader_num_workers,
+        num_workers=num_workers,
         pin_memory=args.dataloader_pin_memory,
-        persistent_workers=args.dataloader_persistent_workers and train,
-        prefetch_factor=args.dataloader_prefetch_factor,
-        multiprocessing_context=args.dataloader_multiprocessing_context,
+        persistent_workers=args.dataloader_persistent_workers and train and num_workers > 0,
+        prefetch_factor=args.dataloader_prefetch_factor if num_workers else None,
+        multiprocessing_context=args.dataloader_multiprocessing_context if num_workers else None,
         worker_init_fn=ignore_stop_request,
     )
+
+
+def take_counts(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Remove from a batch, and add up, what is counted of its images: those that were skipped, those that came again."""
+    return {f"{name}_images": batch.pop(name).sum() for name in ("skipped", "repeated") if name in batch}
 
 
 def epoch_order(loader: DataLoader) -> EpochSampler | ImageStream | None:
     """What decides the order of the images, whose `epoch` is to be set before each."""
     return next((x for x in (loader.sampler, loader.dataset) if isinstance(x, (EpochSampler, ImageStream))), None)
+
+
+def prepare_train_dataloader(loader: DataLoader, accelerator: Accelerator) -> DataLoader:
+    """Each process its share of the batches; of an [`ImageStream`] it has no others."""
+    return loader if isinstance(loader.dataset, ImageStream) else accelerator.prepare(loader)
 
 
 def prepare_batch_norm(model: torch.nn.Module, args) -> torch.nn.Module:
@@ -118,7 +136,9 @@ class _RunCallback(TrainerCallback):
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         if self.trainer.order is not None:
             steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
-            self.trainer.order.epoch = state.global_step // steps
+            self.trainer.order.epoch, steps_done = divmod(state.global_step, steps)
+            if isinstance(self.trainer.order, ImageStream):
+                self.trainer.order.go_on_after(steps_done * args.gradient_accumulation_steps, args.train_batch_size)
 
     def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
         seed_step(args.seed, state.global_step, args.process_index)
@@ -169,7 +189,7 @@ class RecipeTrainer(Trainer):
         self.learning_rate = None
         self.last_logged_step = 0
         self._num_images = 0
-        self._num_skipped = None
+        self._counts = {}
         self._interval_start = None
         self.uploads = None
         if self.args.push_to_hub and self.is_world_process_zero():
@@ -205,7 +225,7 @@ class RecipeTrainer(Trainer):
     def get_train_dataloader(self):
         loader = build_dataloader(self.train_dataset, self.args, self.data_collator, train=True)
         self.order = epoch_order(loader)
-        return self.accelerator.prepare(loader)
+        return prepare_train_dataloader(loader, self.accelerator)
 
     def get_eval_dataloader(self, eval_dataset=None):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -218,13 +238,12 @@ class RecipeTrainer(Trainer):
         return super().get_batch_samples(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        skipped = inputs.pop("skipped", None)
+        counts = take_counts(inputs)
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self._interval_start = self._interval_start or time.perf_counter()
         self._num_images += inputs["pixel_values"].shape[0]
-        if skipped is not None:
-            self._num_skipped = skipped.sum() + (0 if self._num_skipped is None else self._num_skipped)
+        self._counts = {name: count + self._counts.get(name, 0) for name, count in counts.items()}
         loss, outputs = self.training_loss(model, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -254,10 +273,13 @@ class RecipeTrainer(Trainer):
     def interval_figures(self) -> dict[str, float]:
         """What the log says of the steps since the last one."""
         figures = {"learning_rate": self.learning_rate}
-        if self._num_skipped is not None:
-            figures["skipped_images"] = int(self.accelerator.reduce(self._num_skipped))
-            self._num_skipped = None
+        figures |= {name: int(self.accelerator.reduce(count)) for name, count in self._counts.items()}
+        self._counts = {}
         return figures
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Images of an epoch, over all processes."""
+        return getattr(dataloader.dataset, "num_images", None) or super().num_examples(dataloader)
 
     def create_model_card(self, *args, **kwargs):
         """The card of the run into the output folder."""
@@ -355,7 +377,7 @@ class PreTrainer(RecipeTrainer):
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs.pop("skipped", None)
+        take_counts(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
             figures = image_figures(self.model, outputs, inputs["pixel_values"], inputs.get("labels"))
@@ -390,7 +412,7 @@ class FineTuner(RecipeTrainer):
         collate = self.data_collator if self.mixup is None else MixupCollator(self.mixup)
         loader = build_dataloader(self.train_dataset, self.args, collate, train=True)
         self.order = epoch_order(loader)
-        return self.accelerator.prepare(loader)
+        return prepare_train_dataloader(loader, self.accelerator)
 
     def training_loss(self, model, inputs, num_items_in_batch=None):
         labels = inputs.pop("labels")
