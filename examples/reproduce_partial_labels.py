@@ -17,7 +17,7 @@ all, and chooses its settings among as many trials, on a third of its labelled i
 
 Measures on the test images a linear probe, nearest neighbours, fine-tuning, and the fine-tuned model on corrupted images;
 the same with less compute for two of the shares. `--sweep` does something else: SupMAE with other weights and temperatures
-of the classification loss, measured on training images. Runs are kept as they finish: after an interruption the same
+of the classification loss, and more or fewer labelled images in a batch, measured on training images. Runs are kept as they finish: after an interruption the same
 command goes on. Prints tables and writes them and the figures into --output_dir.
 """
 
@@ -111,6 +111,8 @@ SWEEP = [
     {"classification_loss_weight": weight, "classification_temperature": temperature}
     for weight, temperature in itertools.product((0.001, 0.01, 0.1, 1.0), (1.0, 10.0))
 ]
+# and, for few labels, how many images of a batch have one
+SHARE_SWEEP = [{**PRETRAINING_DEFAULTS, "labeled_share": share} for share in (0.0, 0.25, 0.75)]
 SWEEP_SHARES, SWEEP_HELD_OUT = (0.02, 1.0), 500  # of each class
 
 
@@ -175,12 +177,14 @@ def crop_and_flip(images: torch.Tensor) -> torch.Tensor:
     return to_inputs(F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False))
 
 
-def pretraining_batches(images, labels, pool: torch.Tensor, labeled: torch.Tensor):
-    """Images of `pool`, of which those that are `labeled` have their label, and make up at least half of a batch."""
+def pretraining_batches(
+    images, labels, pool: torch.Tensor, labeled: torch.Tensor, labeled_share: float = LABELED_SHARE
+):
+    """Images of `pool`, of which those that are `labeled` have their label, and make up a share of a batch at least."""
     known = torch.full_like(labels, UNLABELED)
     known[labeled] = labels[labeled]
-    few = 0 < len(labeled) < LABELED_SHARE * len(pool)
-    extra = round(LABELED_SHARE * BATCH) if few else 0
+    few = 0 < len(labeled) < labeled_share * len(pool)
+    extra = round(labeled_share * BATCH) if few else 0
     for ids in zip(endless(pool, BATCH - extra), endless(labeled, extra)):
         ids = torch.cat(ids)
         yield crop_and_flip(images[ids]), known[ids]
@@ -217,7 +221,13 @@ def pretrain(arm: str, settings: dict, flops: float, labeled: torch.Tensor, data
 
     train(
         model,
-        pretraining_batches(images, labels, pool, labeled[:0] if arm == MAE else labeled),
+        pretraining_batches(
+            images,
+            labels,
+            pool,
+            labeled[:0] if arm == MAE else labeled,
+            settings.get("labeled_share", LABELED_SHARE),
+        ),
         steps_of(arm, config, flops)[0],
         settings.get("learning_rate", PRETRAINING_DEFAULTS["learning_rate"]),
         WEIGHT_DECAY,
@@ -412,7 +422,7 @@ def sweep_jobs(per_class: list[int], flops: float, draws: int) -> list[dict]:
         )
         for draw in range(draws)
         for number in per_class
-        for settings in SWEEP
+        for settings in (SWEEP + SHARE_SWEEP if number == min(per_class) else SWEEP)
     ]
 
 

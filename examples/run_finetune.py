@@ -36,7 +36,7 @@ def main():
         base="finetune",
         default_recipe=Path(__file__).parent / "configs" / "finetune_digits.yaml",
     )
-    data = data_args.load_labeled("Fine-tuning", args.output_dir)
+    data = data_args.load_labeled("Fine-tuning", args.output_dir, model_args.model_config)
     set_seed(args.seed)
     fields = {**data.labels.config_fields(), **data_args.config_fields(model_args)}
     model, new_parameters = model_args.build(

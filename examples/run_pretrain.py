@@ -29,7 +29,7 @@ def main():
         base="pretrain",
         default_recipe=Path(__file__).parent / "configs" / "pretrain_digits.yaml",
     )
-    data = data_args.load(args.output_dir, model_args.model_config.get("problem_type"))
+    data = data_args.load(args.output_dir, model_args.model_config)
     set_seed(args.seed)
     model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args, data)
     knn = None

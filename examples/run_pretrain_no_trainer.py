@@ -273,7 +273,7 @@ def main():
         raise ValueError(
             "`--push_to_hub` is the Trainer's: run_pretrain.py, or examples/publish.py when this has ended."
         )
-    data = data_args.load(args.output_dir, model_args.model_config.get("problem_type"))
+    data = data_args.load(args.output_dir, model_args.model_config)
     set_seed(args.seed)
     model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args, data)
     knn = None

@@ -1,12 +1,14 @@
 """Tables and data sets: columns, splits, what is held out, streams."""
 
 import io
+import tarfile
 
 import datasets
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import digit_images, make_dataset
+from PIL import Image
 from sklearn.datasets import load_digits as load_scikit_learn_digits
 
 from supmae_hf.data.labels import Labels
@@ -279,3 +281,28 @@ def test_streams_must_name_their_classes():
     dataset = make_dataset({"name": ["a", "b"]}, {"name": datasets.Value("string")}).to_iterable_dataset()
     with pytest.raises(ValueError, match="does not name its classes"):
         Labels.of(dataset, ["name"])
+
+
+def test_tars_of_webdataset(tmp_path):
+    digits = load_scikit_learn_digits()
+    for split, places in (("train", range(0, 60)), ("validation", range(60, 80))):
+        for part in (0, 1):
+            with tarfile.open(tmp_path / f"{split}-{part}.tar", "w") as tar:
+                for place in places[part::2]:
+                    file = io.BytesIO()
+                    Image.fromarray((digits.images[place] * 15).astype(np.uint8)).save(file, "png")
+                    for ending, content in (("png", file.getvalue()), ("cls", str(digits.target[place]).encode())):
+                        entry = tarfile.TarInfo(f"{place:04d}.{ending}")
+                        entry.size = len(content)
+                        tar.addfile(entry, io.BytesIO(content))
+    whole = load_training_data(str(tmp_path))
+    assert len(whole.train) == 60 and whole.labels.names == list("0123456789") and whole.image_column == "png"
+    with pytest.raises(ValueError, match="does not name its classes.*`--model_config '{\"num_labels\": 1000}'`"):
+        load_training_data(str(tmp_path), streaming=True)
+    stream = load_training_data(str(tmp_path), streaming=True, num_labels=10)
+    assert stream.labels.names == list("0123456789") and stream.train.num_shards == 2
+    labels = [stream.labels.encode(record) for record in stream.train]
+    assert sorted(labels) == sorted(digits.target[:60])
+    few = load_training_data(str(tmp_path), streaming=True, num_labels=5)
+    with pytest.raises(ValueError, match="The label '[5-9]' is not one of the classes"):
+        [few.labels.encode(record) for record in few.train]

@@ -161,4 +161,4 @@ def test_the_sweep(tmp_path):
     arguments = ["--sweep", "--tflops", 0.03, "--draws", 1, "--data", "digits", "--processes", 1]
     run_command(example_command("reproduce_partial_labels.py", *arguments), tmp_path)
     results = json.loads((tmp_path / "outputs" / "partial-labels-sweep" / "results.json").read_text())
-    assert len(results) == 16 and len({row["share of the gradient"] for row in results}) == 16
+    assert len(results) == 16 + 3 and len({row["share of the gradient"] for row in results}) == 19

@@ -81,6 +81,7 @@ class Labels:
         splits: datasets.Dataset | datasets.IterableDataset | Sequence,
         names: Sequence[str] | None = None,
         problem_type: str | None = None,
+        num_labels: int | None = None,
     ) -> "Labels":
         """
         Read the meaning of label columns off their types and values.
@@ -92,6 +93,7 @@ class Labels:
             splits: One data set or several, whose classes are joined; the columns are the first one's.
             names: Of the columns; see [`find_label_columns`].
             problem_type: `"regression"` for numbers that are whole, but no classes.
+            num_labels: Of a stream of whole numbers from 0, how many classes there are.
 
         Raises:
             ValueError: if a column cannot hold labels, or one of them cannot be used.
@@ -138,9 +140,13 @@ class Labels:
         if isinstance(splits[0], datasets.IterableDataset):
             if is_float and not is_list:
                 return cls(columns, None, "regression")
+            if num_labels is not None and kind.startswith(("int", "uint")):
+                note = f"the numbers in '{column}' are classes from 0 to {num_labels - 1}"
+                return cls(columns, list(map(str, range(num_labels))), problem, notes=[note])
             raise ValueError(
-                f"Column '{column}' of the type {feature} does not name its classes, and a stream cannot be "
-                "searched for them: leave out `--streaming`, or use a column of the type ClassLabel."
+                f"Column '{column}' of the type {feature} does not name its classes, and a stream cannot be searched for them: "
+                "leave out `--streaming`, use a column of the type ClassLabel, or say how many classes there are if they are "
+                """numbers from 0 (`--model_config '{"num_labels": 1000}'`)."""
             )
         if is_list and not is_text:
             size = _indicator_size(splits, column)

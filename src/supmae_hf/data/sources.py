@@ -262,6 +262,7 @@ def load_training_data(
     image_column: str | None = None,
     label_columns: Sequence[str] | None = None,
     problem_type: str | None = None,
+    num_labels: int | None = None,
     train_val_split: float = 0.1,
     streaming: bool = False,
     max_train_samples: int | None = None,
@@ -279,7 +280,7 @@ def load_training_data(
         validation_source: A folder of held-out images.
         unlabeled_sources: Folders of more training images, without labels.
         image_column, label_columns: See [`find_image_column`] and [`find_label_columns`].
-        problem_type: See [`Labels.of`].
+        problem_type, num_labels: See [`Labels.of`].
         use_labels: Whether to: `False` leaves them aside; by default where there are any.
         exclude: See [`open_splits`].
 
@@ -321,7 +322,7 @@ def load_training_data(
     image_column = find_image_column(train.features, image_column)
     labels = Labels()
     if use_labels is not False:
-        labels = Labels.of([train, *held_out.values()], label_columns, problem_type)
+        labels = Labels.of([train, *held_out.values()], label_columns, problem_type, num_labels)
         _require_labels(train, labels, image_column, label_columns, source, use_labels)
     if labels.columns and not label_columns and labels.columns != ["label"]:
         notes.append(f"the labels are the column '{labels.columns[0]}'")

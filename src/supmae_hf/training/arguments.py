@@ -83,7 +83,8 @@ class ModelArguments:
         Raises:
             ValueError: if it names what is not a field, or gives a number's field something else.
         """
-        fields = SupMAEConfig().to_dict()
+        config = SupMAEConfig()
+        fields = {**config.to_dict(), "num_labels": config.num_labels}
         for name, value in self.model_config.items():
             if name not in fields:
                 similar = difflib.get_close_matches(name, fields, n=1)
@@ -287,13 +288,13 @@ class DataArguments:
         folder = self.dataset_name or self.train_dir
         return (Path(folder).resolve().name if folder else "scikit-learn's digits"), None
 
-    def load(self, output_dir: str | None = None, problem_type: str | None = None) -> ImageData:
+    def load(self, output_dir: str | None = None, model_config: dict | None = None) -> ImageData:
         """
         Images and labels.
 
         Args:
             output_dir: A folder in them to leave out.
-            problem_type: See [`Labels.of`].
+            model_config: Fields of the model's configuration, of which some say what labels are: `problem_type`, `num_labels`.
 
         Raises:
             FileNotFoundError: if a folder or data set does not exist.
@@ -314,7 +315,8 @@ class DataArguments:
             self.unlabeled_dir or (),
             self.image_column_name,
             self.label_column_name,
-            problem_type,
+            (model_config or {}).get("problem_type"),
+            (model_config or {}).get("num_labels"),
             self.train_val_split,
             self.streaming,
             self.max_train_samples,
@@ -327,7 +329,7 @@ class DataArguments:
         """The fields of a new model's configuration that follow from the images."""
         return {"num_channels": len(self.channels)} if self.channels and not model_args.model_name_or_path else {}
 
-    def load_labeled(self, job: str, output_dir: str | None = None) -> ImageData:
+    def load_labeled(self, job: str, output_dir: str | None = None, model_config: dict | None = None) -> ImageData:
         """
         Data with one class per image, without the training images that have no label.
 
@@ -336,7 +338,7 @@ class DataArguments:
         """
         if self.classification_branch is False:
             raise ValueError(f"{job} needs labels: leave out `--classification_branch False`.")
-        data = self.load(output_dir)
+        data = self.load(output_dir, {**(model_config or {}), "problem_type": None})
         data.labels.require_classes(job, data.train)
         if isinstance(data.train, datasets.IterableDataset):
             if self.label_fraction < 1:
