@@ -2,11 +2,13 @@
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT, TINY, example_command, run_command, run_example
+from conftest import ROOT, TINY, example_command, free_port, run_command, run_example
 from evaluation.zoo import make_model
 from safetensors.torch import load_file
 
@@ -122,6 +124,30 @@ def test_processes_share_streams(tmp_path):
     assert (
         500 < first < 900 and abs(first - second) < 60
     )  # the same images keep their label; a few come in one epoch only
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_machines_equal_one_process(tmp_path, one_process, launcher):
+    """Two launchers on loopback, as docs/cluster.md starts them."""
+    port = free_port()
+    processes = []
+    for rank in range(2):
+        command = ["torchrun", "--nnodes", 2, "--node_rank", rank, "--nproc_per_node", 1]
+        command += ["--master_addr", "127.0.0.1", "--master_port", port]
+        if launcher == "accelerate":
+            command = ["accelerate", "launch", "--num_machines", 2, "--num_processes", 2, "--machine_rank", rank]
+            command += ["--config_file", ROOT / "examples" / "configs" / "accelerate" / "cpu_2_processes.yaml"]
+            command += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
+        command[0] = Path(sys.executable).parent / command[0]
+        command += [ROOT / "examples" / "run_pretrain.py", *arguments(32), "--output_dir", "out"]
+        processes.append(
+            subprocess.Popen(list(map(str, command)), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        )
+    for process in processes:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output.decode()
+    assert_same(one_process, results(tmp_path / "out"), tolerance=1e-5)
 
 
 @pytest.mark.gpu
