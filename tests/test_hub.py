@@ -216,6 +216,7 @@ MODEL_FILES = {"config.json", "model.safetensors", "preprocessor_config.json"}
 MODEL_FILES |= {"modeling_supmae.py", "configuration_supmae.py", "conversion_supmae.py"}
 
 
+@pytest.mark.slow
 def test_last_checkpoint_goes_up_and_can_be_gone_on_from(tmp_path):
     with HubServer() as server:
         server.fail = 1  # while training

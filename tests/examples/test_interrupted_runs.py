@@ -121,7 +121,12 @@ def test_two_processes_go_on_bit_for_bit(tmp_path, streaming):
 
 
 @pytest.mark.parametrize(
-    ("script", "processes"), [("run_pretrain.py", 1), ("run_pretrain_no_trainer.py", 1), ("run_pretrain.py", 2)]
+    ("script", "processes"),
+    [
+        ("run_pretrain.py", 1),
+        pytest.param("run_pretrain_no_trainer.py", 1, marks=pytest.mark.slow),
+        ("run_pretrain.py", 2),
+    ],
 )
 def test_sigterm_saves_before_leaving(tmp_path, script, processes):
     arguments = [*RUN, "--save_steps", 1000, "--dataloader_num_workers", 1, "--num_train_epochs", 100]

@@ -89,9 +89,8 @@ def test_two_processes_equal_one(tmp_path, one_process, script, batch_size, accu
     assert_same(one_process, results(tmp_path / "out"), tolerance=1e-5)
 
 
-@pytest.mark.parametrize(
-    "script", ["run_pretrain.py", pytest.param("run_pretrain_no_trainer.py", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["run_pretrain.py", "run_pretrain_no_trainer.py"])
 def test_two_processes_evaluate_what_they_save(tmp_path, script):
     """BatchNorm on the CPU has statistics of its own in every process; one model is saved, and that one is evaluated."""
     flags = arguments(32, **{"--model_config": json.dumps(TINY), "--label_fraction": 1.0, "--knn_eval": True})
