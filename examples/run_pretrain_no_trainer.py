@@ -53,7 +53,6 @@ from supmae_hf.training.trainer import (
     epoch_order,
     leave,
     prepare_batch_norm,
-    prepare_train_dataloader,
     seed_step,
     share_buffers,
     take_counts,
@@ -139,8 +138,9 @@ def train(
         bare_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
     loader = build_dataloader(train_dataset, args, collate, train=True)
     order = epoch_order(loader)
-    model, optimizer = accelerator.prepare(bare_model, create_optimizer(bare_model, args))
-    loader = prepare_train_dataloader(loader, accelerator)
+    model, optimizer, shared = accelerator.prepare(bare_model, create_optimizer(bare_model, args), loader)
+    if not isinstance(order, ImageStream):  # of which every process has its own part
+        loader = shared
     eval_loader = None
     if eval_dataset is not None:
         eval_loader = accelerator.prepare(build_dataloader(eval_dataset, args, collate, train=False))

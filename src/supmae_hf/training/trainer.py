@@ -91,11 +91,6 @@ def epoch_order(loader: DataLoader) -> EpochSampler | ImageStream | None:
     return next((x for x in (loader.sampler, loader.dataset) if isinstance(x, (EpochSampler, ImageStream))), None)
 
 
-def prepare_train_dataloader(loader: DataLoader, accelerator: Accelerator) -> DataLoader:
-    """Each process its share of the batches; of an [`ImageStream`] it has no others."""
-    return loader if isinstance(loader.dataset, ImageStream) else accelerator.prepare(loader)
-
-
 def prepare_batch_norm(model: torch.nn.Module, args) -> torch.nn.Module:
     """Synchronise BatchNorm across processes if `args.sync_batchnorm`; else say whose statistics it sees."""
     if not any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()):
@@ -222,10 +217,14 @@ class RecipeTrainer(Trainer):
             self.lr_scheduler = create_scheduler(optimizer or self.optimizer, self.args, num_training_steps)
         return self.lr_scheduler
 
+    def prepare_train_dataloader(self, loader: DataLoader) -> DataLoader:
+        """Each process its share of the batches; of an [`ImageStream`] it has no others."""
+        self.order = epoch_order(loader)
+        return loader if isinstance(loader.dataset, ImageStream) else self.accelerator.prepare(loader)
+
     def get_train_dataloader(self):
         loader = build_dataloader(self.train_dataset, self.args, self.data_collator, train=True)
-        self.order = epoch_order(loader)
-        return prepare_train_dataloader(loader, self.accelerator)
+        return self.prepare_train_dataloader(loader)
 
     def get_eval_dataloader(self, eval_dataset=None):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -295,7 +294,7 @@ class RecipeTrainer(Trainer):
         """
         self.train(resume_from_checkpoint=checkpoint)
         if self.uploads is not None:
-            self.uploads.finish(find_checkpoint(self.args.output_dir))
+            self.uploads.finish(None if self.was_stopped else find_checkpoint(self.args.output_dir))
         if self.was_stopped:
             leave(self.args)
         self.save_model(_internal_call=True)  # or else it would be published here, before there is a card
@@ -411,8 +410,7 @@ class FineTuner(RecipeTrainer):
     def get_train_dataloader(self):
         collate = self.data_collator if self.mixup is None else MixupCollator(self.mixup)
         loader = build_dataloader(self.train_dataset, self.args, collate, train=True)
-        self.order = epoch_order(loader)
-        return prepare_train_dataloader(loader, self.accelerator)
+        return self.prepare_train_dataloader(loader)
 
     def training_loss(self, model, inputs, num_items_in_batch=None):
         labels = inputs.pop("labels")

@@ -81,7 +81,10 @@ class CheckpointUploads:
             )
 
     def finish(self, checkpoint: Path | None):
-        """Wait for what is on its way; after a failure the newest checkpoint is sent again, and a second one is only said."""
+        """
+        Wait for what is on its way; after a failure `checkpoint`, the newest one, is sent again, and a second failure is only
+        said.
+        """
         self._wait()
         self._look()
         if self._failed and checkpoint is not None and self.strategy != HubStrategy.EVERY_SAVE:
