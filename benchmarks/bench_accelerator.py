@@ -6,7 +6,7 @@ One command for a new accelerator, under 8 minutes and without downloads: is it 
     python benchmarks/bench_accelerator.py [--batch_sizes 64 256 1024]
 
 First the checks: losses and gradients in fp32 and bf16 against the CPU's in fp32, compiled against eager, with gradient
-checkpointing against without, a run that goes on from a checkpoint against one that was not interrupted. Then, in turn, bf16
+checkpointing against without, a run that goes on from a checkpoint against one that was not interrupted. Then, one after another, bf16
 training steps of ViT-B/16 at each batch size, eager and compiled: SupMAE, ViTMAE with the same head and decoder, and timm's ViT
 with three quarters of the patches dropped (its encoder alone: timm has no masked autoencoder), each in every attention that is
 there. Last the data path that would keep the fastest of them busy.

@@ -172,6 +172,7 @@ def test_accelerate_reads_the_configurations(path):
         }
 
 
+@pytest.mark.slow
 def test_evaluation(tmp_path):
     model = make_model("supmae", tmp_path)
     robustness = ["run_robustness.py", "--models", make_model("vit", tmp_path), "--max_samples", 25]
