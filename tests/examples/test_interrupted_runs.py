@@ -148,7 +148,8 @@ def test_sigterm_saves_before_leaving(tmp_path, script, processes):
     assert checkpoint is not None and 4 <= newest_step(tmp_path / "out") < 2200
 
 
-@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_persistent_workers_end_with_the_run(tmp_path, context):
     arguments = [*RUN, "--max_steps", 2, "--warmup_epochs", 0, "--dataloader_num_workers", 1, "--output_dir", "out"]
     arguments += ["--dataloader_persistent_workers", "True", "--dataloader_multiprocessing_context", context]
