@@ -13,10 +13,12 @@ set the digits are taken. Train on the result with `--dataset_name packed`. Afte
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
+import pyarrow.compute
+
 from supmae_hf.data.packing import write_packed
 from supmae_hf.evaluation.arguments import FeatureDataArguments
 from supmae_hf.evaluation.features import parts_of, prepare_output_dir
-from supmae_hf.training.ranges import check
 from supmae_hf.training.recipes import parse_arguments, run
 
 
@@ -35,19 +37,18 @@ class PackingArguments:
     )
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that decode and encode images."})
 
-    def __post_init__(self):
-        check(self)
-
 
 def megabytes(data) -> float | None:
     """Size of the images' files, where it can be seen without reading them."""
-    images = data.validation.select_columns([data.image_column]).with_format("arrow")[:][data.image_column]
-    files = images.combine_chunks()
-    if "bytes" not in [field.name for field in files.type]:
+    images, total = data.validation.select_columns([data.image_column]), 0
+    if not isinstance(images.features[data.image_column], datasets.Image):
         return None
-    total = sum(len(content) for content in files.field("bytes").to_pylist() if content is not None)
-    paths = [path for path in files.field("path").to_pylist() if path is not None and Path(path).is_file()]
-    return (total + sum(Path(path).stat().st_size for path in paths)) / 1e6
+    for rows in images.with_format("arrow").iter(batch_size=1000):
+        files = rows[data.image_column].combine_chunks()
+        total += pyarrow.compute.sum(pyarrow.compute.binary_length(files.field("bytes"))).as_py() or 0
+        paths = [path for path in files.field("path").to_pylist() if path is not None and Path(path).is_file()]
+        total += sum(Path(path).stat().st_size for path in paths)
+    return total / 1e6
 
 
 def main():

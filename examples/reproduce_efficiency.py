@@ -29,6 +29,7 @@ from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTr
 from supmae_hf.cost import Schedule, classification_flops, pretraining_flops
 from supmae_hf.data.sources import load_digits
 from supmae_hf.evaluation.experiments import (
+    SMALL_MODEL,
     accuracy,
     classifier_of,
     corrupted_copies,
@@ -46,22 +47,8 @@ from supmae_hf.training.recipes import run as run_script
 
 METHODS = ("SupMAE", "MAE", "ViT from scratch")
 MEASURES = {"probe": "linear probe", "finetuned": "fine-tuned", "corrupted": "fine-tuned, on corrupted digits"}
-IMAGE_SIZE, BATCH_SIZE, WEIGHT_DECAY = 32, 64, 0.05
-MODEL = {
-    "image_size": IMAGE_SIZE,
-    "patch_size": 8,
-    "num_channels": 1,
-    "hidden_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-    "decoder_hidden_size": 64,
-    "decoder_num_attention_heads": 4,
-    "decoder_intermediate_size": 256,
-    "classifier_hidden_size": 256,
-    "classification_temperature": 1.0,
-    "num_labels": 10,
-}
+IMAGE_SIZE, BATCH_SIZE, WEIGHT_DECAY = SMALL_MODEL["image_size"], 64, 0.05
+MODEL = {**SMALL_MODEL, "num_labels": 10}
 LAYER_DECAY = 0.75  # of fine-tuning
 OPTIMIZATION = ("learning_rate", "finetuning_rate", "finetuning_epochs")  # the settings that are no model's
 # as many trials for each method: learning rates, and one more setting that matters to it

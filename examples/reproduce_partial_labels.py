@@ -17,8 +17,8 @@ all, and chooses its settings among as many trials, on a third of its labelled i
 
 Measures on the test images a linear probe, nearest neighbours, fine-tuning, and the fine-tuned model on corrupted images;
 the same with less compute for two of the shares. `--sweep` does something else: SupMAE with other weights and temperatures
-of the classification loss, and more or fewer labelled images in a batch, measured on training images. Runs are kept as they finish: after an interruption the same
-command goes on. Prints tables and writes them and the figures into --output_dir.
+of the classification loss, and more or fewer labelled images in a batch, measured on training images. Runs are kept as they
+finish: after an interruption the same command goes on. Prints tables and writes them and the figures into --output_dir.
 """
 
 import itertools
@@ -41,6 +41,7 @@ from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.data.sources import load_splits
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from supmae_hf.evaluation.experiments import (
+    SMALL_MODEL,
     accuracy,
     classifier_of,
     corrupted_copies,
@@ -66,27 +67,13 @@ MEASURES = {
     "corrupted": "fine-tuned, on corrupted images",
 }
 SHARES = (0.005, 0.02, 0.1, 1.0)
-IMAGE_SIZE, WEIGHT_DECAY, LAYER_DECAY = 32, 0.05, 0.75
+IMAGE_SIZE, WEIGHT_DECAY, LAYER_DECAY = SMALL_MODEL["image_size"], 0.05, 0.75
 BATCH = 64
 PRETRAINING_SHARE = 2 / 3  # of a run's FLOPs; the rest is fine-tuning
 LABELED_SHARE = 0.5  # of a batch at least, or else few labels are seen a few times only
 DROP_PATH_RATE = 0.1  # of fine-tuning and training from scratch
 MAX_HELD_OUT = 200  # images of a class that trials are measured on
 MAX_BANK = 10_000  # labelled images of a probe, and among which neighbours are looked for
-MODEL = {
-    "image_size": IMAGE_SIZE,
-    "patch_size": 8,
-    "num_channels": 1,
-    "hidden_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 256,
-    "decoder_hidden_size": 64,
-    "decoder_num_attention_heads": 4,
-    "decoder_intermediate_size": 256,
-    "classifier_hidden_size": 256,
-    "classification_temperature": 1.0,
-}
 SUPMAE, PSEUDO, MAE, LABELED_ONLY, SCRATCH = (
     "SupMAE",
     "SupMAE, pseudo-labels",
@@ -121,7 +108,7 @@ def config_of(arm: str, settings: dict, num_labels: int) -> SupMAEConfig:
     fields = {name: value for name, value in {**PRETRAINING_DEFAULTS, **settings}.items() if name in names}
     if arm == MAE:
         fields["classification_loss_weight"] = 0.0
-    return SupMAEConfig(**{**MODEL, **fields}, num_labels=num_labels)
+    return SupMAEConfig(**{**SMALL_MODEL, **fields}, num_labels=num_labels)
 
 
 def image_flops(arm: str, config: SupMAEConfig) -> tuple[int, int]:
@@ -443,8 +430,7 @@ def summarize(jobs: list[dict], results: list[list[dict]], num_labels: int) -> l
             if values:
                 row[title], row[f"{title} (std)"] = mean_and_std(values)
         rows.append(row)
-    order = [*ARMS]
-    return sorted(rows, key=lambda row: (-row["TFLOPs"], row["labels"], order.index(row["arm"])))
+    return sorted(rows, key=lambda row: (-row["TFLOPs"], row["labels"], ARMS.index(row["arm"])))
 
 
 def say_best(rows: list[dict]) -> list[str]:

@@ -34,15 +34,7 @@ from supmae_hf.training.checkpointing import (
     writing_failed,
 )
 from supmae_hf.training.knn import KnnEvaluation
-from supmae_hf.training.objective import (
-    BranchCheck,
-    add,
-    averages,
-    batch_figures,
-    image_figures,
-    pseudo_label_loss,
-    step_loss,
-)
+from supmae_hf.training.objective import BranchCheck, add, averages, batch_loss, image_figures
 from supmae_hf.training.optimization import create_optimizer, create_scheduler
 from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report
@@ -73,17 +65,10 @@ def train_step(model, batches: list[dict], optimizer, args, accelerator: Acceler
         is_last = index == len(batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
             outputs = model(**batch)
-            loss, figures = step_loss(outputs, batch["labels"], config, labels_per_batch), {}
-            if args.pseudo_label_threshold is not None:
-                more, count = pseudo_label_loss(
-                    model, config, outputs, batch["pixel_values"], batch["labels"], args.pseudo_label_threshold
-                )
-                loss = loss + config.classification_loss_weight * more
-                figures["pseudo_labeled_images"] = count.float()
+            loss, figures = batch_loss(model, config, outputs, batch, labels_per_batch, args.pseudo_label_threshold)
             accelerator.backward(loss / len(batches))
         losses = {name: outputs[name] for name in ("reconstruction_loss", "classification_loss")}
         monitor.add(loss=loss, **losses)
-        figures |= batch_figures(outputs, batch["labels"])
         figures["loss"] = loss.detach() / num_batches
         sums = add(sums, figures | counts)
     if args.max_grad_norm > 0:
@@ -186,7 +171,7 @@ def train(
     progress = tqdm(total=max_steps, initial=state.global_step, disable=hide_progress)
     with StopRequest() as stop:
         monitor = RunMonitor(args, accelerator, stop)
-        branch_check = BranchCheck(accelerator, max_steps)
+        branch_check, schedules = BranchCheck(accelerator, max_steps), args.schedules()
         is_stopped, sums, num_steps, start = False, None, 0, time.perf_counter()
         while state.global_step < max_steps and not is_stopped:
             epoch, steps_done = divmod(state.global_step, steps_per_epoch)
@@ -202,9 +187,7 @@ def train(
                 step_batches = [next(batches) for _ in range(min(accumulation, len(loader) - step * accumulation))]
                 share = state.global_step / max_steps
                 step_batches = send_to_device(step_batches, accelerator.device)  # streams are not prepared
-                step_batches = [
-                    scheduled(batch, bare_model.config, share, *args.schedules()) for batch in step_batches
-                ]
+                step_batches = [scheduled(batch, bare_model.config, share, *schedules) for batch in step_batches]
                 seed_step(
                     args.seed, state.global_step, accelerator.process_index
                 )  # the first batch draws from it, too

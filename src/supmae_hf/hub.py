@@ -22,7 +22,7 @@ from transformers.utils import logging
 import supmae_hf
 
 from .configuration_supmae import to_pair
-from .data.dataset import ImageDataset, ImageStream
+from .data.dataset import ImageDataset, ImageStream, images_of_epoch
 from .data.image_data import ImageData
 from .data.transforms import to_pil
 from .modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
@@ -124,7 +124,7 @@ def training_card(
         else f"{args.warmup_steps:g} steps"
     )
     facts = {
-        "data set": f"{dataset_name}, {getattr(train_dataset, 'num_images', None) or len(train_dataset)} training images",
+        "data set": f"{dataset_name}, {images_of_epoch(train_dataset)} training images",
         "epochs, steps": f"{last['epoch']:g}, {last['step']}",
         "images a step": args.total_batch_size,
         "optimiser": f"{_name(args.optim)}, peak learning rate {args.learning_rate:.3g}, weight decay {args.weight_decay:g}",

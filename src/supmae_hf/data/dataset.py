@@ -72,15 +72,21 @@ class _Images:
         self.seed = seed
         self.skip_bad_images = skip_bad_images
 
-    def read(self, encoded) -> tuple[Image.Image | np.ndarray, bytes | None]:
-        """A record's image as [`read_image`] gives it, and its file if that holds nothing else."""
-        if not isinstance(encoded, dict):
-            return channels_last(np.asarray(encoded, dtype=self.dtype)), None
+    @staticmethod
+    def read_file(encoded: dict) -> bytes | None:
+        """The file of a record's image; `None` for one in an archive, or on the Hub."""
         file, path = encoded["bytes"], encoded["path"]
         if file is None and path is not None and os.path.exists(path):
             if not os.path.isfile(path):
                 raise OSError("it is not a file")
             file = Path(path).read_bytes()
+        return file
+
+    def read(self, encoded) -> tuple[Image.Image | np.ndarray, bytes | None]:
+        """A record's image as [`read_image`] gives it, and its file if that holds nothing else."""
+        if not isinstance(encoded, dict):
+            return channels_last(np.asarray(encoded, dtype=self.dtype)), None
+        file = self.read_file(encoded)
         if file is None:  # in an archive, or on the Hub
             return datasets.Image().decode_example(encoded), None
         image = read_image(file)
@@ -314,6 +320,11 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
                 yield item
             if self.num_images is None or not decoded:
                 return
+
+
+def images_of_epoch(dataset: ImageDataset | ImageStream) -> int:
+    """Over all processes."""
+    return dataset.num_images if isinstance(dataset, ImageStream) else len(dataset)
 
 
 def _is_among(content: int, fraction: float, seed: int) -> bool:

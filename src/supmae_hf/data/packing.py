@@ -64,7 +64,7 @@ class _PackedFiles(Dataset):
             elif not isinstance(encoded, dict):
                 raise ValueError("it is an array, not a file")
             else:  # more than 8 bits, or bands: as it is
-                packed = encoded["bytes"] or Path(encoded["path"]).read_bytes()
+                packed = self.images.read_file(encoded)
         except UNREADABLE as error:
             message = say_unreadable(name, error)
             if not self.images.skip_bad_images:

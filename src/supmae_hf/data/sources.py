@@ -477,23 +477,25 @@ def take(dataset: Split, size: int | None) -> Split:
     return dataset if size >= len(dataset) else dataset.shuffle(seed=_SPLIT_SEED).select(range(size))
 
 
-def number_of_images(dataset: Split, max_samples: int | None = None, known_only: bool = False) -> int | None:
+def known_number_of_images(stream: datasets.IterableDataset) -> int | None:
+    """The training images of a stream, if it knows."""
+    splits = stream.info.splits or {}
+    return splits["train"].num_examples if "train" in splits else None
+
+
+def number_of_images(dataset: Split, max_samples: int | None = None) -> int:
     """
     The training images of an epoch.
 
     Args:
         max_samples: At most so many.
-        known_only: `None` for a stream that does not know, instead of an error.
 
     Raises:
         ValueError: if a stream does not know, and `max_samples` does not say.
     """
     if not isinstance(dataset, datasets.IterableDataset):
         return len(dataset)
-    splits = dataset.info.splits or {}
-    known = splits["train"].num_examples if "train" in splits else None
-    if known_only:
-        return known
+    known = known_number_of_images(dataset)
     if not known and max_samples is None:
         raise ValueError(
             "The stream does not know how many images it has: say it with `--max_train_samples`, so that epochs and "

@@ -18,6 +18,23 @@ from .corruptions import CORRUPTIONS, corrupt
 from .tables import Journal
 
 
+# fields of the configuration of a model that trains in minutes on a CPU core
+SMALL_MODEL = {
+    "image_size": 32,
+    "patch_size": 8,
+    "num_channels": 1,
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "decoder_hidden_size": 64,
+    "decoder_num_attention_heads": 4,
+    "decoder_intermediate_size": 256,
+    "classifier_hidden_size": 256,
+    "classification_temperature": 1.0,
+}
+
+
 def train(
     model: torch.nn.Module,
     batches: Iterable[tuple[torch.Tensor, torch.Tensor | None]],

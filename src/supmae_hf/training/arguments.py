@@ -20,10 +20,10 @@ from ..configuration_supmae import SupMAEConfig
 from ..data.dataset import ImageDataset, ImageStream
 from ..data.image_data import ImageData
 from ..data.labels import imagenet_indices
-from ..data.sources import load_training_data, number_of_images
+from ..data.sources import known_number_of_images, load_training_data, number_of_images
 from ..data.statistics import pixel_fields
 from ..data.transforms import TrainTransform, build_image_processor
-from ..modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
+from ..modeling_supmae import UNLABELED, SupMAEForPreTraining, SupMAEPreTrainedModel
 from .cpu import fastest_attention, prepare_cpu
 from .ranges import check
 from .schedules import StepSchedule, require_sizes
@@ -411,7 +411,7 @@ class DataArguments:
         }
         if isinstance(train, datasets.IterableDataset):
             batch = training_args.train_batch_size * training_args.world_size
-            known = number_of_images(train, known_only=True)
+            known = known_number_of_images(train)
             train_dataset = ImageStream(
                 train,
                 data.labels,
@@ -685,22 +685,25 @@ def _find_labeled(data_args: DataArguments, args: PreTrainingArguments, data: Im
         if data_args.label_fraction < 1:
             data.notes.append(f"{data_args.label_fraction:.0%} of the images keep their label (`--label_fraction`)")
         return None
-    labeled = data.labels.find_labeled(data.train, data_args.label_fraction, data_args.label_seed)
+    labeled, number = None, int((data.classes(data.train) != UNLABELED).sum())
+    if data_args.label_fraction < 1 or args.labeled_share:
+        labeled = data.labels.find_labeled(data.train, data_args.label_fraction, data_args.label_seed)
+        number = len(labeled)
     if data_args.label_fraction < 1:
-        data.notes.append(f"{len(labeled)} training images keep their label (`--label_fraction`)")
-    share = len(labeled) / len(data.train)
-    if args.labeled_share and not labeled:
+        data.notes.append(f"{number} training images keep their label (`--label_fraction`)")
+    share = number / len(data.train)
+    if args.labeled_share and not number:
         raise ValueError("`--labeled_share` needs labels for some of the images: leave it out.")
     if args.labeled_share > share:
         times = args.labeled_share / share
         data.notes.append(f"labelled images come {times:.1f} times an epoch on average (`--labeled_share`)")
     elif 0 < share < FEW_LABELS:
         data.notes.append(
-            f"only {len(labeled)} of {len(data.train)} training images have a label, "
+            f"only {number} of {len(data.train)} training images have a label, "
             f"{share * args.total_batch_size:.1f} of the {args.total_batch_size} of a step: `--labeled_share 0.5` shows them "
             "more often (docs/training.md)"
         )
-    return labeled if data_args.label_fraction < 1 or args.labeled_share else None
+    return labeled
 
 
 def prepare_pretraining(

@@ -142,6 +142,27 @@ def add(sums: dict | None, figures: dict) -> dict:
     return figures if sums is None else {name: sums[name] + value for name, value in figures.items()}
 
 
+def batch_loss(
+    model: torch.nn.Module,
+    config: SupMAEConfig,
+    outputs: SupMAEForPreTrainingOutput,
+    batch: dict[str, torch.Tensor],
+    labels_per_batch: torch.Tensor | float | None,
+    pseudo_label_threshold: float | None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """
+    What a training batch adds to the loss of its step, [`step_loss`] and, with a threshold, the weighted
+    [`pseudo_label_loss`], and to the log, [`batch_figures`].
+    """
+    labels = batch.get("labels")
+    loss, figures = step_loss(outputs, labels, config, labels_per_batch), batch_figures(outputs, labels)
+    if pseudo_label_threshold is not None:
+        more, count = pseudo_label_loss(model, config, outputs, batch["pixel_values"], labels, pseudo_label_threshold)
+        loss = loss + config.classification_loss_weight * more
+        figures["pseudo_labeled_images"] = count.float()
+    return loss, figures
+
+
 def branch_gradient_share(model: SupMAEForPreTraining, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """
     Norm of the gradient that the encoder gets from the classification term of a batch's loss, over that of the whole loss.

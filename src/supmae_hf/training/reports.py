@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.dataset import ImageDataset, ImageStream, collate
+from ..data.dataset import ImageDataset, ImageStream, collate, images_of_epoch
 from ..data.image_data import ImageData
 from ..hub import training_card
 from ..modeling_supmae import SupMAEForPreTraining
@@ -82,19 +82,14 @@ _FIGURES = {
 }
 
 
-def number_of(dataset: ImageDataset | ImageStream) -> int:
-    """Images of an epoch, over all processes."""
-    return getattr(dataset, "num_images", None) or len(dataset)
-
-
 def say_results(what: str, train_dataset, eval_dataset, metrics: dict[str, float]):
     """Print in one line what was done and the figures of the evaluation."""
     if eval_dataset is None:
-        print(f"\n{what} on {number_of(train_dataset)} images, with none held out")
+        print(f"\n{what} on {images_of_epoch(train_dataset)} images, with none held out")
         return
     is_known = not isinstance(eval_dataset, ImageStream) or eval_dataset.num_images is not None
     figures = [f"{name} {metrics[key]:{form}}" for key, (name, form) in _FIGURES.items() if key in metrics]
     print(
-        f"\n{what} on {number_of(train_dataset)} images; on {len(eval_dataset) if is_known else 'the'} held-out images: "
+        f"\n{what} on {images_of_epoch(train_dataset)} images; on {len(eval_dataset) if is_known else 'the'} held-out images: "
         + ", ".join(figures)
     )

@@ -18,20 +18,19 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction, HubStrategy
 from transformers.utils import logging
 
-from ..data.dataset import EpochSampler, ImageDataset, ImageStream, MixupCollator
+from ..data.dataset import EpochSampler, ImageDataset, ImageStream, MixupCollator, images_of_epoch
 from ..data.transforms import seed_of
 from .checkpointing import (
     TERMINATED,
     RunMonitor,
     StopRequest,
     check_writer,
-    find_checkpoint,
     ignore_stop_request,
     mark_complete,
     writing_failed,
 )
 from .knn import KnnEvaluation
-from .objective import BranchCheck, add, averages, batch_figures, image_figures, pseudo_label_loss, step_loss
+from .objective import BranchCheck, add, averages, batch_loss, image_figures
 from .optimization import create_optimizer, create_scheduler
 from .schedules import scheduled
 from .uploads import CheckpointUploads
@@ -278,7 +277,8 @@ class RecipeTrainer(Trainer):
 
     def num_examples(self, dataloader: DataLoader) -> int:
         """Images of an epoch, over all processes."""
-        return getattr(dataloader.dataset, "num_images", None) or super().num_examples(dataloader)
+        is_stream = isinstance(dataloader.dataset, ImageStream)
+        return images_of_epoch(dataloader.dataset) if is_stream else super().num_examples(dataloader)
 
     def create_model_card(self, *args, **kwargs):
         """The card of the run into the output folder."""
@@ -294,7 +294,7 @@ class RecipeTrainer(Trainer):
         """
         self.train(resume_from_checkpoint=checkpoint)
         if self.uploads is not None:
-            self.uploads.finish(None if self.was_stopped else find_checkpoint(self.args.output_dir))
+            self.uploads.finish(try_again=not self.was_stopped)
         if self.was_stopped:
             leave(self.args)
         self.save_model(_internal_call=True)  # or else it would be published here, before there is a card
@@ -356,12 +356,8 @@ class PreTrainer(RecipeTrainer):
         labels_per_batch = None
         if num_items_in_batch is not None and num_batches * self.args.world_size > 1:
             labels_per_batch = num_items_in_batch / (num_batches * self.args.world_size)
-        loss, figures = step_loss(outputs, labels, self.model.config, labels_per_batch), batch_figures(outputs, labels)
-        if self.args.pseudo_label_threshold is not None:
-            config, threshold = self.model.config, self.args.pseudo_label_threshold
-            more, count = pseudo_label_loss(model, config, outputs, inputs["pixel_values"], labels, threshold)
-            loss = loss + config.classification_loss_weight * more
-            figures["pseudo_labeled_images"] = count.float()
+        threshold = self.args.pseudo_label_threshold
+        loss, figures = batch_loss(model, self.model.config, outputs, inputs, labels_per_batch, threshold)
         self._sums = add(self._sums, figures)
         class_loss = {} if labels is None else {"classification_loss": outputs["classification_loss"]}
         self.monitor.add(loss=loss, reconstruction_loss=outputs["reconstruction_loss"], **class_loss)

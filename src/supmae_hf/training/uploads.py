@@ -11,6 +11,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import logging
 
 from .arguments import RecipeArguments
+from .checkpointing import find_checkpoint
 
 
 logger = logging.get_logger(__name__)
@@ -80,16 +81,13 @@ class CheckpointUploads:
                 )
             )
 
-    def finish(self, checkpoint: Path | None):
-        """
-        Wait for what is on its way; after a failure `checkpoint`, the newest one, is sent again, and a second failure is only
-        said.
-        """
+    def finish(self, try_again: bool):
+        """Wait for what is on its way; after a failure perhaps send the newest checkpoint again. A second one is only said."""
         self._wait()
         self._look()
-        if self._failed and checkpoint is not None and self.strategy != HubStrategy.EVERY_SAVE:
-            self._failed = False
-            self.start(checkpoint)
+        if self._failed and try_again and self.strategy != HubStrategy.EVERY_SAVE:
+            if checkpoint := find_checkpoint(self.args.output_dir):
+                self.start(checkpoint)
             self._wait()
             self._look()
         shutil.rmtree(self.copy, ignore_errors=True)
