@@ -61,6 +61,7 @@ class _Images:
         num_patches: int | None = None,
         seed: int | None = None,
         skip_bad_images: bool = False,
+        num_views: int = 1,
     ):
         self.image_column = find_image_column(dataset.features, image_column)
         self.dtype = getattr(dataset.features[self.image_column], "dtype", None)  # of a column of arrays
@@ -71,6 +72,7 @@ class _Images:
         self.num_patches = num_patches
         self.seed = seed
         self.skip_bad_images = skip_bad_images
+        self.num_views = num_views
 
     @staticmethod
     def read_file(encoded: dict) -> bytes | None:
@@ -93,8 +95,14 @@ class _Images:
         # one that has been turned is not as its file has it
         return image, file if getattr(image, "format", None) is not None else None
 
-    def _pixels(self, encoded) -> torch.Tensor:
+    def _open(self, encoded) -> tuple[Image.Image | np.ndarray | torch.Tensor, bytes | None]:
+        """[`read`], or the pixels of a JPEG file from which several views are taken, so that it is decoded once."""
         image, file = self.read(encoded)
+        if self.num_views > 1 and isinstance(self.transform, TrainTransform):
+            return self.transform.decode_whole(image, file), None
+        return image, file
+
+    def _pixels(self, image, file: bytes | None) -> torch.Tensor:
         if isinstance(self.transform, TrainTransform):  # which does not decode all of the image
             return self.transform(image, file)
         if isinstance(self.transform, FineTuneTransform):
@@ -110,12 +118,13 @@ class _Images:
 
     def _item(self, record: dict, place: str, key: tuple[int, ...]) -> dict | None:
         """The model's inputs, or `None` if the image cannot be decoded and is to be skipped."""
-        encoded, item = record[self.image_column], {}
+        encoded, views = record[self.image_column], []
         with seeded(*key):
-            if self.num_patches is not None:
-                item["noise"] = torch.rand(self.num_patches)
             try:
-                item["pixel_values"] = self._pixels(encoded)
+                opened = self._open(encoded)
+                for _ in range(self.num_views):
+                    noise = {} if self.num_patches is None else {"noise": torch.rand(self.num_patches)}
+                    views.append({**noise, "pixel_values": self._pixels(*opened)})
             except UNREADABLE as error:
                 name = name_of(encoded, place)
                 message = say_unreadable(name if name == place.capitalize() else f"{name} ({place})", error)
@@ -123,7 +132,15 @@ class _Images:
                     raise ValueError(message) from error
                 logger.warning(f"Skipped: {message}")
                 return None
-        item["labels"] = torch.as_tensor(self.labels.encode(record))
+        labels = torch.as_tensor(self.labels.encode(record))
+        if self.num_views == 1:
+            return {**views[0], "labels": labels}
+        return {**collate(views), "labels": labels.expand(self.num_views, *labels.shape)}
+
+    def _counted(self, item: dict, **counts: int) -> dict:
+        """An item with what is to be counted of its image, once."""
+        for name, count in counts.items():
+            item[name] = torch.tensor(count if self.num_views == 1 else [count] + [0] * (self.num_views - 1))
         return item
 
 
@@ -144,6 +161,8 @@ class ImageDataset(_Images, torch.utils.data.Dataset):
         num_patches: For pre-training: items come with masking `noise` of this shape.
         seed: For training: the data set is then indexed by `epoch * len(dataset) + index`, as by [`EpochSampler`].
         skip_bad_images: Whether the next image takes the place of one that cannot be decoded.
+        num_views: Several views of an image, each with its crop and noise, as one item of tensors `(num_views, ...)`; see
+            [`collate_views`].
         labeled (`Iterable[int]`, *optional*): Indices of the images whose label is used; of all that have one by
             default.
 
@@ -173,9 +192,7 @@ class ImageDataset(_Images, torch.utils.data.Dataset):
                 is_hidden = self.labeled is not None and place not in self.labeled
                 if is_hidden or (skipped and self.seed is None):
                     item["labels"] = torch.full_like(item["labels"], UNLABELED)
-                if self.skip_bad_images:
-                    item["skipped"] = torch.tensor(skipped)
-                return item
+                return self._counted(item, skipped=skipped) if self.skip_bad_images else item
         raise ValueError("None of the images can be decoded.")
 
 
@@ -278,7 +295,7 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
 
     def go_on_after(self, num_batches: int, batch_size: int):
         """In the epoch that is set, give nothing (`{}`) in the place of the images of this process's first batches."""
-        self._had = (self.epoch, num_batches, batch_size)
+        self._had = (self.epoch, num_batches, batch_size // self.num_views)
 
     def _number_had(self) -> int:
         """Images that this worker has given before the run was interrupted."""
@@ -312,12 +329,11 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
                     continue
                 if not _is_among(content, self.label_fraction, self.label_seed):
                     item["labels"] = torch.full_like(item["labels"], UNLABELED)
-                if self.skip_bad_images:
-                    item["skipped"] = torch.tensor(skipped)
+                counts = {"skipped": skipped} if self.skip_bad_images else {}
                 if self.num_images is not None:
-                    item["repeated"] = torch.tensor(int(again > 0))
+                    counts["repeated"] = int(again > 0)
                 skipped, decoded = 0, decoded + 1
-                yield item
+                yield self._counted(item, **counts)
             if self.num_images is None or not decoded:
                 return
 
@@ -335,6 +351,11 @@ def _is_among(content: int, fraction: float, seed: int) -> bool:
 def collate(items: list[dict]) -> dict[str, torch.Tensor]:
     """Stack the items of an [`ImageDataset`] into a batch."""
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def collate_views(items: list[dict]) -> dict[str, torch.Tensor]:
+    """The same for items of several views, each of which is an image of the batch."""
+    return {name: rows.flatten(0, 1) for name, rows in collate(items).items()}
 
 
 class MixupCollator:

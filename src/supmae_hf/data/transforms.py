@@ -185,11 +185,11 @@ class TrainTransform:
             ]
         )
 
-    def __call__(self, image: Image.Image | np.ndarray, file: bytes | None = None) -> torch.Tensor:
+    def __call__(self, image: Image.Image | np.ndarray | torch.Tensor, file: bytes | None = None) -> torch.Tensor:
         if self.is_plain_rgb and isinstance(image, Image.Image):
             pixels = self.decode(image, file, **self.crop.make_params([image]))
         else:
-            pixels = to_pixels(image, **self.options)
+            pixels = image if isinstance(image, torch.Tensor) else to_pixels(image, **self.options)
             pixels = v2.functional.crop(pixels, **self.crop.make_params([pixels]))
         if pixels.shape[-2:] != self.size:
             pixels = v2.functional.resize(pixels, self.size, v2.InterpolationMode.BICUBIC, antialias=True)
@@ -200,6 +200,15 @@ class TrainTransform:
             pixels = self.augment(pixels)
         pixels = self.normalize(pixels)
         return pixels if self.erase is None else self.erase(pixels)
+
+    def decode_whole(self, image: Image.Image | np.ndarray, file: bytes | None) -> torch.Tensor:
+        """All pixels `(num_channels, height, width)` of an image, of which several crops are to be taken: call with them."""
+        if not self.is_plain_rgb or not isinstance(image, Image.Image):
+            return to_pixels(image, **self.options)
+        if file is not None and image.format == "JPEG" and image.mode == "RGB":
+            with contextlib.suppress(RuntimeError):  # of a broken file Pillow has more to say
+                return decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)
+        return v2.functional.pil_to_tensor(image.convert("RGB"))
 
     def decode(
         self, image: Image.Image, file: bytes | None, top: int, left: int, height: int, width: int

@@ -399,9 +399,11 @@ class DataArguments:
             print(f"\n{data.table()}\n", flush=True)
         train = data.train
         num_images = number_of_images(train, self.max_train_samples)
-        if num_images < training_args.total_batch_size:
+        num_views = training_args.repeated_augmentation
+        images_a_step = training_args.total_batch_size // num_views
+        if num_images < images_a_step:
             raise ValueError(
-                f"A step takes {training_args.total_batch_size} images but there are only {num_images} to train on: lower "
+                f"A step takes {images_a_step} images but there are only {num_images} to train on: lower "
                 "`--per_device_train_batch_size` or `--gradient_accumulation_steps`."
             )
         common = {
@@ -410,7 +412,7 @@ class DataArguments:
             "skip_bad_images": self.on_bad_image == "skip",
         }
         if isinstance(train, datasets.IterableDataset):
-            batch = training_args.train_batch_size * training_args.world_size
+            batch = training_args.train_batch_size // num_views * training_args.world_size
             known = known_number_of_images(train)
             train_dataset = ImageStream(
                 train,
@@ -424,11 +426,18 @@ class DataArguments:
                 part=num_images / known if known else 1.0,
                 label_fraction=self.label_fraction,
                 label_seed=self.label_seed,
+                num_views=num_views,
                 **common,
             )
         else:
             train_dataset = ImageDataset(
-                train, data.labels, train_transform, seed=training_args.seed, labeled=labeled, **common
+                train,
+                data.labels,
+                train_transform,
+                seed=training_args.seed,
+                labeled=labeled,
+                num_views=num_views,
+                **common,
             )
         if data.validation is None:
             training_args.without_evaluation()
@@ -502,6 +511,7 @@ class RecipeArguments(TrainingArguments):
 
     best_metric = "eval_loss"  # by which runs are stopped early
     can_publish = True
+    repeated_augmentation = 1  # which pre-training alone can set
 
     def __post_init__(self):
         check(self)
@@ -600,6 +610,13 @@ class PreTrainingArguments(RecipeArguments):
             "time with another crop and mask, in the place of others. Default: every image comes once."
         },
     )
+    repeated_augmentation: int = field(
+        default=1,
+        metadata={
+            "help": "Views of an image in a step, each with its crop and mask: the image is decoded once, a step takes so many "
+            "times fewer images, and an epoch so many times more steps."
+        },
+    )
     pseudo_label_threshold: float | None = field(
         default=None,
         metadata={
@@ -618,6 +635,11 @@ class PreTrainingArguments(RecipeArguments):
     def __post_init__(self):
         super().__post_init__()
         self.schedules()
+        if self.per_device_train_batch_size % self.repeated_augmentation:
+            raise ValueError(
+                f"`--repeated_augmentation` {self.repeated_augmentation} does not divide `--per_device_train_batch_size` "
+                f"{self.per_device_train_batch_size}, in which all views of an image are: change one of them."
+            )
         if self.image_size_schedule and self.pseudo_label_threshold is not None:
             raise ValueError(
                 "`--pseudo_label_threshold` looks at images of one size: leave out `--image_size_schedule`."

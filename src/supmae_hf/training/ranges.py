@@ -77,6 +77,7 @@ RANGES = {
     "random_erasing": _SHARE,
     "classifier_init_std": _NOT_NEGATIVE,
     "labeled_share": _SHARE_BELOW_1,
+    "repeated_augmentation": _COUNT,
     "pseudo_label_threshold": _SHARE_ABOVE_0,
     # logging, evaluation and saving; shares of the run if below 1
     "logging_steps": _POSITIVE,

@@ -18,7 +18,14 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction, HubStrategy
 from transformers.utils import logging
 
-from ..data.dataset import EpochSampler, ImageDataset, ImageStream, MixupCollator, images_of_epoch
+from ..data.dataset import (
+    EpochSampler,
+    ImageDataset,
+    ImageStream,
+    MixupCollator,
+    collate_views,
+    images_of_epoch,
+)
 from ..data.transforms import seed_of
 from .checkpointing import (
     TERMINATED,
@@ -50,7 +57,7 @@ def build_dataloader(dataset, args, collate: Callable, train: bool) -> DataLoade
     `args.train_sampling_strategy` is sequential) and without an incomplete last one (if `args.dataloader_drop_last`) for
     training, all of them in order for evaluation.
     """
-    sampler = None
+    sampler, num_views = None, getattr(dataset, "num_views", 1)
     if train and not isinstance(dataset, IterableDataset):
         shuffle = args.train_sampling_strategy == "random"
         if isinstance(dataset, ImageDataset) and dataset.seed is not None:
@@ -67,10 +74,10 @@ def build_dataloader(dataset, args, collate: Callable, train: bool) -> DataLoade
             )
     return DataLoader(
         dataset,
-        batch_size=args.train_batch_size if train else args.eval_batch_size,
+        batch_size=(args.train_batch_size if train else args.eval_batch_size) // num_views,
         sampler=sampler,
         drop_last=train and not isinstance(dataset, IterableDataset) and args.dataloader_drop_last,
-        collate_fn=collate,
+        collate_fn=collate if num_views == 1 else collate_views,
         num_workers=num_workers,
         pin_memory=args.dataloader_pin_memory,
         persistent_workers=args.dataloader_persistent_workers and train and num_workers > 0,
