@@ -4,8 +4,10 @@
 What the training schedules that the paper compares cost, in operations, device hours and energy.
 
     python examples/estimate_cost.py [--tflops 150 --watts 400] [--model_config '{"hidden_size": 1024, ...}']
+    python examples/estimate_cost.py --recipe examples/configs/pretrain_vit_b_fast.yaml
 
-Operations are counted from shapes (see supmae_hf/cost.py). Hours follow from the rate at which a device really computes,
+--recipe adds a pre-training recipe of run_pretrain.py, with its model, its schedules of image size and mask ratio, and its views of
+an image. Operations are counted from shapes (see supmae_hf/cost.py). Hours follow from the rate at which a device really computes,
 --tflops: measure it, for example by benchmarks/bench_step.py; energy from --watts. Writes cost.json, cost.csv and
 cost.png into --output_dir.
 """
@@ -17,14 +19,26 @@ from matplotlib.figure import Figure
 from transformers import ViTMAEConfig
 
 from supmae_hf import SupMAEConfig
-from supmae_hf.cost import published_schedules
+from supmae_hf.cost import Schedule, published_schedules
 from supmae_hf.evaluation.tables import say_written, write_table
-from supmae_hf.training.recipes import Parser, run
+from supmae_hf.training.arguments import DataArguments, ModelArguments, PreTrainingArguments
+from supmae_hf.training.recipes import Parser, parse_arguments, run
+from supmae_hf.training.schedules import scheduled_flops
+
+
+def schedule_of(recipe: str) -> Schedule:
+    """What a recipe of run_pretrain.py does, without fine-tuning."""
+    classes = ModelArguments, DataArguments, PreTrainingArguments
+    model_args, _, args = parse_arguments(classes, base="pretrain", argv=[recipe, "--bf16", "False"])
+    config = SupMAEConfig(**{"num_labels": 1000, **model_args.model_config})
+    epochs = args.num_train_epochs * args.repeated_augmentation
+    return Schedule(Path(recipe).stem, 3 * scheduled_flops(config, *args.schedules()), epochs)
 
 
 def main():
     parser = Parser(__doc__)
     parser.add_argument("--model_config", type=json.loads, default={}, help="fields of SupMAEConfig, as JSON")
+    parser.add_argument("--recipe", help="of run_pretrain.py, to be compared with those of the paper")
     parser.add_argument("--num_images", type=int, default=1_281_167, help="images of an epoch; default: ImageNet-1K's")
     parser.add_argument("--tflops", type=float, help="10^12 operations a second of a device, as measured")
     parser.add_argument("--watts", type=float, help="power of a device")
@@ -40,7 +54,7 @@ def main():
     config.check()
     shared = ("hidden_size", "num_hidden_layers", "intermediate_size", "image_size", "patch_size", "num_channels")
     mae_config = ViTMAEConfig(**{name: getattr(config, name) for name in shared})  # the decoder is MAE's own
-    schedules = published_schedules(config, mae_config)
+    schedules = published_schedules(config, mae_config) + ([schedule_of(args.recipe)] if args.recipe else [])
     mae = next(schedule for schedule in schedules if schedule.name == "MAE")
     rows = []
     for schedule in schedules:

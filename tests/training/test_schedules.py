@@ -7,8 +7,9 @@ import torch
 from conftest import TINY, reference_config, run_example
 from safetensors.torch import load_file
 
-from supmae_hf import SupMAEForPreTraining
-from supmae_hf.training.schedules import StepSchedule, scheduled
+from supmae_hf import SupMAEConfig, SupMAEForPreTraining
+from supmae_hf.cost import pretraining_flops
+from supmae_hf.training.schedules import StepSchedule, scheduled, scheduled_flops
 
 
 def parse(*words, number=int):
@@ -18,8 +19,20 @@ def parse(*words, number=int):
 def test_values_hold_from_a_share_of_the_run_on():
     schedule = parse("0:128", "0.5:192", "0.9:224")
     assert [schedule.at(share) for share in (0, 0.49, 0.5, 0.89, 0.9, 0.999)] == [128, 128, 192, 192, 224, 224]
-    assert [value for _, value in schedule.lengths()] == [128, 192, 224]
-    assert [length for length, _ in schedule.lengths()] == pytest.approx([0.5, 0.4, 0.1])
+
+
+def test_what_a_run_costs():
+    config = SupMAEConfig(num_labels=1000)
+    whole = pretraining_flops(config)
+    assert scheduled_flops(config) == whole
+    small = pretraining_flops(SupMAEConfig(num_labels=1000, image_size=128))
+    ratio = pretraining_flops(SupMAEConfig(num_labels=1000, image_size=128, mask_ratio=0.9))
+    assert ratio < 0.7 * small < 0.7 * 0.4 * whole
+    assert scheduled_flops(config, parse("0:128", "0.5:224")) == pytest.approx((small + whole) / 2)
+    ratios = parse("0:0.75", "0.1:0.9", "0.5:0.75", number=float)
+    assert scheduled_flops(config, parse("0:128", "0.5:224"), ratios) == pytest.approx(
+        0.1 * small + 0.4 * ratio + 0.5 * whole
+    )
 
 
 def test_a_batch_as_the_schedules_have_it(digits, digit_labels):

@@ -1,6 +1,8 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Image sizes and mask ratios that change while a run goes on."""
 
+import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ..configuration_supmae import SupMAEConfig, to_pair
+from ..cost import pretraining_flops
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,6 @@ class StepSchedule:
     def at(self, share: float) -> float:
         """The value at a share of the run, in [0, 1)."""
         return [value for start, value in zip(self.shares, self.values) if start <= share][-1]
-
-    def lengths(self) -> list[tuple[float, float]]:
-        """Shares of the run and the values that hold for them."""
-        ends = (*self.shares[1:], 1.0)
-        return [(end - start, value) for start, end, value in zip(self.shares, ends, self.values)]
 
 
 def require_sizes(schedule: StepSchedule, config: SupMAEConfig):
@@ -90,3 +88,20 @@ def scheduled(
             inputs["noise"] = inputs["noise"][:, : rows * columns]
         inputs["interpolate_pos_encoding"] = True
     return inputs
+
+
+def scheduled_flops(
+    config: SupMAEConfig, image_sizes: StepSchedule | None = None, mask_ratios: StepSchedule | None = None
+) -> float:
+    """FLOPs of one image through [`SupMAEForPreTraining`], forward, on average over a run with these schedules."""
+    schedules = [schedule for schedule in (image_sizes, mask_ratios) if schedule is not None]
+    starts = sorted({0.0, *(share for schedule in schedules for share in schedule.shares)})
+    flops = 0.0
+    for start, end in itertools.pairwise([*starts, 1.0]):
+        part = copy.deepcopy(config)
+        if image_sizes is not None:
+            part.image_size = image_sizes.at(start)
+        if mask_ratios is not None:
+            part.mask_ratio = mask_ratios.at(start)
+        flops += (end - start) * pretraining_flops(part)
+    return flops
