@@ -32,22 +32,24 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import multiprocessing
-from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.cost import classification_flops, forward_flops, pretraining_flops
-from supmae_hf.data.dataset import ImageDataset
-from supmae_hf.data.sources import load_splits
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from supmae_hf.evaluation.experiments import (
     SMALL_MODEL,
     accuracy,
+    balanced,
     classifier_of,
     corrupted_copies,
+    crop_and_flip,
     draw_lines,
+    endless,
+    load_images,
     mean_and_std,
     run_jobs,
+    to_inputs,
     tokens,
     train,
 )
@@ -67,7 +69,7 @@ MEASURES = {
     "corrupted": "fine-tuned, on corrupted images",
 }
 SHARES = (0.005, 0.02, 0.1, 1.0)
-IMAGE_SIZE, WEIGHT_DECAY, LAYER_DECAY = SMALL_MODEL["image_size"], 0.05, 0.75
+WEIGHT_DECAY, LAYER_DECAY = 0.05, 0.75
 BATCH = 64
 PRETRAINING_SHARE = 2 / 3  # of a run's FLOPs; the rest is fine-tuning
 LABELED_SHARE = 0.5  # of a batch at least, or else few labels are seen a few times only
@@ -129,39 +131,6 @@ def steps_of(arm: str, config: SupMAEConfig, flops: float) -> tuple[int, int]:
         round(share * flops / (pretraining * BATCH)),
         round((1 - share) * flops / (classification * BATCH)),
     )
-
-
-def balanced(labels: torch.Tensor, per_class: int, seed: int) -> torch.Tensor:
-    """Places of so many images of each class, `(classes, per_class)`; those of fewer are among those of more."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    return torch.stack([order[labels[order] == label][:per_class] for label in labels.unique()])
-
-
-def endless(ids: torch.Tensor, size: int):
-    """Batches of `size` of the `ids`, which all come before one comes again."""
-    queue = ids[:0]
-    while True:
-        while len(queue) < size:
-            queue = torch.cat([queue, ids[torch.randperm(len(ids))]])
-        yield queue[:size]
-        queue = queue[size:]
-
-
-def to_inputs(images: torch.Tensor) -> torch.Tensor:
-    return images.float() / 127.5 - 1
-
-
-def crop_and_flip(images: torch.Tensor) -> torch.Tensor:
-    """Random resized crops of 60% to all of the area, flipped or not, of a batch at once."""
-    num = len(images)
-    area, ratio = torch.empty(num).uniform_(0.6, 1.0), torch.empty(num).uniform_(-1, 1).mul(np.log(4 / 3)).exp()
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    x, y = (torch.empty(num).uniform_(-1, 1) * (1 - side) for side in (width, height))
-    flip, zero = torch.randint(2, (num,)) * 2 - 1, torch.zeros(num)
-    matrix = torch.stack([torch.stack([width * flip, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return to_inputs(F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False))
 
 
 def pretraining_batches(
@@ -307,37 +276,6 @@ def work(job: dict) -> tuple[dict, list[dict]]:
     elif job["stage"] == "final":
         data = {**data, "corrupted": np.load(data["corrupted"], mmap_mode="c")}
     return job, run(job, data)
-
-
-def load(source: str) -> dict:
-    """Images `(num_images, 1, 32, 32)` of type uint8 and their classes, for training and for the test."""
-    splits = load_splits(source)
-    missing = {"train", "test"} - set(splits)
-    if missing:
-        raise ValueError(
-            f"{source} has no split '{min(missing)}': it takes a data set with the splits train and test."
-        )
-    data = {"num_labels": len(splits["train"].labels.names)}
-    for name, prefix in (("train", ""), ("test", "test_")):
-        items = ImageDataset(
-            splits[name].validation,
-            splits[name].labels,
-            v2.functional.pil_to_tensor,
-            num_channels=1,
-            image_column=splits[name].image_column,
-        )
-        items = [items[index] for index in range(len(items))]
-        shapes = {tuple(item["pixel_values"].shape[1:]) for item in items}
-        if len(shapes) > 1 or max(map(max, shapes)) > IMAGE_SIZE:
-            raise ValueError(
-                f"The images of {source} are not of one size of at most {IMAGE_SIZE}x{IMAGE_SIZE} pixels."
-            )
-        images = torch.stack([item["pixel_values"] for item in items])
-        height, width = images.shape[2:]
-        top, left = (IMAGE_SIZE - height) // 2, (IMAGE_SIZE - width) // 2
-        data[f"{prefix}images"] = F.pad(images, (left, IMAGE_SIZE - width - left, top, IMAGE_SIZE - height - top))
-        data[f"{prefix}labels"] = torch.stack([item["labels"] for item in items])
-    return data
 
 
 def line_of(job: dict, results: list[dict]) -> str:
@@ -499,7 +437,7 @@ def main():
     if not 0 < flops < np.inf or min(draws, args.processes) < 1:
         parser.error("--tflops must be above 0, --draws and --processes at least 1.")
 
-    data, start = load(args.data), time.perf_counter()
+    data, start = load_images(args.data), time.perf_counter()
     num_labels = data["num_labels"]
     shares = SWEEP_SHARES if args.quick or args.sweep else SHARES
     counts = data["labels"].bincount() - (SWEEP_HELD_OUT if args.sweep else 0)

@@ -16,7 +16,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def data(script, tmp_path_factory):
-    return script.load(str(make_mnist(tmp_path_factory.mktemp("digits"), splits=((0, 1000), (1000, 1100)))))
+    return script.load_images(str(make_mnist(tmp_path_factory.mktemp("digits"), splits=((0, 1000), (1000, 1100)))))
 
 
 def test_images_are_padded(data):

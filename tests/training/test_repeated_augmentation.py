@@ -56,7 +56,9 @@ def test_views_are_crops_of_one_image():
 def test_broken_images_are_counted_once():
     records = photographs(4)
     broken = {"bytes": b"no image", "path": None}
-    records = records.map(lambda record, index: {"image": broken if index == 1 else record["image"]}, with_indices=True)
+    records = records.map(
+        lambda record, index: {"image": broken if index == 1 else record["image"]}, with_indices=True
+    )
     items = of(records.cast_column("image", datasets.Image()), 2, skip_bad_images=True)
     assert items[1]["skipped"].tolist() == [1, 0] and items[0]["skipped"].tolist() == [0, 0]
 
@@ -90,5 +92,3 @@ def test_all_views_are_in_one_batch(tmp_path):
     arguments = ["--repeated_augmentation", 3, "--per_device_train_batch_size", 64, "--output_dir", "out"]
     error = run_example("run_pretrain.py", *arguments, cwd=tmp_path, fails=True)
     assert "`--repeated_augmentation` 3 does not divide `--per_device_train_batch_size` 64" in error
-
-

@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from PIL import Image
+from torch.nn import functional as F
+from torchvision.transforms import v2
 from transformers import get_cosine_schedule_with_warmup
 
+from ..data.dataset import ImageDataset
+from ..data.sources import load_splits
 from ..modeling_supmae import SupMAEForImageClassification, SupMAEForPreTraining
 from ..training.optimization import parameter_groups
 from .corruptions import CORRUPTIONS, corrupt
@@ -33,6 +37,79 @@ SMALL_MODEL = {
     "classifier_hidden_size": 256,
     "classification_temperature": 1.0,
 }
+
+
+IMAGE_SIZE = SMALL_MODEL["image_size"]
+
+
+def load_images(source: str) -> dict:
+    """
+    The splits train and test of a data set or folder of grey images: `images` and `test_images` `(num_images, 1, 32, 32)` of type
+    uint8, padded with black, `labels`, `test_labels` and `num_labels`.
+
+    Raises:
+        ValueError: if a split is missing, or the images are of several sizes or larger.
+    """
+    splits = load_splits(source)
+    missing = {"train", "test"} - set(splits)
+    if missing:
+        raise ValueError(
+            f"{source} has no split '{min(missing)}': it takes a data set with the splits train and test."
+        )
+    data = {"num_labels": len(splits["train"].labels.names)}
+    for name, prefix in (("train", ""), ("test", "test_")):
+        items = ImageDataset(
+            splits[name].validation,
+            splits[name].labels,
+            v2.functional.pil_to_tensor,
+            num_channels=1,
+            image_column=splits[name].image_column,
+        )
+        items = [items[index] for index in range(len(items))]
+        shapes = {tuple(item["pixel_values"].shape[1:]) for item in items}
+        if len(shapes) > 1 or max(map(max, shapes)) > IMAGE_SIZE:
+            raise ValueError(
+                f"The images of {source} are not of one size of at most {IMAGE_SIZE}x{IMAGE_SIZE} pixels."
+            )
+        images = torch.stack([item["pixel_values"] for item in items])
+        height, width = images.shape[2:]
+        top, left = (IMAGE_SIZE - height) // 2, (IMAGE_SIZE - width) // 2
+        data[f"{prefix}images"] = F.pad(images, (left, IMAGE_SIZE - width - left, top, IMAGE_SIZE - height - top))
+        data[f"{prefix}labels"] = torch.stack([item["labels"] for item in items])
+    return data
+
+
+def balanced(labels: torch.Tensor, per_class: int, seed: int) -> torch.Tensor:
+    """Places of so many images of each class, `(classes, per_class)`; those of fewer are among those of more."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    return torch.stack([order[labels[order] == label][:per_class] for label in labels.unique()])
+
+
+def endless(ids: torch.Tensor, size: int):
+    """Batches of `size` of the `ids`, which all come before one comes again."""
+    queue = ids[:0]
+    while True:
+        while len(queue) < size:
+            queue = torch.cat([queue, ids[torch.randperm(len(ids))]])
+        yield queue[:size]
+        queue = queue[size:]
+
+
+def to_inputs(images: torch.Tensor) -> torch.Tensor:
+    return images.float() / 127.5 - 1
+
+
+def crop_and_flip(images: torch.Tensor) -> torch.Tensor:
+    """Random resized crops of 60% to all of the area, flipped or not, of a batch at once."""
+    num = len(images)
+    area, ratio = torch.empty(num).uniform_(0.6, 1.0), torch.empty(num).uniform_(-1, 1).mul(np.log(4 / 3)).exp()
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    x, y = (torch.empty(num).uniform_(-1, 1) * (1 - side) for side in (width, height))
+    flip, zero = torch.randint(2, (num,)) * 2 - 1, torch.zeros(num)
+    matrix = torch.stack([torch.stack([width * flip, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return to_inputs(F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False))
 
 
 def train(
