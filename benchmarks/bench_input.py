@@ -3,7 +3,7 @@
 """
 Training images per second and core, from JPEG files in a data set to a normalised batch: this project's input path, and the
 usual one (as in Transformers' `run_mae.py`): PIL, RandomResizedCrop (bicubic), flip, ToTensor, Normalize. In turn, each on one
-core: the process itself, or one worker of a DataLoader.
+core: the process itself, or one worker of a DataLoader. Several views (`--repeated_augmentation`) count as so many images.
 
     python benchmarks/bench_input.py
 """
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
 from supmae_hf import SupMAEConfig
-from supmae_hf.data.dataset import ImageDataset, collate
+from supmae_hf.data.dataset import ImageDataset, collate, collate_views
 from supmae_hf.data.labels import Labels
 from supmae_hf.data.packing import pack_image
 from supmae_hf.data.transforms import TrainTransform, build_image_processor
@@ -60,10 +60,13 @@ def usual(data: datasets.Dataset) -> datasets.Dataset:
     )
 
 
-def ours(data: datasets.Dataset) -> ImageDataset:
-    config = SupMAEConfig()
+def ours(data: datasets.Dataset, num_views: int = 1) -> ImageDataset:
+    """As many views as there are images."""
+    config, data = SupMAEConfig(), data.select(range(len(data) // num_views))
     transform = TrainTransform(build_image_processor(config))
-    return ImageDataset(data, Labels.of(data), transform, seed=0, num_patches=config.num_patches)
+    return ImageDataset(
+        data, Labels.of(data), transform, seed=0, num_patches=config.num_patches, num_views=num_views
+    )
 
 
 def packed(data: datasets.Dataset) -> datasets.Dataset:
@@ -75,7 +78,14 @@ def packed(data: datasets.Dataset) -> datasets.Dataset:
 
 
 def epoch(dataset, workers: int):
-    loader = DataLoader(dataset, 64, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0)
+    num_views = getattr(dataset, "num_views", 1)
+    loader = DataLoader(
+        dataset,
+        64 // num_views,
+        collate_fn=collate if num_views == 1 else collate_views,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
 
     def run():
         for _ in loader:
@@ -104,6 +114,7 @@ def main():
 
         runs = {"ours": epoch(ours(data), workers), "usual": epoch(usual(data), workers)}
         runs["ours, packed"] = epoch(ours(packed(data)), workers)
+        runs |= {f"ours, {views} views": epoch(ours(data, views), workers) for views in (2, 4)}
         seconds = alternate(runs, args.rounds, warmup=1)
         kilobytes = statistics.mean(
             len(row["bytes"]) for row in data.cast_column("image", datasets.Image(decode=False))["image"]
