@@ -64,9 +64,7 @@ def ours(data: datasets.Dataset, num_views: int = 1) -> ImageDataset:
     """As many views as there are images."""
     config, data = SupMAEConfig(), data.select(range(len(data) // num_views))
     transform = TrainTransform(build_image_processor(config))
-    return ImageDataset(
-        data, Labels.of(data), transform, seed=0, num_patches=config.num_patches, num_views=num_views
-    )
+    return ImageDataset(data, Labels.of(data), transform, seed=0, num_patches=config.num_patches, num_views=num_views)
 
 
 def packed(data: datasets.Dataset) -> datasets.Dataset:

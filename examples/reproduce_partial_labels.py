@@ -55,7 +55,7 @@ from supmae_hf.evaluation.experiments import (
 )
 from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.evaluation.tables import Journal, say_written, write_table
-from supmae_hf.modeling_supmae import UNLABELED
+from supmae_hf.supervision_supmae import UNLABELED
 from supmae_hf.training.knn import NUM_NEIGHBORS, knn_scores
 from supmae_hf.training.objective import BranchCheck, branch_gradient_share, pseudo_label_loss
 from supmae_hf.training.recipes import Parser

@@ -23,7 +23,6 @@ from transformers import TrainerState, set_seed
 from transformers.trainer_utils import rotate_checkpoints
 
 from supmae_hf.data.dataset import ImageStream, collate
-from supmae_hf.modeling_supmae import UNLABELED
 from supmae_hf.training.arguments import DataArguments, ModelArguments, PreTrainingArguments, prepare_pretraining
 from supmae_hf.training.checkpointing import (
     RunMonitor,
@@ -34,7 +33,15 @@ from supmae_hf.training.checkpointing import (
     writing_failed,
 )
 from supmae_hf.training.knn import KnnEvaluation
-from supmae_hf.training.objective import BranchCheck, add, averages, batch_loss, image_figures
+from supmae_hf.training.objective import (
+    BranchCheck,
+    add,
+    averages,
+    batch_loss,
+    image_figures,
+    images_per_step,
+    labels_of_step,
+)
 from supmae_hf.training.optimization import create_optimizer, create_scheduler
 from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report
@@ -53,24 +60,20 @@ from supmae_hf.training.trainer import (
 
 def train_step(model, batches: list[dict], optimizer, args, accelerator: Accelerator, monitor: RunMonitor) -> dict:
     """Forward and backward passes of an optimiser step's batches, and the step; returns what the log needs to know."""
-    config = accelerator.unwrap_model(model).config
-    labels_per_batch = None
-    num_batches = len(batches) * accelerator.num_processes
-    if num_batches > 1:
-        num_labels = torch.stack([(batch["labels"] != UNLABELED).sum() for batch in batches]).sum().float()
-        labels_per_batch = accelerator.reduce(num_labels.to(accelerator.device)) / num_batches
+    bare_model = accelerator.unwrap_model(model)
+    labels_per_batch = labels_of_step(bare_model, batches, accelerator)
     sums = None
     for index, batch in enumerate(batches):
-        counts = take_counts(batch)
         is_last = index == len(batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
             outputs = model(**batch)
-            loss, figures = batch_loss(model, config, outputs, batch, labels_per_batch, args.pseudo_label_threshold)
+            loss, figures, losses = batch_loss(
+                model, bare_model, outputs, batch, labels_per_batch, args.pseudo_label_threshold
+            )
             accelerator.backward(loss / len(batches))
-        losses = {name: outputs[name] for name in ("reconstruction_loss", "classification_loss")}
-        monitor.add(loss=loss, **losses)
-        figures["loss"] = loss.detach() / num_batches
-        sums = add(sums, figures | counts)
+        monitor.add(**losses)
+        figures["loss"] = loss.detach() / (len(batches) * accelerator.num_processes)
+        sums = add(sums, figures)
     if args.max_grad_norm > 0:
         accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
     optimizer.step()
@@ -81,17 +84,15 @@ def train_step(model, batches: list[dict], optimizer, args, accelerator: Acceler
 @torch.no_grad()
 def evaluate(model, dataloader, accelerator: Accelerator, knn: KnnEvaluation | None) -> dict[str, float]:
     """The figures of the held-out images."""
-    share_buffers(accelerator.unwrap_model(model), accelerator)
+    bare_model, sums = accelerator.unwrap_model(model), None
+    share_buffers(bare_model, accelerator)
     model.eval()
-    sums = None
     for batch in dataloader:
         take_counts(batch)
-        figures = image_figures(
-            accelerator.unwrap_model(model), model(**batch), batch["pixel_values"], batch["labels"]
-        )
+        figures = image_figures(bare_model, model(**batch), batch)
         rows = {name: row.double().cpu() for name, row in accelerator.gather_for_metrics(figures).items()}
-        sums = add(sums, {name: row.sum() for name, row in rows.items()})
-    metrics = averages(sums)
+        sums = add(sums, {name: row.sum(dim=0) for name, row in rows.items()})
+    metrics = averages(bare_model, sums)
     if knn is not None:
         metrics["knn_top1"] = knn(model, accelerator)
     model.train()
@@ -172,7 +173,7 @@ def train(
     with StopRequest() as stop:
         monitor = RunMonitor(args, accelerator, stop)
         branch_check, schedules = BranchCheck(accelerator, max_steps), args.schedules()
-        is_stopped, sums, num_steps, start = False, None, 0, time.perf_counter()
+        is_stopped, sums, counts, num_steps, start = False, None, None, 0, time.perf_counter()
         while state.global_step < max_steps and not is_stopped:
             epoch, steps_done = divmod(state.global_step, steps_per_epoch)
             if order is not None:
@@ -187,12 +188,13 @@ def train(
                 step_batches = [next(batches) for _ in range(min(accumulation, len(loader) - step * accumulation))]
                 share = state.global_step / max_steps
                 step_batches = send_to_device(step_batches, accelerator.device)  # streams are not prepared
+                for batch in step_batches:
+                    counts = add(counts, take_counts(batch))
                 step_batches = [scheduled(batch, bare_model.config, share, *schedules) for batch in step_batches]
                 seed_step(
                     args.seed, state.global_step, accelerator.process_index
                 )  # the first batch draws from it, too
-                first = {name: value for name, value in step_batches[0].items() if name not in ("skipped", "repeated")}
-                branch_check(bare_model, first, state.global_step)
+                branch_check(bare_model, step_batches[0], state.global_step)
                 sums = add(sums, train_step(model, step_batches, optimizer, args, accelerator, monitor))
                 if not accelerator.optimizer_step_was_skipped:
                     scheduler.step()
@@ -202,22 +204,18 @@ def train(
                 progress.update()
                 is_stopped = monitor.end_step(state.global_step)
                 if is_due(args.logging_strategy, state.logging_steps):
-                    sums = {name: float(value) for name, value in accelerator.reduce(sums).items()}
+                    sums = {name: value.cpu().double() for name, value in accelerator.reduce(sums).items()}
                     figures = {
-                        "loss": sums["loss"] / num_steps,
+                        "loss": float(sums["loss"]) / num_steps,
                         "learning_rate": learning_rate,
-                        **averages(sums),
-                        "labeled_images_per_step": sums["labeled_images"] / num_steps,
-                        "images_per_second": round(sums["images"] / (time.perf_counter() - start), 1),
-                    }
-                    if "pseudo_labeled_images" in sums:
-                        figures["pseudo_labeled_images_per_step"] = sums["pseudo_labeled_images"] / num_steps
-                    figures |= {
-                        name: int(sums[name]) for name in ("skipped_images", "repeated_images") if name in sums
+                        **averages(bare_model, sums),
+                        **images_per_step(sums, num_steps),
+                        "images_per_second": round(float(sums["images"]) / (time.perf_counter() - start), 1),
+                        **{name: int(count) for name, count in accelerator.reduce(counts).items()},
                     }
                     log(figures)
                     progress.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
-                    sums, num_steps, start = None, 0, time.perf_counter()
+                    sums, counts, num_steps, start = None, None, 0, time.perf_counter()
                 if not is_stopped and is_due(args.eval_strategy, state.eval_steps):
                     began = time.perf_counter()
                     log(evaluate(model, eval_loader, accelerator, knn))

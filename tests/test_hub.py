@@ -18,6 +18,9 @@ from transformers import AutoModelForImageClassification
 from supmae_hf import SupMAEForImageClassification
 
 
+CODE = {f"{name}_supmae.py" for name in ("configuration", "conversion", "modeling", "supervision")}
+
+
 TOKEN = "hf_do_not_tell_anyone"
 RUN = ["--max_train_samples", 64, "--max_eval_samples", 40, "--num_train_epochs", 2, "--warmup_epochs", 0]
 RUN += ["--per_device_train_batch_size", 32, "--logging_steps", 1, "--save_strategy", "no"]
@@ -81,13 +84,14 @@ def test_dry_run_lists_what_would_go(runs):
             "configuration_supmae.py",
             "conversion_supmae.py",
             "modeling_supmae.py",
+            "supervision_supmae.py",
             "widget/0.png",
             "widget/1.png",
             "widget/2.png",
         ),
     }
     stock = {line.split()[-1] for line in run_example(*script, "--stock", cwd=runs).splitlines()[1:]}
-    assert names - stock == {"configuration_supmae.py", "conversion_supmae.py", "modeling_supmae.py"}
+    assert names - stock == CODE
 
 
 def test_nothing_of_an_earlier_run_goes_up(runs, tmp_path):
@@ -188,13 +192,7 @@ def test_push_to_hub_from_training_and_from_a_model(runs, tmp_path):
         files = server.repositories["org/pushed"]["branches"]["main"]
         encoder = server.repositories["org/encoder"]["branches"]["main"]
         assert server.tokens == {TOKEN}
-    model_files = {
-        "config.json",
-        "model.safetensors",
-        "modeling_supmae.py",
-        "configuration_supmae.py",
-        "conversion_supmae.py",
-    }
+    model_files = {"config.json", "model.safetensors"} | CODE
     assert model_files <= encoder.keys()
     assert model_files | {"preprocessor_config.json", "reconstructions.png"} <= files.keys()
     assert not any(name.startswith(("widget/", "checkpoint-")) for name in files)
@@ -212,8 +210,7 @@ def train_and_push(server, cwd, strategy: str, *flags):
     return result, repository["commits"], repository["branches"]["main"]
 
 
-MODEL_FILES = {"config.json", "model.safetensors", "preprocessor_config.json"}
-MODEL_FILES |= {"modeling_supmae.py", "configuration_supmae.py", "conversion_supmae.py"}
+MODEL_FILES = {"config.json", "model.safetensors", "preprocessor_config.json"} | CODE
 
 
 @pytest.mark.slow

@@ -59,6 +59,13 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
             Whether the classifiers see the average over patch tokens; `False` takes the class token.
         drop_path_rate (`float`, *optional*, defaults to 0.0):
             Stochastic depth rate of the last encoder block, rising linearly from 0 in the first; for fine-tuning.
+        supervision (`str`, `list[str]` or `dict[str, float]`, *optional*, defaults to `"labels"`):
+            What the supervised branch learns from: `"labels"` (the paper's), `"captions"`, `"dense"`, or several. A dict gives
+            each its own weight in the place of `classification_loss_weight`.
+        caption_vocab_size (`int`, *optional*, defaults to 0): Tokens that captions are made of.
+        dense_classes (`list[str]` or `int`, *optional*): Classes of pixels, or how many.
+        dense_hidden_patches (`bool`, *optional*, defaults to `False`):
+            Whether the classes of hidden patches are predicted, too, from the decoder's tokens.
         out_features (`list[str]`, *optional*):
             Feature maps of [`SupMAEBackbone`], in order: `"stem"` (the patch embeddings), `"stage1"` (output of the first
             block), `"stage2"`, ... By default the last block's.
@@ -113,6 +120,10 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         classification_temperature=10.0,
         use_mean_pooling=True,
         drop_path_rate=0.0,
+        supervision="labels",
+        caption_vocab_size=0,
+        dense_classes=None,
+        dense_hidden_patches=False,
         out_features=None,
         out_indices=None,
         add_fpn=False,
@@ -144,6 +155,10 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self.classification_temperature = classification_temperature
         self.use_mean_pooling = use_mean_pooling
         self.drop_path_rate = drop_path_rate
+        self.supervision = supervision
+        self.caption_vocab_size = caption_vocab_size
+        self.dense_classes = dense_classes
+        self.dense_hidden_patches = dense_hidden_patches
         self.add_fpn = add_fpn
         self.reshape_hidden_states = reshape_hidden_states
         if out_features is None:
@@ -215,7 +230,16 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         for field in ("classification_loss_weight", "reconstruction_loss_weight"):
             if getattr(self, field) < 0:
                 raise ValueError(f"`{field}` must be at least 0, got {getattr(self, field)}.")
-        if self.classification_loss_weight == 0 and self.reconstruction_loss_weight == 0:
+        is_named = isinstance(self.supervision, (str, list, tuple, dict)) and len(self.supervision) > 0
+        if not is_named or not all(isinstance(kind, str) for kind in self.supervision):
+            raise ValueError(
+                '`supervision` must be a kind such as "labels", a list of kinds, or a dict of kinds and weights, got '
+                f"{self.supervision!r}."
+            )
+        weights = self.supervision_weights.values()
+        if not all(isinstance(weight, (int, float)) and 0 <= weight < math.inf for weight in weights):
+            raise ValueError(f"The weights of `supervision` must be at least 0, got {self.supervision}.")
+        if not any(weights) and self.reconstruction_loss_weight == 0:
             raise ValueError(
                 "`classification_loss_weight` and `reconstruction_loss_weight` are both 0, which leaves nothing to "
                 "train: set at least one of them above 0."
@@ -223,6 +247,19 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         for field in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
             if not 0 <= getattr(self, field) < 1:
                 raise ValueError(f"`{field}` must be in [0, 1), got {getattr(self, field)}.")
+
+    @property
+    def supervision_weights(self) -> dict[str, float]:
+        """Weight of the loss by kind of supervision."""
+        if isinstance(self.supervision, dict):
+            return dict(self.supervision)
+        kinds = [self.supervision] if isinstance(self.supervision, str) else self.supervision
+        return dict.fromkeys(kinds, self.classification_loss_weight)
+
+    @property
+    def num_dense_classes(self) -> int:
+        classes = self.dense_classes or 0
+        return classes if isinstance(classes, int) else len(classes)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:

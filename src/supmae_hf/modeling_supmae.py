@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import AutoTokenizer
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -25,12 +26,18 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_supmae import SupMAEConfig, to_pair
 from .conversion_supmae import convert_tensors, read_config, read_tensors, require_encoder
+from .supervision_supmae import (
+    SUPERVISIONS,
+    SupMAECaptionHead,
+    SupMAEClassificationHead,
+    SupMAESupervision,
+    at_least_float32,
+    classification_loss,
+    gather_tokens,
+)
 
 
 logger = logging.get_logger(__name__)
-
-# Label of an image without a label, as in every Transformers loss.
-UNLABELED = -100
 
 
 @dataclass
@@ -69,7 +76,7 @@ class SupMAEForPreTrainingOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`):
             SupMAE's objective: the two losses, weighted by `config.reconstruction_loss_weight` and
-            `config.classification_loss_weight`.
+            `config.classification_loss_weight` (or by `config.supervision`).
         reconstruction_loss (`torch.FloatTensor` of shape `()`):
             Mean squared error over the pixels of the hidden patches; 0 if no patch is hidden.
         classification_loss (`torch.FloatTensor` of shape `()`, *optional*):
@@ -79,6 +86,8 @@ class SupMAEForPreTrainingOutput(ModelOutput):
             [`~SupMAEForPreTraining.predicted_pixel_values`].
         class_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
             Class scores, not divided by the temperature. `None` while training without `labels`.
+        supervision_losses, supervision_logits (`dict[str, torch.FloatTensor]`, *optional*):
+            The same by kind for the others of `config.supervision`: see [`SupMAECaptionHead`], [`SupMAEDenseHead`].
     """
 
     loss: torch.FloatTensor | None = None
@@ -90,6 +99,8 @@ class SupMAEForPreTrainingOutput(ModelOutput):
     ids_restore: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+    supervision_losses: dict[str, torch.FloatTensor] | None = None
+    supervision_logits: dict[str, torch.FloatTensor] | None = None
 
 
 def sincos_position_embeddings(grid_size: tuple[int, int], dim: int, device=None) -> torch.Tensor:
@@ -143,11 +154,6 @@ def patch_resampling(size: tuple[int, int], new_size: tuple[int, int], device=No
     return resampled.flatten(1).T
 
 
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision as float32: for losses, and for kernels that half precision does not have on every device."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def patchify(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
     """
     Images `(batch_size, num_channels, height, width)` to patches `(batch_size, num_patches, patch_height * patch_width *
@@ -157,87 +163,6 @@ def patchify(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
     (patch_height, patch_width), rows, columns = patch_size, height // patch_size[0], width // patch_size[1]
     patches = images.reshape(batch_size, num_channels, rows, patch_height, columns, patch_width)
     return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch_size, rows * columns, -1)
-
-
-def gather_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Tokens `(batch_size, length, dim)` at `ids` `(batch_size, new_length)`: `(batch_size, new_length, dim)`."""
-    return torch.gather(tokens, 1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-
-
-def first_of(values: torch.Tensor, chosen: torch.Tensor) -> float | None:
-    """
-    The first of the `values` that are `chosen`, if any, to name it in an error; `None` where looking at it is impossible
-    (while compiling, on the meta device, inside `torch.func.vmap`) or would make an accelerator wait.
-    """
-    if torch.compiler.is_compiling() or values.device.type != "cpu":
-        return None
-    try:
-        found = values[chosen]
-        return found[0].item() if found.numel() else None
-    except RuntimeError:  # torch.func.vmap
-        return None
-
-
-def classification_loss(
-    logits: torch.Tensor, labels: torch.Tensor, config: SupMAEConfig, temperature: float = 1.0
-) -> torch.Tensor:
-    """
-    Mean classification loss over the labelled images of a batch, 0 (with zero gradients) if there are none.
-
-    `config.problem_type` decides the loss. As in Transformers' classifiers it is set by the first call that has labels:
-    one output means regression, integer labels single-label and floating-point labels multi-label classification.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Raw scores, or predictions (regression).
-        labels: Class indices of shape `(batch_size,)`; or 0 and 1 for each class (multi-label), or targets (regression;
-            `(batch_size,)` is enough for one output), of the shape of `logits`. -100 marks what is not labelled.
-        temperature (`float`): Logits are divided by it; regression predictions are not.
-
-    Raises:
-        ValueError: if the labels do not fit the problem type or, on a CPU, a label is out of range.
-    """
-    num_labels = logits.shape[-1]
-    if config.problem_type is None:
-        is_float = labels.is_floating_point()
-        config.problem_type = (
-            "regression" if num_labels == 1 else f"{'multi' if is_float else 'single'}_label_classification"
-        )
-    logits, labels = at_least_float32(logits), labels.to(logits.device)
-
-    if config.problem_type == "single_label_classification":
-        if labels.is_floating_point() or labels.numel() != logits.shape[0]:
-            raise ValueError(
-                f"Single-label classification needs one integer class index per image, got labels of type "
-                f"{labels.dtype} and shape {tuple(labels.shape)} for {logits.shape[0]} images. For other labels set "
-                "`config.problem_type` to 'multi_label_classification' or 'regression'."
-            )
-        labels = labels.reshape(-1).long()
-        wrong = first_of(labels, ((labels < 0) & (labels != UNLABELED)) | (labels >= num_labels))
-        if wrong is not None:
-            raise ValueError(
-                f"Label {wrong} is outside [0, {num_labels}): set `num_labels` to at least the number of classes, or "
-                f"mark images without a label with {UNLABELED}."
-            )
-        total = nn.functional.cross_entropy(logits / temperature, labels, ignore_index=UNLABELED, reduction="sum")
-        return total / (labels != UNLABELED).sum().clamp(min=1)
-
-    if labels.ndim == 1 and num_labels == 1:
-        labels = labels.unsqueeze(-1)
-    if labels.shape != logits.shape:
-        raise ValueError(
-            f"`problem_type` '{config.problem_type}' needs labels of shape {tuple(logits.shape)} (images, num_labels), "
-            f"got {tuple(labels.shape)}."
-        )
-    labeled = labels != UNLABELED
-    targets = labels.to(logits.dtype).masked_fill(~labeled, 0.0)
-    if config.problem_type == "multi_label_classification":
-        wrong = first_of(targets, (targets < 0) | (targets > 1))
-        if wrong is not None:
-            raise ValueError(f"Multi-label targets must be in [0, 1] or {UNLABELED} (unlabelled), got {wrong:g}.")
-        losses = nn.functional.binary_cross_entropy_with_logits(logits / temperature, targets, reduction="none")
-    else:
-        losses = nn.functional.mse_loss(logits, targets, reduction="none")
-    return (losses * labeled).sum() / labeled.sum().clamp(min=1)
 
 
 class SupMAEPatchEmbeddings(nn.Module):
@@ -524,10 +449,11 @@ class SupMAEDecoder(nn.Module):
 
     def forward(
         self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid_size: tuple[int, int]
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Tokens `(batch_size, 1 + num_visible_patches, hidden_size)` in the order that `ids_restore` undoes, of a grid of
-        `(rows, columns)`, to predictions `(batch_size, num_patches, patch_height * patch_width * num_channels)`.
+        `(rows, columns)`, to predictions `(batch_size, num_patches, patch_height * patch_width * num_channels)`, and the tokens
+        `(batch_size, num_patches, decoder_hidden_size)` that they are made from.
         """
         hidden_states = self.decoder_embed(hidden_states)  # (batch_size, 1 + num_visible_patches, decoder_hidden_size)
         batch_size, num_encoded, hidden_size = hidden_states.shape
@@ -541,35 +467,8 @@ class SupMAEDecoder(nn.Module):
         )
         for layer in self.decoder_layers:
             hidden_states = layer(hidden_states)
-        return self.decoder_pred(self.decoder_norm(hidden_states))[:, 1:]
-
-
-class SupMAEClassificationHead(nn.Module):
-    """
-    Pooled features `(batch_size, hidden_size)` to class logits `(batch_size, num_labels)`: two linear layers with
-    BatchNorm and ReLU between them (SupMAE, arXiv 2205.14540), or one linear layer if `config.classifier_hidden_size` is 0.
-    """
-
-    def __init__(self, config: SupMAEConfig):
-        super().__init__()
-        hidden_size = config.classifier_hidden_size
-        if hidden_size:
-            self.fc1 = nn.Linear(config.hidden_size, hidden_size)
-            self.batch_norm = nn.BatchNorm1d(hidden_size)
-        else:
-            self.fc1 = self.batch_norm = None
-        self.fc2 = nn.Linear(hidden_size or config.hidden_size, config.num_labels)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        if self.fc1 is not None:
-            if self.training and features.shape[0] == 1:
-                raise ValueError(
-                    "The classification head's BatchNorm cannot train on a batch of 1 image: use a larger batch, drop "
-                    "the last incomplete batch (`dataloader_drop_last`), or set `classifier_hidden_size=0` for a "
-                    "linear head."
-                )
-            features = nn.functional.relu(self.batch_norm(self.fc1(features)))
-        return self.fc2(features)
+        hidden_states = self.decoder_norm(hidden_states)
+        return self.decoder_pred(hidden_states)[:, 1:], hidden_states[:, 1:]
 
 
 # Arguments of `from_pretrained` that say where a checkpoint is
@@ -630,6 +529,9 @@ class SupMAEPreTrainedModel(PreTrainedModel):
             init.copy_(
                 positions, sincos_position_embeddings(self.config.grid_size, positions.shape[-1], positions.device)
             )
+        elif isinstance(module, SupMAECaptionHead):
+            init.zeros_(module.document_frequency)
+            init.zeros_(module.num_captions)
         else:  # norms, and the transposed convolutions of the feature pyramid
             super()._init_weights(module)
 
@@ -793,7 +695,7 @@ class SupMAEModel(SupMAEPreTrainedModel):
     _auto_class = "AutoModel"
 
     # the other parts of a pre-training checkpoint
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classification_head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classification_head\.", r"^supervision\."]
 
     def __init__(self, config: SupMAEConfig, use_layernorm: bool = True):
         super().__init__(config)
@@ -866,7 +768,8 @@ class SupMAEModel(SupMAEPreTrainedModel):
 
 class SupMAEForPreTraining(SupMAEPreTrainedModel):
     """
-    SupMAE (arXiv 2205.14540) for pre-training: encoder, pixel decoder and classification head.
+    SupMAE (arXiv 2205.14540) for pre-training: encoder, pixel decoder and the heads of `config.supervision`, by default the
+    paper's classification head.
 
     Example:
 
@@ -888,13 +791,51 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         super().__init__(config)
         self.vit = SupMAEModel(config)
         self.decoder = SupMAEDecoder(config)
-        self.classification_head = SupMAEClassificationHead(config)
+        kinds = dict(config.supervision_weights)
+        unknown = [kind for kind in kinds if kind not in SUPERVISIONS]
+        if unknown:
+            raise ValueError(f"`supervision` names {unknown[0]!r}, which is none of {sorted(SUPERVISIONS)}.")
+        has_labels = kinds.pop("labels", None) is not None
+        self.classification_head = SupMAEClassificationHead(config) if has_labels else None
+        self.supervision = nn.ModuleDict({kind: SUPERVISIONS[kind](config) for kind in kinds})
+        self.tokenizer = None  # of the captions
         self.post_init()
         self._freeze_positions()
 
     def _freeze_positions(self):
         super()._freeze_positions()
         self.decoder.decoder_pos_embed.requires_grad_(False)
+
+    def heads(self) -> dict[str, SupMAESupervision]:
+        """The supervised heads by kind."""
+        labels = {} if self.classification_head is None else {"labels": self.classification_head}
+        return {**labels, **self.supervision}
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """The tokenizer of the captions goes beside the weights."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.tokenizer is not None and kwargs.get("is_main_process", True):
+            self.tokenizer.save_pretrained(save_directory)
+
+    @torch.no_grad()
+    def tag(self, pixel_values: torch.Tensor, num_words: int = 5) -> list[list[str]]:
+        """
+        The words that fit whole images best, the best first, by a model with captions.
+
+        Args:
+            pixel_values: See [`SupMAEModel`].
+            num_words: How many, for each.
+
+        Raises:
+            ValueError: if the model has not learnt from captions.
+        """
+        if "captions" not in self.supervision:
+            raise ValueError("`tag` needs a model whose `supervision` has captions.")
+        if self.tokenizer is None:
+            self.tokenizer = AutoTokenizer.from_pretrained(self.config.name_or_path)
+        head, pooled = self.supervision["captions"], self.vit(pixel_values).pooler_output
+        best = head(pooled).topk(num_words).indices
+        return [[self.tokenizer.decode([token]).strip() for token in tokens] for tokens in best.tolist()]
 
     def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
@@ -965,10 +906,12 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         mask: torch.Tensor | None = None,
         mask_ratio: float | None = None,
         interpolate_pos_encoding: bool = False,
+        caption_ids: torch.Tensor | None = None,
+        dense_labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SupMAEForPreTrainingOutput:
         """
-        Hide a share of the patches, reconstruct them and classify the image from the others.
+        Hide a share of the patches, reconstruct them and predict from the others what is known of the image.
 
         Args:
             pixel_values: See [`SupMAEModel`].
@@ -976,6 +919,9 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
                 Class indices of shape `(batch_size,)`, -100 for images without a label, which then train the
                 reconstruction only; for other problems see [`classification_loss`]. Without labels the model is a masked
                 autoencoder.
+            caption_ids, dense_labels (*optional*):
+                Targets of [`SupMAECaptionHead`] and [`SupMAEDenseHead`], if `config.supervision` has them; those of other kinds
+                have the name of their `argument`.
             noise, mask, mask_ratio: As for [`SupMAEModel`], but masking is the rule: by `config.mask_ratio`, at random.
             interpolate_pos_encoding, kwargs: See [`SupMAEModel`].
 
@@ -986,34 +932,45 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         """
         if mask is None and mask_ratio is None:
             mask_ratio = self.config.mask_ratio
+        heads = self.heads()
+        targets = {"labels": labels, "caption_ids": caption_ids, "dense_labels": dense_labels}
+        for head in heads.values():
+            if head.argument not in targets:
+                targets[head.argument] = kwargs.pop(head.argument, None)
         outputs = self.vit(
             pixel_values, noise, mask, mask_ratio, interpolate_pos_encoding, **{**kwargs, "return_dict": True}
         )
         grid_size = self.vit.embeddings.patch_grid(pixel_values, interpolate_pos_encoding)
-        logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size)
+        logits, decoded = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size)
         hidden = outputs.mask.to(logits.device)
         reconstruction_loss = (self.patch_losses(pixel_values, logits) * hidden).sum() / hidden.sum().clamp(min=1)
         loss = self.config.reconstruction_loss_weight * reconstruction_loss
 
-        class_logits = class_loss = None
-        if labels is not None or not self.training:
-            class_logits = self.classification_head(outputs.pooler_output)
-        if labels is not None:
-            class_loss = classification_loss(
-                class_logits, labels, self.config, temperature=self.config.classification_temperature
+        losses, predictions, weights = {}, {}, self.config.supervision_weights
+        for kind, head in heads.items():
+            target = targets[head.argument]
+            if target is None and self.training:
+                continue
+            predictions[kind] = head(
+                outputs.pooler_output, outputs.last_hidden_state[:, 1:], outputs.ids_restore, decoded
             )
-            loss = loss + self.config.classification_loss_weight * class_loss.to(loss.device)
+            if target is not None:
+                target = target.to(predictions[kind].device)
+                losses[kind] = head.loss(predictions[kind], target, outputs.mask.to(target.device))
+                loss = loss + weights[kind] * losses[kind].to(loss.device)
 
         return SupMAEForPreTrainingOutput(
             loss=loss,
             reconstruction_loss=reconstruction_loss,
-            classification_loss=class_loss,
+            classification_loss=losses.pop("labels", None),
             logits=logits,
-            class_logits=class_logits,
+            class_logits=predictions.pop("labels", None),
             mask=outputs.mask,
             ids_restore=outputs.ids_restore,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            supervision_losses=losses or None,
+            supervision_logits=predictions or None,
         )
 
 
@@ -1029,7 +986,12 @@ class SupMAEForImageClassification(SupMAEPreTrainedModel):
     _auto_class = "AutoModelForImageClassification"
 
     # the other parts of a pre-training checkpoint; mean pooling has its own LayerNorm
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classification_head\.", r"^vit\.layernorm\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^decoder\.",
+        r"^classification_head\.",
+        r"^supervision\.",
+        r"^vit\.layernorm\.",
+    ]
 
     def __init__(self, config: SupMAEConfig):
         super().__init__(config)
@@ -1117,6 +1079,7 @@ class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [
         r"^decoder\.",
         r"^classification_head\.",
+        r"^supervision\.",
         r"^classifier\.",
         r"^fc_norm\.",
         r"layernorm\.(weight|bias)$",

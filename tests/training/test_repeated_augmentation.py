@@ -6,7 +6,6 @@ import json
 
 import datasets
 import numpy as np
-import pytest
 import torch
 from conftest import TINY, reference_config, run_example
 from PIL import Image

@@ -18,7 +18,7 @@ from transformers import ViTImageProcessor
 from transformers.utils import logging
 
 from ..image_processing_supmae import SupMAEImageProcessor, channels_last, read_image, to_pixels
-from ..modeling_supmae import UNLABELED
+from ..supervision_supmae import UNLABELED
 from .labels import Labels
 from .sources import find_image_column, undecoded
 from .transforms import FineTuneTransform, TrainTransform, pixel_options, seeded, to_pil

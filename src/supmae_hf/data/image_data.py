@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from ..modeling_supmae import UNLABELED
+from ..supervision_supmae import UNLABELED
 from .labels import Labels
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute
 from timm.data import ImageNetInfo
 
-from ..modeling_supmae import UNLABELED
+from ..supervision_supmae import UNLABELED
 
 
 # names under which a column is taken for the labels if its type does not say so

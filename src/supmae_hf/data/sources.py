@@ -12,7 +12,7 @@ import pyarrow.compute
 from PIL import Image
 from sklearn import datasets as scikit_learn
 
-from ..modeling_supmae import UNLABELED
+from ..supervision_supmae import UNLABELED
 from .folders import HELD_OUT_SPLITS, check_names, find_splits, read_folder, to_dataset
 from .idx import idx_folder, read_idx
 from .image_data import ImageData, Split, paths_of, shortened

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..data.dataset import ImageDataset, collate
 from ..data.image_data import ImageData
 from ..data.labels import Labels
-from ..modeling_supmae import UNLABELED
+from ..supervision_supmae import UNLABELED
 from ..training.runs import RUN_FILE, differences, write_run
 from .models import ImageEncoder
 

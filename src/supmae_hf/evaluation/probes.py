@@ -13,7 +13,8 @@ from timm.optim import Lars
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..modeling_supmae import SupMAEForImageClassification, classification_loss
+from ..modeling_supmae import SupMAEForImageClassification
+from ..supervision_supmae import classification_loss
 from ..training.arguments import RecipeArguments
 from ..training.knn import NUM_NEIGHBORS
 from ..training.trainer import RecipeTrainer

@@ -23,7 +23,8 @@ from ..data.labels import imagenet_indices
 from ..data.sources import known_number_of_images, load_training_data, number_of_images
 from ..data.statistics import pixel_fields
 from ..data.transforms import TrainTransform, build_image_processor
-from ..modeling_supmae import UNLABELED, SupMAEForPreTraining, SupMAEPreTrainedModel
+from ..modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
+from ..supervision_supmae import UNLABELED
 from .cpu import fastest_attention, prepare_cpu
 from .ranges import check
 from .schedules import StepSchedule, require_sizes

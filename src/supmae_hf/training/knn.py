@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Subset
 from ..data.dataset import ImageDataset, collate
 from ..data.image_data import ImageData
 from ..data.labels import Labels
-from ..modeling_supmae import UNLABELED, SupMAEForPreTraining
+from ..modeling_supmae import SupMAEForPreTraining
+from ..supervision_supmae import UNLABELED
 
 
 NUM_NEIGHBORS = 20
@@ -99,8 +100,8 @@ class KnnEvaluation:
         loader = DataLoader(mine, self.batch_size, collate_fn=collate, num_workers=self.num_workers)
         bare: SupMAEForPreTraining = accelerator.unwrap_model(model)
         seen, labels = [], []
-        hook = bare.classification_head.register_forward_pre_hook(
-            lambda _, inputs: seen.append(inputs[0].float().cpu().numpy())
+        hook = bare.vit.register_forward_hook(
+            lambda _, inputs, outputs: seen.append(outputs.pooler_output.float().cpu().numpy())
         )
         try:
             for batch in loader:

@@ -9,38 +9,62 @@ from accelerate.utils import DistributedType
 from transformers.utils import logging
 
 from ..configuration_supmae import SupMAEConfig
-from ..modeling_supmae import (
-    UNLABELED,
-    SupMAEForPreTraining,
-    SupMAEForPreTrainingOutput,
-    classification_loss,
-)
+from ..modeling_supmae import SupMAEForPreTraining, SupMAEForPreTrainingOutput
+from ..supervision_supmae import UNLABELED
 
 
 logger = logging.get_logger(__name__)
 
 
+def predictions_of(outputs: SupMAEForPreTrainingOutput, kind: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Logits and loss of a kind of supervision."""
+    if kind == "labels":
+        return outputs["class_logits"], outputs["classification_loss"]
+    return (outputs["supervision_logits"] or {}).get(kind), (outputs["supervision_losses"] or {}).get(kind)
+
+
+def labels_of_step(
+    model: SupMAEForPreTraining, batches: list[dict[str, torch.Tensor]], accelerator: Accelerator
+) -> dict[str, torch.Tensor] | None:
+    """
+    Of every kind of supervision how much is labelled in an optimiser step, over its batches, of all processes; `None` for a step of
+    one batch, whose losses are averages as they are.
+    """
+    num_batches = len(batches) * accelerator.num_processes
+    if num_batches == 1:
+        return None
+    counts = {}
+    for kind, head in model.heads().items():
+        if head.argument in batches[0]:
+            counts[kind] = sum(head.count(batch[head.argument].to(model.device)).sum() for batch in batches)
+    return {kind: count / num_batches for kind, count in accelerator.reduce(counts).items()}
+
+
 def step_loss(
+    model: SupMAEForPreTraining,
     outputs: SupMAEForPreTrainingOutput,
-    labels: torch.Tensor | None,
-    config: SupMAEConfig,
-    labels_per_batch: torch.Tensor | float | None,
+    batch: dict[str, torch.Tensor],
+    labels_per_batch: dict[str, torch.Tensor] | None,
 ) -> torch.Tensor:
     """
     A batch's loss, such that its average over the batches and processes of an optimiser step is the loss of all their
-    images together: the model averages the classification loss over the batch's labelled images, of which batches may
+    images together: the model averages a supervised loss over the batch's labelled images, of which batches may
     have different numbers.
 
     Args:
-        labels_per_batch: Labels in the step over its batches, of all processes; `None` for a step of one batch.
+        labels_per_batch: See [`labels_of_step`].
     """
-    if labels is None or labels_per_batch is None:
+    if not labels_per_batch:
         return outputs["loss"].mean()  # mean(): DataParallel returns one loss per device
-    share = (labels != UNLABELED).sum() / torch.as_tensor(labels_per_batch, device=labels.device).clamp(min=1e-6)
-    reconstruction_loss, class_loss = (outputs[name].mean() for name in ("reconstruction_loss", "classification_loss"))
-    return config.reconstruction_loss_weight * reconstruction_loss + config.classification_loss_weight * (
-        class_loss * share
+    loss, weights = (
+        model.config.reconstruction_loss_weight * outputs["reconstruction_loss"].mean(),
+        model.config.supervision_weights,
     )
+    for kind, labels in labels_per_batch.items():
+        head = model.heads()[kind]
+        share = head.count(batch[head.argument]).sum() / labels.clamp(min=1e-6)
+        loss = loss + weights[kind] * (predictions_of(outputs, kind)[1].mean() * share)
+    return loss
 
 
 def pseudo_label_loss(
@@ -78,63 +102,68 @@ def pseudo_label_loss(
     return (losses * confident).sum() / len(labels), confident.sum()
 
 
-def _labels_and_correct(outputs, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """Per image: whether it is labelled, its labels, and whether the class with the highest score is right."""
-    if labels is None:
-        return {}
-    num_labels = (labels != UNLABELED).reshape(len(labels), -1).sum(dim=1).float()
-    figures = {"labeled_images": (num_labels > 0).float(), "labels": num_labels}
-    if labels.ndim == 1 and not labels.is_floating_point():  # one class per image
-        figures["correct"] = (outputs["class_logits"].argmax(dim=-1) == labels).float()
+def _supervised_figures(
+    model: SupMAEForPreTraining, outputs: SupMAEForPreTrainingOutput, batch: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What the heads say of every image of a batch, but for the losses."""
+    figures = {}
+    for kind, head in model.heads().items():
+        if head.argument in batch:
+            logits, targets = predictions_of(outputs, kind)[0].detach(), batch[head.argument]
+            figures |= head.figures(logits, targets, outputs["mask"]) | {head.count_name: head.count(targets)}
     return figures
 
 
-def batch_figures(outputs: SupMAEForPreTrainingOutput, labels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+def batch_figures(
+    model: SupMAEForPreTraining, outputs: SupMAEForPreTrainingOutput, batch: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """
-    What the log needs to know of a training batch, as numbers that can be summed over batches and processes: images,
-    labelled images, labels and right answers, and the losses times the images or labels that they are averages of.
+    What the log needs to know of a training batch, as numbers that can be summed over batches and processes: images, what is
+    labelled of them and predicted right, and the losses times what they are averages of.
     """
     images = torch.tensor(float(len(outputs["logits"])), device=outputs["logits"].device)
-    figures = {name: rows.sum() for name, rows in _labels_and_correct(outputs, labels).items()}
+    figures = {name: rows.sum(dim=0) for name, rows in _supervised_figures(model, outputs, batch).items()}
     # mean(): DataParallel returns one loss per device
     figures |= {"images": images, "reconstruction_loss": outputs["reconstruction_loss"].detach().mean() * images}
-    if labels is not None:
-        figures["classification_loss"] = outputs["classification_loss"].detach().mean() * figures["labels"]
+    for kind, head in model.heads().items():
+        if head.argument in batch:
+            loss = predictions_of(outputs, kind)[1].detach().mean()
+            figures[head.loss_name] = loss * figures[head.count_name]
     return figures
 
 
 def image_figures(
-    model: SupMAEForPreTraining,
-    outputs: SupMAEForPreTrainingOutput,
-    pixel_values: torch.Tensor,
-    labels: torch.Tensor | None,
+    model: SupMAEForPreTraining, outputs: SupMAEForPreTrainingOutput, batch: dict[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """
-    [`batch_figures`] of every image of an evaluation batch, each of shape `(batch_size,)`, with the image's own losses, so
+    [`batch_figures`] of every image of an evaluation batch, each of shape `(batch_size, ...)`, with the image's own losses, so
     that images can be left out: several processes repeat some to have batches of the same size.
     """
-    figures, mask = _labels_and_correct(outputs, labels), outputs["mask"]
-    losses = (model.patch_losses(pixel_values, outputs["logits"]) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    figures, mask = _supervised_figures(model, outputs, batch), outputs["mask"]
+    losses = model.patch_losses(batch["pixel_values"], outputs["logits"]) * mask
+    losses = losses.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
     figures |= {"images": torch.ones_like(losses), "reconstruction_loss": losses}
-    if labels is not None:
-        config = model.config
-
-        def loss(scores: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            return classification_loss(scores[None], label[None], config, config.classification_temperature)
-
-        figures["classification_loss"] = torch.vmap(loss)(outputs["class_logits"], labels) * figures["labels"]
+    for kind, head in model.heads().items():
+        if head.argument in batch:
+            losses = head.losses(predictions_of(outputs, kind)[0], batch[head.argument], mask)
+            figures[head.loss_name] = losses * figures[head.count_name]
     return figures
 
 
-def averages(sums: dict) -> dict[str, float]:
-    """The log's figures from the sums of [`batch_figures`]: averages over images, or over labelled images."""
-    sums = {name: float(value) for name, value in sums.items()}
-    figures = {"reconstruction_loss": sums["reconstruction_loss"] / sums["images"]}
-    if sums.get("labels"):
-        figures["classification_loss"] = sums["classification_loss"] / sums["labels"]
-        if "correct" in sums:
-            figures["accuracy"] = sums["correct"] / sums["labeled_images"]
+def averages(model: SupMAEForPreTraining, sums: dict) -> dict[str, float]:
+    """The log's figures from the sums of [`batch_figures`]: averages over images, or over what is labelled."""
+    figures = {"reconstruction_loss": float(sums["reconstruction_loss"] / sums["images"])}
+    for head in model.heads().values():
+        if sums.get(head.count_name):
+            figures[head.loss_name] = float(sums[head.loss_name] / sums[head.count_name])
+            figures |= {name: float(value) for name, value in head.summarize(sums).items()}
     return figures
+
+
+def images_per_step(sums: dict, num_steps: int) -> dict[str, float]:
+    """How many images of a step were labelled, pseudo-labelled, ..., from the sums of [`batch_figures`]."""
+    counted = [name for name in sums if name.endswith("_images") and name not in ("skipped_images", "repeated_images")]
+    return {f"{name}_per_step": float(sums[name]) / num_steps for name in counted}
 
 
 def add(sums: dict | None, figures: dict) -> dict:
@@ -144,34 +173,46 @@ def add(sums: dict | None, figures: dict) -> dict:
 
 def batch_loss(
     model: torch.nn.Module,
-    config: SupMAEConfig,
+    bare_model: SupMAEForPreTraining,
     outputs: SupMAEForPreTrainingOutput,
     batch: dict[str, torch.Tensor],
-    labels_per_batch: torch.Tensor | float | None,
+    labels_per_batch: dict[str, torch.Tensor] | None,
     pseudo_label_threshold: float | None,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """
     What a training batch adds to the loss of its step, [`step_loss`] and, with a threshold, the weighted
-    [`pseudo_label_loss`], and to the log, [`batch_figures`].
+    [`pseudo_label_loss`]; to the log, [`batch_figures`]; and its losses by name.
+
+    Args:
+        model, bare_model: In whatever it is wrapped, and in no wrapper.
     """
-    labels = batch.get("labels")
-    loss, figures = step_loss(outputs, labels, config, labels_per_batch), batch_figures(outputs, labels)
+    loss = step_loss(bare_model, outputs, batch, labels_per_batch)
+    figures = batch_figures(bare_model, outputs, batch)
+    losses = {"loss": loss, "reconstruction_loss": outputs["reconstruction_loss"]}
+    for kind, head in bare_model.heads().items():
+        if head.argument in batch:
+            losses[head.loss_name] = predictions_of(outputs, kind)[1]
     if pseudo_label_threshold is not None:
-        more, count = pseudo_label_loss(model, config, outputs, batch["pixel_values"], labels, pseudo_label_threshold)
-        loss = loss + config.classification_loss_weight * more
+        more, count = pseudo_label_loss(
+            model, bare_model.config, outputs, batch["pixel_values"], batch["labels"], pseudo_label_threshold
+        )
+        losses["loss"] = loss = loss + bare_model.config.supervision_weights["labels"] * more
         figures["pseudo_labeled_images"] = count.float()
-    return loss, figures
+    return loss, figures, losses
 
 
 def branch_gradient_share(model: SupMAEForPreTraining, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """
-    Norm of the gradient that the encoder gets from the classification term of a batch's loss, over that of the whole loss.
+    Norm of the gradient that the encoder gets from the supervised terms of a batch's loss, over that of the whole loss.
     Computed on a copy, so that gradients, BatchNorm's statistics and random numbers of the run stay as they are.
     """
     model, norms = copy.deepcopy(model).train(), []
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         outputs = model(**inputs)
-        for loss in (model.config.classification_loss_weight * outputs["classification_loss"], outputs["loss"]):
+        losses = {kind: predictions_of(outputs, kind)[1] for kind in model.heads()}
+        weights = model.config.supervision_weights
+        branch = sum(weights[kind] * loss for kind, loss in losses.items() if loss is not None)
+        for loss in (branch, outputs["loss"]):
             model.zero_grad()
             loss.backward(retain_graph=True)
             gradients = [parameter.grad for parameter in model.vit.parameters() if parameter.grad is not None]
@@ -181,7 +222,7 @@ def branch_gradient_share(model: SupMAEForPreTraining, inputs: dict[str, torch.T
 
 class BranchCheck:
     """
-    Warns, once, if the classification branch hardly moves the encoder. Models that are sharded over processes are not looked at.
+    Warns, once, if the supervised branch hardly moves the encoder. Models that are sharded over processes are not looked at.
 
     Args:
         max_steps: Of the run. It is looked at in its 20th step, or its last one: in the very first ones the gradient of the
@@ -203,18 +244,21 @@ class BranchCheck:
         Args:
             model: In no wrapper.
         """
-        config, labels = model.config, inputs.get("labels")
-        self.is_done = self.is_done or labels is None or not config.classification_loss_weight
+        config = model.config
+        counts = [
+            head.count(inputs[head.argument]).sum() for head in model.heads().values() if head.argument in inputs
+        ]
+        self.is_done = self.is_done or not counts or not any(config.supervision_weights.values())
         if self.is_done or steps_done + 1 < self.step:
             return
-        if not self.accelerator.reduce((labels != UNLABELED).sum().float()):
+        if not self.accelerator.reduce(sum(counts)):
             return  # perhaps the next batch has some
         self.is_done = True
         with self.accelerator.autocast():
             share = self.accelerator.reduce(branch_gradient_share(model, inputs), reduction="mean").item()
         if share < self.SMALL_SHARE and self.accelerator.is_main_process:
             logger.warning(
-                f"The classification branch makes {share:.2%} of the encoder's gradient (step {steps_done + 1}): the labels "
+                f"The supervised branch makes {share:.2%} of the encoder's gradient (step {steps_done + 1}): the labels "
                 f"hardly matter. Raise `classification_loss_weight` ({config.classification_loss_weight:g}) or lower "
                 f"`classification_temperature` ({config.classification_temperature:g}), for instance with `--model_config "
                 """'{"classification_loss_weight": 0.1, "classification_temperature": 1.0}'`."""

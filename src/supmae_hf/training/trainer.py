@@ -37,7 +37,7 @@ from .checkpointing import (
     writing_failed,
 )
 from .knn import KnnEvaluation
-from .objective import BranchCheck, add, averages, batch_loss, image_figures
+from .objective import BranchCheck, add, averages, batch_loss, image_figures, images_per_step, labels_of_step
 from .optimization import create_optimizer, create_scheduler
 from .schedules import scheduled
 from .uploads import CheckpointUploads
@@ -343,33 +343,34 @@ class PreTrainer(RecipeTrainer):
         model = prepare_batch_norm(model, args)
         self.knn = knn
         super().__init__(model, args, compute_metrics=self._average, **kwargs)
-        self.model_accepts_loss_kwargs = True  # so that the labels of a step are counted: `num_items_in_batch`
-        self._sums = None
+        self.model_accepts_loss_kwargs = True  # so that the Trainer leaves averages over a step's batches to us
+        self._sums, self._labels_per_batch = None, None
         self._branch_check = None
         self._schedules = args.schedules()
 
-    @staticmethod
-    def _average(prediction: EvalPrediction) -> dict[str, float]:
-        return averages({name: rows.astype("float64").sum() for name, rows in prediction.predictions.items()})
+    def _average(self, prediction: EvalPrediction) -> dict[str, float]:
+        sums = {name: rows.astype("float64").sum(axis=0) for name, rows in prediction.predictions.items()}
+        return averages(self.model, sums)
+
+    def get_batch_samples(self, *args, **kwargs):
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        if batches:
+            self._labels_per_batch = labels_of_step(self.model, batches, self.accelerator)
+        return batches, num_items
 
     def training_loss(self, model, inputs, num_items_in_batch=None):
         share = self.state.global_step / self.state.max_steps
         inputs = scheduled(inputs, self.model.config, share, *self._schedules)
-        labels, num_batches = inputs.get("labels"), self.current_gradient_accumulation_steps
         if self._branch_check is None:
             self._branch_check = BranchCheck(self.accelerator, self.state.max_steps)
         self._branch_check(self.model, inputs, self.state.global_step)
         outputs = model(**inputs)
-        labels_per_batch = None
-        if num_items_in_batch is not None and num_batches * self.args.world_size > 1:
-            labels_per_batch = num_items_in_batch / (num_batches * self.args.world_size)
         threshold = self.args.pseudo_label_threshold
-        loss, figures = batch_loss(model, self.model.config, outputs, inputs, labels_per_batch, threshold)
+        loss, figures, losses = batch_loss(model, self.model, outputs, inputs, self._labels_per_batch, threshold)
         self._sums = add(self._sums, figures)
-        class_loss = {} if labels is None else {"classification_loss": outputs["classification_loss"]}
-        self.monitor.add(loss=loss, reconstruction_loss=outputs["reconstruction_loss"], **class_loss)
+        self.monitor.add(**losses)
         # the Trainer leaves the division to whoever is given the number of items
-        return (loss if num_items_in_batch is None else loss / num_batches), outputs
+        return (loss if num_items_in_batch is None else loss / self.current_gradient_accumulation_steps), outputs
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -382,18 +383,14 @@ class PreTrainer(RecipeTrainer):
         take_counts(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
-            figures = image_figures(self.model, outputs, inputs["pixel_values"], inputs.get("labels"))
+            figures = image_figures(self.model, outputs, inputs)
         return outputs["loss"].mean().detach(), figures, figures["images"]
 
     def interval_figures(self) -> dict[str, float]:
         sums, self._sums = self.accelerator.reduce(self._sums, reduction="sum"), None
-        figures = {**super().interval_figures(), **averages(sums)}
+        sums = {name: value.cpu().double() for name, value in sums.items()}
         steps = self.state.global_step - self.last_logged_step
-        if "labeled_images" in sums:
-            figures["labeled_images_per_step"] = float(sums["labeled_images"]) / steps
-        if "pseudo_labeled_images" in sums:
-            figures["pseudo_labeled_images_per_step"] = float(sums["pseudo_labeled_images"]) / steps
-        return figures
+        return {**super().interval_figures(), **averages(self.model, sums), **images_per_step(sums, steps)}
 
 
 class FineTuner(RecipeTrainer):
