@@ -40,6 +40,10 @@ _METRICS = {
     "eval_accuracy": ("accuracy", "top-1 accuracy, from the visible patches alone"),
     "eval_reconstruction_loss": ("mse", "reconstruction loss"),
     "eval_classification_loss": ("loss", "classification loss"),
+    "eval_caption_loss": ("loss", "caption loss"),
+    "eval_caption_accuracy": ("accuracy", "share of the captioned images whose best word is in the caption"),
+    "eval_dense_loss": ("loss", "dense loss"),
+    "eval_patch_miou": ("mean_iou", "mean IoU of the patches"),
     "eval_loss": ("loss", "loss"),
 }
 
@@ -136,10 +140,9 @@ def training_card(
         facts["labels used"] = f"{data_args.label_fraction:.0%} of each class (`--label_seed {data_args.label_seed}`)"
     if is_pretraining:
         facts["hidden patches"] = f"{config.mask_ratio:.0%}"
-        facts["loss"] = (
-            f"{config.reconstruction_loss_weight:g} x reconstruction + {config.classification_loss_weight:g} x "
-            f"classification at temperature {config.classification_temperature:g}"
-        )
+        terms = {"reconstruction": config.reconstruction_loss_weight, **config.supervision_weights}
+        names = {"labels": f"classification at temperature {config.classification_temperature:g}"}
+        facts["loss"] = " + ".join(f"{weight:g} x {names.get(name, name)}" for name, weight in terms.items())
     source = config.name_or_path
     if source:
         facts["started from"] = source

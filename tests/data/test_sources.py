@@ -212,6 +212,7 @@ def test_image_columns_are_found():
         ({"label": text, "picture": image}, "picture"),
         ({"image": text, "scan": array}, "scan"),
         ({"path": text, "label": text}, "path"),
+        ({"image": image, "annotation": image}, "image"),
         ({"img": datasets.Value("binary"), "path": text, "scan": image}, "scan"),
     ):
         assert find_image_column(datasets.Features(features)) == found

@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import datasets
@@ -21,7 +21,8 @@ from ..image_processing_supmae import SupMAEImageProcessor, channels_last, read_
 from ..supervision_supmae import UNLABELED
 from .labels import Labels
 from .sources import find_image_column, undecoded
-from .transforms import FineTuneTransform, TrainTransform, pixel_options, seeded, to_pil
+from .targets import Captions, Column, DenseLabels
+from .transforms import FineTuneTransform, TrainTransform, fit_mask, pixel_options, seeded, to_pil
 
 
 logger = logging.get_logger(__name__)
@@ -62,6 +63,7 @@ class _Images:
         seed: int | None = None,
         skip_bad_images: bool = False,
         num_views: int = 1,
+        targets: Sequence[Captions | DenseLabels | Column] = (),
     ):
         self.image_column = find_image_column(dataset.features, image_column)
         self.dtype = getattr(dataset.features[self.image_column], "dtype", None)  # of a column of arrays
@@ -73,6 +75,10 @@ class _Images:
         self.seed = seed
         self.skip_bad_images = skip_bad_images
         self.num_views = num_views
+        self.dense = next((target for target in targets if isinstance(target, DenseLabels)), None)
+        self.targets = [target for target in targets if target is not self.dense]
+        if self.dense is not None and isinstance(self.dataset.features.get(self.dense.column), datasets.Image):
+            self.dataset = self.dataset.cast_column(self.dense.column, datasets.Image(decode=False))
 
     @staticmethod
     def read_file(encoded: dict) -> bytes | None:
@@ -102,6 +108,18 @@ class _Images:
             return self.transform.decode_whole(image, file), None
         return image, file
 
+    def _view(self, record: dict, image, file: bytes | None) -> dict[str, torch.Tensor]:
+        """Pixel values of an image, and its dense labels if there are any, cropped and flipped alike."""
+        if self.dense is None:
+            return {"pixel_values": self._pixels(image, file)}
+        size = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
+        mask = self.dense.encode(record, tuple(image.shape[-2:] if torch.is_tensor(image) else size), self.read)
+        if isinstance(self.transform, TrainTransform):
+            pixels, mask = self.transform.with_mask(image, file, mask)
+        else:
+            pixels, mask = self._pixels(image, file), fit_mask(mask, self.transform)
+        return {"pixel_values": pixels, self.dense.argument: mask}
+
     def _pixels(self, image, file: bytes | None) -> torch.Tensor:
         if isinstance(self.transform, TrainTransform):  # which does not decode all of the image
             return self.transform(image, file)
@@ -124,7 +142,7 @@ class _Images:
                 opened = self._open(encoded)
                 for _ in range(self.num_views):
                     noise = {} if self.num_patches is None else {"noise": torch.rand(self.num_patches)}
-                    views.append({**noise, "pixel_values": self._pixels(*opened)})
+                    views.append({**noise, **self._view(record, *opened)})
             except UNREADABLE as error:
                 name = name_of(encoded, place)
                 message = say_unreadable(name if name == place.capitalize() else f"{name} ({place})", error)
@@ -132,10 +150,11 @@ class _Images:
                     raise ValueError(message) from error
                 logger.warning(f"Skipped: {message}")
                 return None
-        labels = torch.as_tensor(self.labels.encode(record))
+        known = {"labels": torch.as_tensor(self.labels.encode(record))}
+        known |= {target.argument: target.encode(record) for target in self.targets}
         if self.num_views == 1:
-            return {**views[0], "labels": labels}
-        return {**collate(views), "labels": labels.expand(self.num_views, *labels.shape)}
+            return {**views[0], **known}
+        return {**collate(views), **{name: row.expand(self.num_views, *row.shape) for name, row in known.items()}}
 
     def _counted(self, item: dict, **counts: int) -> dict:
         """An item with what is to be counted of its image, once."""
@@ -163,6 +182,7 @@ class ImageDataset(_Images, torch.utils.data.Dataset):
         skip_bad_images: Whether the next image takes the place of one that cannot be decoded.
         num_views: Several views of an image, each with its crop and noise, as one item of tensors `(num_views, ...)`; see
             [`collate_views`].
+        targets: What items have beside their label: captions, dense labels, columns of numbers.
         labeled (`Iterable[int]`, *optional*): Indices of the images whose label is used; of all that have one by
             default.
 
@@ -189,9 +209,11 @@ class ImageDataset(_Images, torch.utils.data.Dataset):
             place = (index + skipped) % len(self)
             item = self._item(self.dataset[place], f"image {place}", (*key, place))
             if item is not None:
-                is_hidden = self.labeled is not None and place not in self.labeled
-                if is_hidden or (skipped and self.seed is None):
-                    item["labels"] = torch.full_like(item["labels"], UNLABELED)
+                hidden = ["labels"] if self.labeled is not None and place not in self.labeled else []
+                if skipped and self.seed is None:
+                    hidden = set(item) - {"noise", "pixel_values"}
+                for name in hidden:
+                    item[name] = torch.full_like(item[name], UNLABELED)
                 return self._counted(item, skipped=skipped) if self.skip_bad_images else item
         raise ValueError("None of the images can be decoded.")
 

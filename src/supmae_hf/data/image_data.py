@@ -30,6 +30,7 @@ class ImageData:
         labels: What the label columns mean.
         held_out: Where the held-out images come from, in words.
         notes: What was decided about them, and left out, a line each.
+        more_columns: Of captions and dense labels.
         pixel_type: Of the images, once somebody has looked at them; see [`pixel_fields`].
     """
 
@@ -40,6 +41,7 @@ class ImageData:
     held_out: str = ""
     notes: list[str] = field(default_factory=list)
     pixel_type: str = "uint8"
+    more_columns: list[str] = field(default_factory=list)
     _classes: dict = field(default_factory=dict, repr=False)
 
     def classes(self, split: datasets.Dataset) -> np.ndarray:
@@ -64,6 +66,10 @@ class ImageData:
                 digest.update(self.classes(split).tobytes())
             elif self.labels.columns:
                 digest.update(split.select_columns(self.labels.columns).to_pandas().to_json().encode())
+            for name in self.more_columns:
+                if name in split.features:
+                    more = split.data.column(name)
+                    digest.update(repr((name, more.null_count, more.nbytes)).encode())
             column = split.data.column(self.image_column)
             if pa.types.is_struct(column.type):
                 # the ends of the paths alone, so that a data set may be moved
@@ -94,10 +100,15 @@ class ImageData:
             counts = counts if counts is not None else classes
         names, notes = self.labels.names, [*self.labels.notes, *self.notes]
         if not self.labels.columns:
-            lines += [
-                "",
-                "No labels" + ("." if self.train is None else ": the reconstruction branch alone is trained (MAE)."),
-            ]
+            lines += (
+                []
+                if self.more_columns
+                else [
+                    "",
+                    "No labels"
+                    + ("." if self.train is None else ": the reconstruction branch alone is trained (MAE)."),
+                ]
+            )
         elif self.labels.problem_type == "regression":
             lines += ["", f"Regression on '{self.labels.columns[0]}'."]
         else:

@@ -241,7 +241,7 @@ class Labels:
         result = np.full(len(dataset), UNLABELED)
         if not self.columns:
             return result
-        columns = [_values(dataset, column) for column in self.columns]
+        columns = [values_of(dataset, column) for column in self.columns]
         if self.problem_type != "single_label_classification":
             result[[self.is_label(*row) for row in zip(*(column.to_pylist() for column in columns))]] = 0
             return result
@@ -290,7 +290,8 @@ def _is_none(value) -> bool:
     return value is None or value == "" or value != value  # NaN
 
 
-def _values(split: datasets.Dataset, column: str) -> pa.ChunkedArray:
+def values_of(split: datasets.Dataset, column: str) -> pa.ChunkedArray:
+    """A column of a data set, in its order."""
     # in parts, each in one piece: rows that are drawn from a larger table come as so many tables
     parts = split.select_columns(column).with_format("arrow").iter(batch_size=10_000)
     parts = [part[column].combine_chunks() for part in parts]
@@ -299,7 +300,7 @@ def _values(split: datasets.Dataset, column: str) -> pa.ChunkedArray:
 
 def _require_finite(splits: Sequence[datasets.Dataset], column: str):
     for split in splits:
-        values = _values(split, column) if column in split.features else pa.chunked_array([[]], pa.float32())
+        values = values_of(split, column) if column in split.features else pa.chunked_array([[]], pa.float32())
         places = np.flatnonzero(pa.compute.is_inf(values.cast(pa.float64())).fill_null(False).to_numpy())
         if len(places):
             raise ValueError(
@@ -312,7 +313,7 @@ def _distinct(splits: Sequence[datasets.Dataset], column: str) -> set:
     found = set()
     for split in splits:
         if column in split.features:
-            values = _values(split, column)
+            values = values_of(split, column)
             if _is_list(split.features[column]):
                 values = pa.compute.list_flatten(values)
             found |= {value for value in values.unique().to_pylist() if not _is_none(value)}
@@ -321,7 +322,7 @@ def _distinct(splits: Sequence[datasets.Dataset], column: str) -> set:
 
 def _indicator_size(splits: Sequence[datasets.Dataset], column: str) -> int:
     """The length of lists of zeros and ones that say for each class whether it is there; 0 for lists of classes."""
-    lists = [value for split in splits for value in _values(split, column).to_pylist() if value is not None]
+    lists = [value for split in splits for value in values_of(split, column).to_pylist() if value is not None]
     sizes = {len(value) for value in lists}
     if len(sizes) != 1 or not all(set(value) <= {0, 1} for value in lists):
         return 0

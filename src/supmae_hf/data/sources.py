@@ -153,8 +153,8 @@ def _with_absolute_paths(split: Split, root: Path) -> Split:
 
 def find_image_column(features: datasets.Features, name: str | None = None) -> str:
     """
-    The column `name`, or else the only one of the type Image, or else of arrays, or else one that is called like one of
-    [`IMAGE_NAMES`] and holds paths or bytes.
+    The column `name`, or else the only one of the type Image, or else of arrays, or else the only one that holds images, paths or
+    bytes and is called like one of [`IMAGE_NAMES`].
 
     Raises:
         ValueError: if there is no such column, or several.
@@ -179,7 +179,9 @@ def find_image_column(features: datasets.Features, name: str | None = None) -> s
             f"'{name}' is not a column of images, arrays, paths or bytes. The columns are {dict(features)}: name another one "
             "with `--image_column_name`."
         )
-    columns = images or arrays or [column for column in files if column.lower() in IMAGE_NAMES]
+    columns = images or arrays
+    if len(columns) != 1:  # masks are images, too
+        columns = [column for column in columns or files if column.lower() in IMAGE_NAMES] or columns
     if len(columns) == 1:
         return columns[0]
     raise ValueError(
@@ -326,7 +328,7 @@ def load_training_data(
         _require_labels(train, labels, image_column, label_columns, source, use_labels)
     if labels.columns and not label_columns and labels.columns != ["label"]:
         notes.append(f"the labels are the column '{labels.columns[0]}'")
-    if image_column != "image":
+    if image_column != "image" or sum(isinstance(x, datasets.Image) for x in train.features.values()) > 1:
         notes.append(f"the images are the column '{image_column}'")
     train = undecoded(train, image_column)
     held_out = {name: undecoded(split, image_column) for name, split in held_out.items()}

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
+from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from transformers import AutoImageProcessor, ViTImageProcessor
@@ -132,6 +133,16 @@ def fit_image_processor(image_processor, config: SupMAEConfig):
     return type(image_processor).from_dict(fields)
 
 
+def fit_mask(mask: torch.Tensor, image_processor) -> torch.Tensor:
+    """The classes of an image's pixels `(height, width)` as the image processor resizes and crops the image."""
+    mask, size = tv_tensors.Mask(mask), image_processor.size
+    mask = v2.functional.resize(mask, [size.shortest_edge] if size.shortest_edge else [size.height, size.width])
+    if image_processor.do_center_crop:
+        crop = image_processor.crop_size
+        mask = v2.functional.center_crop(mask, [crop.height, crop.width])
+    return mask.as_subclass(torch.Tensor)
+
+
 def normalization(image_processor) -> tuple[list[float], list[float]] | None:
     """Mean and standard deviation by which a model's images are normalised, if its image processor says so."""
     data_config = getattr(image_processor, "data_config", None)  # of timm's
@@ -186,20 +197,33 @@ class TrainTransform:
         )
 
     def __call__(self, image: Image.Image | np.ndarray | torch.Tensor, file: bytes | None = None) -> torch.Tensor:
+        return self.with_mask(image, file, None)[0]
+
+    def with_mask(
+        self, image: Image.Image | np.ndarray | torch.Tensor, file: bytes | None, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The same for an image and the classes of its pixels `(height, width)`."""
         if self.is_plain_rgb and isinstance(image, Image.Image):
-            pixels = self.decode(image, file, **self.crop.make_params([image]))
+            crop = self.crop.make_params([image])
+            pixels = self.decode(image, file, **crop)
         else:
             pixels = image if isinstance(image, torch.Tensor) else to_pixels(image, **self.options)
-            pixels = v2.functional.crop(pixels, **self.crop.make_params([pixels]))
+            crop = self.crop.make_params([pixels])
+            pixels = v2.functional.crop(pixels, **crop)
         if pixels.shape[-2:] != self.size:
             pixels = v2.functional.resize(pixels, self.size, v2.InterpolationMode.BICUBIC, antialias=True)
             if pixels.is_floating_point():
                 pixels = pixels.clamp(0, 1)  # which bicubic interpolation overshoots
-        pixels = self.flip(pixels)
+        if mask is None:
+            pixels = self.flip(pixels)
+        else:
+            mask = v2.functional.resized_crop(tv_tensors.Mask(mask), **crop, size=list(self.size))
+            pixels, mask = self.flip(tv_tensors.Image(pixels), mask)
+            pixels, mask = pixels.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
         if self.augment is not None:
             pixels = self.augment(pixels)
         pixels = self.normalize(pixels)
-        return pixels if self.erase is None else self.erase(pixels)
+        return (pixels if self.erase is None else self.erase(pixels)), mask
 
     def decode_whole(self, image: Image.Image | np.ndarray, file: bytes | None) -> torch.Tensor:
         """All pixels `(num_channels, height, width)` of an image, of which several crops are to be taken: call with them."""

@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from ..supervision_supmae import UNLABELED
 from .cpu import fastest_attention, prepare_cpu
 from .ranges import check
 from .schedules import StepSchedule, require_sizes
+from .supervision import prepare_supervision
 
 
 logger = logging.get_logger(__name__)
@@ -389,6 +391,7 @@ class DataArguments:
         image_processor,
         num_patches: int | None = None,
         labeled: list[int] | None = None,
+        targets: Sequence = (),
     ) -> tuple[Images, Images | None]:
         """
         The data sets of training and evaluation; see [`ImageDataset`]. Says what they are made of.
@@ -410,6 +413,7 @@ class DataArguments:
         common = {
             "image_column": data.image_column,
             "num_patches": num_patches,
+            "targets": targets,
             "skip_bad_images": self.on_bad_image == "skip",
         }
         if isinstance(train, datasets.IterableDataset):
@@ -618,6 +622,25 @@ class PreTrainingArguments(RecipeArguments):
             "times fewer images, and an epoch so many times more steps."
         },
     )
+    caption_column_name: str | None = field(
+        default=None, metadata={"help": "Column of captions, from whose words the model learns (docs/supervision.md)."}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer of the captions, on the Hub or a folder. Default: one of the captions' words."},
+    )
+    mask_column_name: str | None = field(
+        default=None, metadata={"help": "Column of masks, images of class indices, from which the model learns."}
+    )
+    mask_dir: str | None = field(
+        default=None, metadata={"help": "Folder of masks, at the places or with the names of the training images."}
+    )
+    reduce_labels: bool = field(
+        default=False, metadata={"help": "Mask value 0 is no class, and class 0 is stored as 1, as in ADE20K."}
+    )
+    objects_column_name: str | None = field(
+        default=None, metadata={"help": "Column of objects, `bbox` and `category`, from which the model learns."}
+    )
     pseudo_label_threshold: float | None = field(
         default=None,
         metadata={
@@ -636,6 +659,12 @@ class PreTrainingArguments(RecipeArguments):
     def __post_init__(self):
         super().__post_init__()
         self.schedules()
+        if self.tokenizer_name and not self.caption_column_name:
+            raise ValueError("`--tokenizer_name` needs `--caption_column_name`.")
+        if self.reduce_labels and not (self.mask_column_name or self.mask_dir):
+            raise ValueError("`--reduce_labels` is for masks: give `--mask_column_name` or `--mask_dir`.")
+        if self.mask_dir and not os.path.isdir(self.mask_dir):
+            raise FileNotFoundError(f"`--mask_dir` {self.mask_dir} is not a folder.")
         if self.per_device_train_batch_size % self.repeated_augmentation:
             raise ValueError(
                 f"`--repeated_augmentation` {self.repeated_augmentation} does not divide `--per_device_train_batch_size` "
@@ -737,10 +766,14 @@ def prepare_pretraining(
         raise ValueError(
             "`--pseudo_label_threshold` needs labels of one class an image for some of the images: leave it out."
         )
+    supervision = prepare_supervision(model_args, data_args, args, data)
+    if args.pseudo_label_threshold is not None and "labels" not in supervision.kinds:
+        raise ValueError("`--pseudo_label_threshold` needs labels, which `supervision` leaves out.")
     labeled = _find_labeled(data_args, args, data)
     model, _ = model_args.build(
-        SupMAEForPreTraining, args, **data.labels.config_fields(), **data_args.config_fields(model_args)
+        SupMAEForPreTraining, args, **supervision.fields, **data_args.config_fields(model_args)
     )
+    supervision.prepare(model)
     sizes, _ = args.schedules()
     if sizes is not None:
         require_sizes(sizes, model.config)
@@ -754,5 +787,6 @@ def prepare_pretraining(
         image_processor,
         num_patches=model.config.num_patches,
         labeled=labeled,
+        targets=supervision.targets,
     )
     return model, image_processor, train_dataset, eval_dataset

@@ -61,6 +61,7 @@ class Report:
         curves = ("loss", "top1")
         if is_pretraining:
             curves = ("reconstruction_loss", "classification_loss", "accuracy", "knn_top1")
+            curves += ("caption_loss", "caption_accuracy", "dense_loss", "patch_miou")
         pictures.append(self.output_dir / "curves.png")
         save_curves(log_history, pictures[-1], (*curves, "learning_rate"))
         self.write_card(log_history)
@@ -76,6 +77,10 @@ _FIGURES = {
     "eval_reconstruction_loss": ("reconstruction loss", ".4f"),
     "eval_classification_loss": ("classification loss", ".4f"),
     "eval_accuracy": ("accuracy on visible patches", ".2%"),
+    "eval_caption_loss": ("caption loss", ".4f"),
+    "eval_caption_accuracy": ("best word in the caption", ".2%"),
+    "eval_dense_loss": ("dense loss", ".4f"),
+    "eval_patch_miou": ("mIoU of patches", ".2%"),
     "eval_knn_top1": ("accuracy of nearest neighbours", ".2%"),
     "eval_top1": ("top1", ".2%"),
     "eval_top5": ("top5", ".2%"),

@@ -48,6 +48,10 @@ _NOT_COMPARED = {
     "widget_images",
     "num_reconstructions",
     "knn_eval",
+    "caption_column_name",
+    "mask_column_name",
+    "mask_dir",
+    "objects_column_name",
     "early_stopping_patience",
     # of the model
     "attn_implementation",

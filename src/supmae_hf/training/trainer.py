@@ -374,6 +374,12 @@ class PreTrainer(RecipeTrainer):
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        # the Trainer's is an average over batches, of which some may have few labels
+        config, metrics = self.model.config, output.metrics
+        loss = config.reconstruction_loss_weight * metrics[f"{metric_key_prefix}_reconstruction_loss"]
+        for kind, head in self.model.heads().items():
+            loss += config.supervision_weights[kind] * metrics.get(f"{metric_key_prefix}_{head.loss_name}", 0.0)
+        metrics[f"{metric_key_prefix}_loss"] = loss
         if self.knn is not None:
             model = self.model if self.args.n_gpu > 1 else self.model_wrapped  # not DataParallel's copies
             output.metrics[f"{metric_key_prefix}_knn_top1"] = self.knn(model.eval(), self.accelerator)

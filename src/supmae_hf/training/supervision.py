@@ -1,0 +1,152 @@
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""From the columns that a run names to the kinds of supervision of its model, and to their targets."""
+
+from dataclasses import dataclass, field
+
+import datasets
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..configuration_supmae import SupMAEConfig
+from ..data.image_data import ImageData
+from ..data.labels import values_of
+from ..data.targets import (
+    BACKGROUND,
+    Captions,
+    DenseLabels,
+    find_objects,
+    texts_of,
+    train_word_tokenizer,
+    with_masks,
+)
+from ..modeling_supmae import SupMAEForPreTraining
+
+
+_MASKS = "_mask"  # the column of masks from a folder
+
+
+@dataclass
+class Supervision:
+    """
+    What a run is supervised by.
+
+    Args:
+        kinds: By name.
+        fields: Of the model's configuration.
+        targets: Of the data sets.
+        frequencies: See [`~SupMAECaptionHead.set_frequencies`].
+    """
+
+    kinds: list[str]
+    fields: dict
+    targets: list[Captions | DenseLabels] = field(default_factory=list)
+    tokenizer: PreTrainedTokenizerBase | None = None
+    frequencies: tuple[torch.Tensor, int] | None = None
+
+    def prepare(self, model: SupMAEForPreTraining):
+        """Give the model what it needs beside its configuration."""
+        if self.tokenizer is not None:
+            model.tokenizer = self.tokenizer
+            model.supervision["captions"].set_frequencies(*self.frequencies)
+
+
+def prepare_supervision(model_args, data_args, args, data: ImageData) -> Supervision:
+    """
+    Read captions, masks and objects, and choose the kinds of supervision: those for which there is a column, unless
+    `--model_config` names them. Adds to the data's notes what was found, and a column of masks from `--mask_dir` to its splits.
+
+    Args:
+        model_args, data_args, args ([`ModelArguments`], [`DataArguments`], [`PreTrainingArguments`]): Of the run.
+
+    Raises:
+        ValueError: if a column does not exist or holds something else, or a kind that is named has no column.
+    """
+    flags = {name: getattr(args, name) for name in ("caption_column_name", "mask_column_name", "objects_column_name")}
+    named = {name: column for name, column in flags.items() if column is not None}
+    if (named or args.mask_dir) and isinstance(data.train, datasets.IterableDataset):
+        raise ValueError("Captions and dense labels are read before training: leave out `--streaming`.")
+    for name, column in named.items():
+        if column not in data.train.features:
+            raise ValueError(f"`--{name}` {column} is no column: the columns are {list(data.train.features)}.")
+
+    kinds = ["labels"] if data.labels.columns else []
+    kinds += ["captions"] if args.caption_column_name else []
+    kinds += ["dense"] if args.mask_dir or args.mask_column_name or args.objects_column_name else []
+    wanted = model_args.model_config.get("supervision", kinds or "labels")
+    wanted = list(SupMAEConfig(supervision=wanted).supervision_weights)
+    for kind, flag in (("captions", "caption_column_name"), ("dense", "mask_column_name")):
+        if kind in wanted and kind not in kinds:
+            raise ValueError(f"`supervision` has {kind}, but no column is named: see `--{flag}`.")
+        if kind in kinds and kind not in wanted:
+            raise ValueError(f"`supervision` in `--model_config` leaves out {kind}, for which a column is named.")
+    supervision = Supervision(wanted, {"supervision": wanted[0] if len(wanted) == 1 else wanted})
+    if "labels" in wanted:
+        supervision.fields |= data.labels.config_fields()
+    if "captions" in wanted:
+        _add_captions(supervision, args, model_args.model_name_or_path, data)
+    if "dense" in wanted:
+        _add_dense(supervision, model_args.model_config, data_args, args, data)
+    data.more_columns = [target.column for target in supervision.targets]
+    return supervision
+
+
+def _add_captions(supervision: Supervision, args, source: str | None, data: ImageData):
+    column = args.caption_column_name
+    value = data.train.features[column]
+    if getattr(getattr(value, "feature", value), "dtype", "") not in ("string", "large_string"):
+        raise ValueError(f"`--caption_column_name` {column} of the type {value} holds no texts.")
+    tokenizer, what = None, ""
+    if args.tokenizer_name or (source and "captions" in SupMAEConfig.from_pretrained(source).supervision_weights):
+        name = args.tokenizer_name or source
+        try:
+            tokenizer, what = AutoTokenizer.from_pretrained(name), f"tokens of '{name}'"
+        except (OSError, ValueError) as error:
+            raise ValueError(f"There is no tokenizer '{name}': check `--tokenizer_name`. ({error})") from error
+    if tokenizer is None:
+        tokenizer, what = train_word_tokenizer(texts_of(data.train, column)), "words"
+    captions = Captions(column, tokenizer)
+    supervision.frequencies = captions.count(data.train)
+    if data.validation is not None and column in data.validation.features:
+        captions.count(data.validation)  # of which the longest counts
+    known, number = supervision.frequencies
+    if not number:
+        raise ValueError(f"`--caption_column_name` {column} holds no caption.")
+    supervision.tokenizer = tokenizer
+    supervision.targets.append(captions)
+    supervision.fields["caption_vocab_size"] = len(tokenizer)
+    data.notes.append(
+        f"{number} training images have a caption ('{column}'), of {int((known > 0).sum())} {what} in all, at most "
+        f"{captions.length} each"
+    )
+
+
+def _add_dense(supervision: Supervision, model_config: dict, data_args, args, data: ImageData):
+    given = [
+        name for name in ("mask_dir", "mask_column_name", "objects_column_name") if getattr(args, name) is not None
+    ]
+    if len(given) > 1:
+        raise ValueError(f"`--{given[0]}` and `--{given[1]}` both name dense labels: give one of them.")
+    column, categories = args.mask_column_name or args.objects_column_name, None
+    if args.objects_column_name:
+        names, categories = find_objects(data.train, column)
+        names = [BACKGROUND, *names]
+    else:
+        names = model_config.get("dense_classes")
+        if not names:
+            raise ValueError(
+                'Masks hold numbers of classes, and it must be said which: `--model_config \'{"dense_classes": ["sky", '
+                '"road"]}\'`, or how many there are.'
+            )
+        names = list(map(str, range(names))) if isinstance(names, int) else list(names)
+    if args.mask_dir:
+        roots = [folder for folder in (data_args.train_dir, data_args.validation_dir) if folder]
+        column, masks = _MASKS, (data.image_column, roots, args.mask_dir, _MASKS)
+        data.train = with_masks(data.train, *masks)
+        data.validation = None if data.validation is None else with_masks(data.validation, *masks)
+    supervision.fields["dense_classes"] = names
+    supervision.targets.append(DenseLabels(names, column, categories, args.reduce_labels))
+    number = len(data.train) - values_of(data.train, column).null_count
+    if not number:
+        raise ValueError(f"No training image has dense labels in {args.mask_dir or column}.")
+    what = "boxes" if args.objects_column_name else "a mask"
+    data.notes.append(f"{number} training images have {what}, of {len(names)} classes")

@@ -1,0 +1,213 @@
+"""Captions, masks and boxes: from the columns of a data set to a trained model."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, example_command, reference_config, run_command, run_example
+from PIL import Image
+from safetensors.torch import load_file
+
+from supmae_hf import SupMAEForPreTraining
+from supmae_hf.data.dataset import ImageDataset
+from supmae_hf.data.labels import Labels
+from supmae_hf.data.sources import load_digits
+from supmae_hf.data.targets import Captions, DenseLabels, find_objects, train_word_tokenizer, with_masks
+from supmae_hf.data.transforms import TrainTransform, build_image_processor
+from supmae_hf.supervision_supmae import UNLABELED
+
+
+SCRIPTS = ["run_pretrain.py", "run_pretrain_no_trainer.py"]
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+RUN = ["--model_config", json.dumps(TINY), "--num_train_epochs", 2, "--warmup_epochs", 0, "--logging_steps", 1]
+RUN += ["--per_device_train_batch_size", 16, "--report_to", "none", "--disable_tqdm", "True", "--use_cpu"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """Digits with, for some of them, a class, a caption, and boxes of their dark halves."""
+    folder = tmp_path_factory.mktemp("table")
+    for name, rows in (("train", range(64)), ("test", range(200, 220))):
+        digits = load_digits()["train"].select(rows)
+        label = digits["label"][:]
+        caption = [None if i % 3 == 0 else f"This is a {NAMES[x]}, a digit." for i, x in enumerate(label)]
+        objects = [
+            None if i % 4 == 0 else {"bbox": [[0, 0, 8, 4], [2, 1, 2, 2]], "category": [0, 1]}
+            for i in range(len(label))
+        ]
+        columns = {"image": digits["image"][:], "caption": caption, "objects": objects}
+        columns["label"] = [UNLABELED if i % 2 else x for i, x in enumerate(label)]
+        features = {
+            "image": datasets.Image(),
+            "caption": datasets.Value("string"),
+            "objects": {
+                "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
+                "category": datasets.List(datasets.ClassLabel(names=["top", "spot"])),
+            },
+            "label": datasets.Value("int64"),
+        }
+        rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        rows.to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def log_of(folder) -> list[dict]:
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def test_words_of_captions():
+    texts = ["A dog, and a DOG!", "two dogs", "", "a cat"]
+    tokenizer = train_word_tokenizer(texts)
+    captions = Captions("text", tokenizer)
+    split = datasets.Dataset.from_dict({"text": [*texts, None]})
+    counts, num_captions = captions.count(split)
+    words = {tokenizer.convert_ids_to_tokens(place): int(count) for place, count in enumerate(counts)}
+    assert words == {"[UNK]": 0, "a": 2, "dog": 1, "and": 1, "two": 1, "dogs": 1, "cat": 1}
+    assert num_captions == 3 and captions.length == 3
+    ids = captions.encode({"text": "A unicorn and a dog"})  # unknown words and repetitions do not count
+    assert sorted(tokenizer.convert_ids_to_tokens(ids[ids >= 0].tolist())) == ["a", "and", "dog"]
+    assert (captions.encode({"text": None}) == UNLABELED).all()
+    joined = captions.encode({"text": ["a cat", "two"]})
+    assert sorted(tokenizer.convert_ids_to_tokens(joined.tolist())) == ["a", "cat", "two"]
+
+
+def test_masks_are_cropped_and_flipped_with_their_images():
+    generator = np.random.default_rng(0)
+    masks = [generator.integers(0, 3, (5, 6)).repeat(16, 0).repeat(16, 1).astype(np.uint8) for _ in range(4)]
+    masks[1][:20] = 255
+    columns = {"image": [Image.fromarray(mask * 80) for mask in masks], "mask": [Image.fromarray(x) for x in masks]}
+    columns["mask"][3] = None
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    data = datasets.Dataset.from_dict(columns, features=features)
+    processor = build_image_processor(reference_config(), image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    targets = [DenseLabels(["a", "b", "c"], "mask")]
+    for options, transform in (({"seed": 0, "num_views": 2}, TrainTransform(processor)), ({}, processor)):
+        images = ImageDataset(data, Labels(), transform, targets=targets, **options)
+        for position in range(12 if options else 4):
+            item = images[position]
+            pixels, labels = (
+                item[name].reshape(-1, *item[name].shape[-2:]) for name in ("pixel_values", "dense_labels")
+            )
+            pixels, known = pixels[::3] * 255, labels != UNLABELED
+            assert labels.shape == pixels.shape and known.any() == (position % 4 != 3)
+            wrong = (pixels - 80 * labels).abs() > 20
+            assert wrong[known].sum() <= 0.25 * known.sum()  # at the borders of the squares, where the image is smooth
+            if position % 4 == 1:
+                assert (pixels[~known] > 150).float().mean() > 0.8  # 255 * 80 modulo 256 is 176
+    with pytest.raises(ValueError, match=r"holds class 2, outside \[0, 2\)"):
+        ImageDataset(data, Labels(), processor, targets=[DenseLabels(["a", "b"], "mask")])[0]
+
+
+def test_boxes_are_drawn_the_smallest_last(table):
+    data = datasets.load_dataset("parquet", data_files=str(table / "train.parquet"), split="train")
+    names, categories = find_objects(data, "objects")
+    dense = DenseLabels(["background", *names], "objects", categories)
+    mask = dense.encode(data[1], (8, 8), None)
+    assert mask[0].tolist() == [1] * 8 and mask[1].tolist() == [1, 1, 2, 2, 1, 1, 1, 1] and not mask[4:].any()
+    assert (dense.encode(data[0], (8, 8), None) == UNLABELED).all()
+    with pytest.raises(ValueError, match="has not the fields 'bbox' and 'category'"):
+        find_objects(data, "caption")
+
+
+def test_masks_are_found_at_the_place_of_their_images(tmp_path):
+    for place in ("images/a/1.jpg", "images/b/1.jpg", "images/b/2.jpg", "masks/a/1.png", "masks/other/2.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / place)
+    paths = [str(tmp_path / "images" / name) for name in ("a/1.jpg", "b/2.jpg", "b/1.jpg")]
+    data = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image(decode=False))
+    masks = str(tmp_path / "masks")
+    found = with_masks(data, "image", [str(tmp_path / "images")], masks, "mask")["mask"]
+    assert [mask and mask["path"] for mask in found] == [
+        f"{masks}/a/1.png",
+        f"{masks}/other/2.png",
+        f"{masks}/a/1.png",
+    ]
+    (tmp_path / "masks" / "c").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "masks" / "c" / "1.png")
+    with pytest.raises(ValueError, match="2 masks named as"):
+        with_masks(data, "image", [str(tmp_path / "images")], masks, "mask")
+
+
+@pytest.mark.parametrize("kind", ["captions", "dense", "all"])
+def test_both_scripts_learn_from_parts(table, tmp_path, kind):
+    flags = {"captions": ["--caption_column_name", "caption"], "dense": ["--objects_column_name", "objects"]}
+    flags["all"] = [*flags["captions"], *flags["dense"]]
+    if kind != "all":
+        flags[kind] += ["--classification_branch", "False"]
+    weights = []
+    for script in SCRIPTS:
+        more = [*flags[kind], "--gradient_accumulation_steps", 2, "--output_dir", script]
+        printed = run_example(script, *RUN, "--dataset_name", table, *more, cwd=tmp_path)
+        assert ("42 training images have a caption" in printed) == (kind != "dense")
+        assert ("48 training images have boxes, of 3 classes" in printed) == (kind != "captions")
+        weights.append(load_file(tmp_path / script / "model.safetensors"))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    logs = [log_of(tmp_path / script) for script in SCRIPTS]
+    names = {"captions": ["caption_loss", "caption_accuracy"], "dense": ["dense_loss", "patch_miou"]}
+    names["all"] = [*names["captions"], *names["dense"], "classification_loss"]
+    for log, other in zip(*([entry for entry in log if "loss" in entry] for log in logs)):
+        assert log["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert all(log[name] == pytest.approx(other[name], rel=1e-5) for name in names[kind])
+    evaluated = [next(entry for entry in reversed(log) if "eval_reconstruction_loss" in entry) for log in logs]
+    for name in names[kind]:
+        values = [entry[f"eval_{name}"] for entry in evaluated]
+        assert values[0] == pytest.approx(values[1], rel=1e-5) and values[0] >= 0
+
+    config = SupMAEForPreTraining.from_pretrained(tmp_path / SCRIPTS[0]).config
+    kinds = {"captions": ["captions"], "dense": ["dense"], "all": ["labels", "captions", "dense"]}[kind]
+    assert list(config.supervision_weights) == kinds
+    if kind != "dense":
+        model = SupMAEForPreTraining.from_pretrained(tmp_path / SCRIPTS[1]).eval()
+        assert model.supervision["captions"].num_captions == 42
+        words = model.tag(torch.zeros(2, 3, 16, 16), num_words=4)
+        assert [len(row) for row in words] == [4, 4] and set(words[0]) <= {*NAMES, "this", "is", "a", "digit", "[UNK]"}
+    if kind != "captions":
+        assert config.dense_classes == ["background", "top", "spot"]
+
+
+def test_two_processes_have_the_numbers_of_one(table, tmp_path):
+    flags = ["--dataset_name", table, "--caption_column_name", "caption", "--objects_column_name", "objects"]
+    config = json.dumps({**TINY, "classifier_hidden_size": 0})
+    for processes in (1, 2):
+        batch = ["--per_device_train_batch_size", 16 // processes, "--output_dir", processes]
+        command = example_command(
+            "run_pretrain.py", *RUN, "--model_config", config, *flags, *batch, processes=processes
+        )
+        run_command(command, tmp_path)
+    one, two = (log_of(tmp_path / str(processes)) for processes in (1, 2))
+    assert len(one) == len(two)
+    for entry, other in zip(one, two):
+        shared = [name for name in entry if "loss" in name or "miou" in name or "accuracy" in name]
+        assert {name: entry[name] for name in shared} == pytest.approx(
+            {name: other[name] for name in shared}, rel=1e-4
+        )
+    weights = [load_file(tmp_path / str(processes) / "model.safetensors") for processes in (1, 2)]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--caption_column_name", "text"], "`--caption_column_name` text is no column: the columns are"),
+        (["--caption_column_name", "label"], "holds no texts"),
+        (["--objects_column_name", "caption"], "has not the fields 'bbox' and 'category'"),
+        (["--mask_column_name", "image"], "it must be said which"),
+        (["--mask_dir", "nowhere"], "`--mask_dir` nowhere is not a folder"),
+        (["--tokenizer_name", "x"], "`--tokenizer_name` needs `--caption_column_name`"),
+        (["--reduce_labels", "True"], "`--reduce_labels` is for masks"),
+        (["--model_config", json.dumps({"supervision": "captions"})], "`supervision` has captions, but no column"),
+        (["--model_config", json.dumps({"supervision": "words"})], "`supervision` names 'words'"),
+        (
+            ["--caption_column_name", "caption", "--model_config", json.dumps({"supervision": "labels"})],
+            "leaves out captions, for which a column is named",
+        ),
+    ],
+)
+def test_bad_input_is_refused(table, tmp_path, flags, message):
+    error = run_example(
+        "run_pretrain.py", "--dataset_name", table, *flags, "--output_dir", "out", cwd=tmp_path, fails=True
+    )
+    assert message in error and not (tmp_path / "out").exists()
