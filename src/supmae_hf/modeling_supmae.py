@@ -591,6 +591,9 @@ class SupMAEPreTrainedModel(PreTrainedModel):
                 + "".join(f"; {remark}" for remark in remarks)
                 + "."
             )
+        if "captions" in getattr(model, "supervision", ()):
+            with contextlib.suppress(OSError, ValueError):  # it may lie elsewhere
+                model.tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **options)
         model.set_input_size(**sizes)
         model._freeze_positions()  # Transformers loads every parameter as trainable
         return (model, info) if output_loading_info else model
@@ -798,7 +801,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         has_labels = kinds.pop("labels", None) is not None
         self.classification_head = SupMAEClassificationHead(config) if has_labels else None
         self.supervision = nn.ModuleDict({kind: SUPERVISIONS[kind](config) for kind in kinds})
-        self.tokenizer = None  # of the captions
+        self.tokenizer = None  # of the captions; saved and loaded with the model
         self.post_init()
         self._freeze_positions()
 
@@ -827,12 +830,14 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
             num_words: How many, for each.
 
         Raises:
-            ValueError: if the model has not learnt from captions.
+            ValueError: if the model has not learnt from captions, or has no `tokenizer`.
         """
         if "captions" not in self.supervision:
             raise ValueError("`tag` needs a model whose `supervision` has captions.")
         if self.tokenizer is None:
-            self.tokenizer = AutoTokenizer.from_pretrained(self.config.name_or_path)
+            raise ValueError(
+                "The model's `tokenizer` did not lie beside its weights: set it, to that of the captions."
+            )
         head, pooled = self.supervision["captions"], self.vit(pixel_values).pooler_output
         best = head(pooled).topk(num_words).indices
         return [[self.tokenizer.decode([token]).strip() for token in tokens] for tokens in best.tolist()]

@@ -8,7 +8,7 @@ SupMAE as classes that ship with Transformers, timm and ONNX, without changing a
 | `SupMAEForImageClassification`, class token | `ViTForImageClassification` |
 | `SupMAEForImageClassification` | timm's `VisionTransformer` |
 | `SupMAEModel` | `ViTModel` |
-| `SupMAEForPreTraining`, without its head | `ViTMAEForPreTraining` |
+| `SupMAEForPreTraining`, without its heads | `ViTMAEForPreTraining` |
 | `SupMAEForImageClassification`, `SupMAEModel` | ONNX |
 """
 
@@ -173,14 +173,14 @@ def to_vit(model: SupMAEModel) -> StockModel:
 
 
 def to_vit_mae(model: SupMAEForPreTraining) -> StockModel:
-    """A pre-training model as `ViTMAEForPreTraining`; the classification head is left out."""
+    """A pre-training model as `ViTMAEForPreTraining`; the supervised heads are left out."""
     decoder = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     more = ("qkv_bias", "mask_ratio", "norm_pix_loss", *(f"decoder_{name}" for name in decoder))
     config = ViTMAEConfig(**_shared_fields(model.config, *more))
     state_dict = {
         name: tensor
         for name, tensor in _published(model.state_dict()).items()
-        if not name.startswith("classification_head.")
+        if not name.startswith(("classification_head.", "supervision."))
     }
 
     def pixels(checked: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -342,7 +342,7 @@ def export_stock(
 
 def _readme(model: SupMAEPreTrainedModel, stock: StockModel, name: str, folder: str, image_processor) -> str:
     left_out = (
-        "\nThe classification head of pre-training is left out.\n" if isinstance(model, SupMAEForPreTraining) else ""
+        "\nThe supervised heads of pre-training are left out.\n" if isinstance(model, SupMAEForPreTraining) else ""
     )
     usage = stock.usage.replace("FOLDER", folder)
     if isinstance(image_processor, SupMAEImageProcessor):

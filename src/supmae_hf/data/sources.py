@@ -35,6 +35,7 @@ IMAGE_NAMES = (
     "path",
     "image_path",
 )
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _TABLES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".arrow", ".tar")
 
 
@@ -73,13 +74,20 @@ def _stream(rows: datasets.Dataset) -> datasets.IterableDataset:
 
 def load_digits() -> datasets.DatasetDict:
     """
-    scikit-learn's 1,797 scans of handwritten digits (8x8, grey), of which a fixed fifth is held out, balanced over
-    the classes. Needs no network.
+    scikit-learn's 1,797 scans of handwritten digits (8x8, grey) with captions, of which a fixed fifth is held out, balanced
+    over the classes. Needs no network.
     """
     digits = scikit_learn.load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("0123456789"))})
-    records = {"image": [Image.fromarray(image) for image in pixels], "label": digits.target.tolist()}
+    features = {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=list("0123456789")),
+        "caption": datasets.Value("string"),
+    }
+    features = datasets.Features(features)
+    captions = [f"a scan of a handwritten {_DIGITS[label]}" for label in digits.target]
+    images = [Image.fromarray(image) for image in pixels]
+    records = {"image": images, "label": digits.target.tolist(), "caption": captions}
     split = datasets.Dataset.from_dict(records, features=features).train_test_split(
         test_size=0.2, seed=_SPLIT_SEED, stratify_by_column="label"
     )
