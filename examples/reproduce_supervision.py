@@ -1,0 +1,294 @@
+#!/usr/bin/env python
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+What captions and dense labels are worth in pre-training, at equal compute.
+
+    python examples/reproduce_supervision.py [--data FOLDER] [--only captions|dense] [--quick]
+
+Captions: pictures of two pieces of clothing of Fashion-MNIST (from the Hub, or any set in its format from a folder) at random places,
+with captions such as "a bag and a sandal". SupMAE learns from the captions, SupMAE from the same as classes (several an image), MAE
+from the pictures. Measured on pictures of one piece: the accuracy of the pre-trained branches, which have seen no such picture, and of
+models that were fine-tuned with 1% of the labels.
+
+Dense: coloured shapes on photographs. SupMAE learns from their masks, SupMAE from which shapes there are, MAE from the images. Measured:
+mIoU of UperNets that were fine-tuned from each on some of the images.
+
+Runs are kept as they finish: after an interruption the same command goes on. Prints tables and writes them into --output_dir.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import multiprocessing
+
+from supmae_hf import SupMAEBackbone, SupMAEConfig, SupMAEForPreTraining
+from supmae_hf.cost import classification_flops, pretraining_flops
+from supmae_hf.data.targets import Captions, train_word_tokenizer
+from supmae_hf.evaluation.experiments import (
+    SMALL_MODEL,
+    accuracy,
+    balanced,
+    classifier_of,
+    endless,
+    load_images,
+    mean_and_std,
+    run_jobs,
+    to_inputs,
+    train,
+)
+from supmae_hf.evaluation.metrics import count_pixels, segmentation_scores
+from supmae_hf.evaluation.segmentation import IGNORED, build_upernet, make_shapes
+from supmae_hf.evaluation.tables import Journal, say_written, write_table
+from supmae_hf.evaluation.zero_shot import class_tokens, zero_shot_function
+from supmae_hf.training.recipes import Parser
+from supmae_hf.training.recipes import run as run_script
+
+
+SIZE, PIECE, BATCH = 64, 28, 64  # pixels of a picture and of a piece in it; images of a step
+MODEL = {**SMALL_MODEL, "image_size": SIZE, "classification_loss_weight": 0.1}  # 64 patches of 8x8, 16 visible
+WORDS = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
+CAPTIONS, CLASSES, DENSE, MAE = "SupMAE, captions", "SupMAE, classes", "SupMAE, dense labels", "MAE"
+ARMS = {"captions": (CAPTIONS, CLASSES, MAE), "dense": (DENSE, CLASSES, MAE)}
+MEASURES = {"zero_shot": "pre-trained branch", "finetuned": "fine-tuned with 1% of the labels", "miou": "mIoU"}
+NUM_SHAPES, SHAPES_FOR_TUNING, SHAPES_FOR_TEST = 4000, 400, 400
+
+
+def caption_of(labels: list[int]) -> str:
+    """Such as `"a bag and a sandal"`."""
+    return " and ".join(f"a {WORDS[label]}" for label in labels)
+
+
+def pictures(images: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """
+    Pieces at random places, which do not overlap much, on black: `(num, 1, SIZE, SIZE)`.
+
+    Args:
+        images: Of type uint8, `(num_images, 1, 32, 32)`, padded with black.
+        ids: Which, of shape `(num, pieces)`.
+    """
+    border = (images.shape[-1] - PIECE) // 2
+    result = torch.zeros(len(ids), 1, SIZE, SIZE, dtype=torch.uint8)
+    for picture, row in zip(result, ids):
+        taken = []
+        for place in row:
+            while True:
+                top, left = torch.randint(SIZE - PIECE + 1, (2,)).tolist()
+                if all(max(abs(top - y), abs(left - x)) >= 0.75 * PIECE for y, x in taken):
+                    break
+            taken.append((top, left))
+            piece = images[place, :, border : border + PIECE, border : border + PIECE]
+            window = picture[:, top : top + PIECE, left : left + PIECE]
+            window.copy_(torch.maximum(window, piece))
+    return result
+
+
+def pretrain(
+    config: SupMAEConfig, batches: Iterator, flops: float, prepare=lambda model: None
+) -> SupMAEForPreTraining:
+    model = SupMAEForPreTraining(config)
+    prepare(model)
+    num_steps = round(flops / (3 * pretraining_flops(config) * BATCH))
+    return train(model, batches, num_steps, 2e-3, loss_of=lambda model, images, targets: model(images, **targets).loss)
+
+
+def run_captions(job: dict, data: dict) -> dict:
+    """Pre-train on pictures of two pieces, measure on pictures of one."""
+    images, labels, arm = data["images"], data["labels"], job["arm"]
+    texts = [caption_of([first, second]) for first in range(10) for second in range(10)]
+    captions = Captions("text", train_word_tokenizer(texts))
+    captions.length = 4  # two words, "a" and "and"
+    fields = {"num_channels": 1, "num_labels": 10, "problem_type": "multi_label_classification"}
+    if arm == CAPTIONS:
+        fields |= {"supervision": "captions", "caption_vocab_size": len(captions.tokenizer)}
+    if arm == MAE:
+        fields["classification_loss_weight"] = 0.0
+    everything = torch.arange(len(images))
+
+    def batches(num_pieces: int):
+        for ids in endless(everything, BATCH * num_pieces):
+            ids = ids.reshape(BATCH, num_pieces)
+            targets = {}
+            if arm == CAPTIONS:
+                rows = [captions.encode({"text": caption_of(row)}) for row in labels[ids].tolist()]
+                targets["caption_ids"] = torch.stack(rows)
+            elif arm == CLASSES:
+                targets["labels"] = torch.zeros(BATCH, 10).scatter_(1, labels[ids], 1.0)
+            yield to_inputs(pictures(images, ids)), targets
+
+    def prepare(model: SupMAEForPreTraining):
+        if arm == CAPTIONS:
+            model.tokenizer = captions.tokenizer
+            counts = torch.zeros(len(captions.tokenizer), dtype=torch.long)
+            for text in texts:
+                counts[captions.tokens(text)] += 1
+            model.supervision["captions"].set_frequencies(counts, len(texts))
+
+    pretrained = pretrain(SupMAEConfig(**{**MODEL, **fields}), batches(2), job["flops"], prepare)
+    torch.manual_seed(0)  # the same pictures for all
+    queries = to_inputs(pictures(data["test_images"], torch.arange(len(data["test_images"]))[:, None]))
+    result = {}
+    if arm != MAE:
+        function = lambda x: pretrained.classification_head(pretrained.vit(x).pooler_output)  # noqa: E731
+        if arm == CAPTIONS:
+            function = zero_shot_function(pretrained, class_tokens(pretrained, WORDS))
+        with torch.no_grad():
+            scores = torch.cat([function(part) for part in queries.split(500)])
+        result["zero_shot"] = (scores.argmax(dim=-1) == data["test_labels"]).float().mean().item()
+
+    torch.manual_seed(job["seed"])
+    few = balanced(labels, max(round(0.01 * labels.bincount().min().item()), 1), job["seed"]).flatten()
+
+    def labeled():
+        for ids in endless(few, BATCH):
+            yield to_inputs(pictures(images, ids[:, None])), labels[ids]
+
+    classifier = classifier_of(pretrained, drop_path_rate=0.1, problem_type="single_label_classification")
+    num_steps = round(job["flops"] / 4 / (3 * classification_flops(classifier.config) * BATCH))
+    classifier = train(classifier, labeled(), num_steps, 1e-3, layer_decay=0.75)
+    return {**result, "finetuned": accuracy(classifier, queries, data["test_labels"])}
+
+
+def load_shapes(num_images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images `(num_images, 3, SIZE, SIZE)` of type uint8 and classes of their pixels `(num_images, SIZE, SIZE)`."""
+    data = make_shapes(num_images, SIZE, seed)
+    images, masks = (np.stack([np.asarray(x) for x in data[name]]) for name in ("image", "annotation"))
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks).long()
+
+
+def flipped(images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Half of a batch mirrored."""
+    mirror = torch.rand(len(images)) < 0.5
+    images = torch.where(mirror.view(-1, 1, 1, 1), images.flip(-1), images)
+    return images, torch.where(mirror.view(-1, 1, 1), masks.flip(-1), masks)
+
+
+def run_dense(job: dict, data: dict) -> dict:
+    """Pre-train on shapes, and fine-tune UperNet on some of them."""
+    images, masks, arm = *load_shapes(data["num_shapes"], seed=0), job["arm"]
+    fields = {"num_channels": 3, "num_labels": 3, "problem_type": "multi_label_classification"}
+    if arm == DENSE:
+        fields |= {"supervision": "dense", "dense_classes": ["photograph", "disc", "square", "triangle"]}
+    if arm == MAE:
+        fields["classification_loss_weight"] = 0.0
+
+    def batches():
+        for ids in endless(torch.arange(len(images)), BATCH):
+            pixels, classes = flipped(images[ids], masks[ids])
+            targets = {}
+            if arm == DENSE:
+                targets["dense_labels"] = classes
+            elif arm == CLASSES:
+                targets["labels"] = torch.stack([(classes == label).any(-1).any(-1) for label in (1, 2, 3)], 1).float()
+            yield to_inputs(pixels), targets
+
+    pretrained = pretrain(SupMAEConfig(**{**MODEL, **fields}), batches(), job["flops"])
+    config = SupMAEConfig(**{**pretrained.config.to_dict(), "out_indices": [1, 2, 3, 4], "add_fpn": True})
+    backbone = SupMAEBackbone(config)
+    backbone.vit.load_state_dict(pretrained.vit.state_dict(), strict=False)
+
+    def labeled():
+        for ids in endless(torch.arange(min(SHAPES_FOR_TUNING, len(images))), 16):
+            pixels, classes = flipped(images[ids], masks[ids])
+            yield to_inputs(pixels), classes
+
+    upernet = build_upernet(backbone, num_classes=4, hidden_size=32)
+    upernet = train(upernet, labeled(), job["tuning_steps"], 1e-3, layer_decay=0.9)
+    test_images, test_masks = load_shapes(min(SHAPES_FOR_TEST, data["num_shapes"]), seed=1)
+    pixels = 0
+    with torch.no_grad():
+        for part, answers in zip(test_images.split(50), test_masks.split(50)):
+            predicted = upernet(to_inputs(part)).logits.argmax(dim=1)
+            pixels = pixels + count_pixels(predicted.numpy().ravel(), answers.numpy().ravel(), 4, IGNORED)
+    return {"miou": segmentation_scores(pixels)["mIoU"]}
+
+
+_DATA = {}  # of a worker
+
+
+def prepare_worker(data: dict):
+    torch.set_num_threads(1)
+    _DATA.update(data)
+
+
+def work(job: dict) -> tuple[dict, dict]:
+    start = time.perf_counter()
+    torch.manual_seed(job["seed"])
+    result = {"captions": run_captions, "dense": run_dense}[job["part"]](job, _DATA)
+    return job, {**result, "seconds": time.perf_counter() - start}
+
+
+def line_of(job: dict, result: dict) -> str:
+    figures = ", ".join(f"{title} {result[name]:.2%}" for name, title in MEASURES.items() if name in result)
+    return f"{job['arm']}, seed {job['seed']}: {figures} ({result['seconds'] / 60:.1f} minutes)"
+
+
+def summarize(jobs: list[dict], results: list[dict]) -> list[dict]:
+    """A row per arm: means and deviations over the seeds."""
+    groups = {}
+    for job, result in zip(jobs, results):
+        groups.setdefault(job["arm"], []).append(result)
+    rows = []
+    for arm, runs in groups.items():
+        row = {"arm": arm, "TFLOPs of pre-training": jobs[0]["flops"] / 1e12, "seeds": len(runs)}
+        for name, title in MEASURES.items():
+            if name in runs[0]:
+                row[title], row[f"{title} (std)"] = mean_and_std([run[name] for run in runs])
+        rows.append(row)
+    return rows
+
+
+def main():
+    parser = Parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="a sixth of the compute, one seed: minutes")
+    parser.add_argument("--only", choices=list(ARMS), help="one of the two comparisons")
+    parser.add_argument(
+        "--data", default="zalando-datasets/fashion_mnist", help="a data set, or a folder of IDX files"
+    )
+    parser.add_argument("--tflops", type=float, help="of pre-training (default: 6; quick: 1)")
+    parser.add_argument("--seeds", type=int, help="how many (default: 3; quick: 1)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
+    parser.add_argument("--output_dir", type=Path, help="default: outputs/supervision, or -quick")
+    args = parser.parse_args()
+    flops = 1e12 * (args.tflops if args.tflops is not None else 1 if args.quick else 6)
+    seeds = args.seeds if args.seeds is not None else 1 if args.quick else 3
+    output_dir = args.output_dir or Path("outputs") / ("supervision" + "-quick" * args.quick)
+    if not 0 < flops < np.inf or min(seeds, args.processes) < 1:
+        parser.error("--tflops must be above 0, --seeds and --processes at least 1.")
+
+    start = time.perf_counter()
+    parts = [args.only] if args.only else list(ARMS)
+    data = load_images(args.data) if "captions" in parts else {}
+    if data and data["num_labels"] != len(WORDS):
+        raise ValueError(f"{args.data} has {data['num_labels']} classes, but captions are written for {len(WORDS)}.")
+    # as much of the rest as of the compute
+    data["num_shapes"] = max(round(NUM_SHAPES * min(flops / 6e12, 1)), 32)
+    tuning_steps = max(round(300 * min(flops / 6e12, 1)), 2)
+    journal = Journal(output_dir / "runs.jsonl")
+    jobs = {
+        part: [
+            {"part": part, "arm": arm, "flops": flops, "seed": seed}
+            | ({"tuning_steps": tuning_steps} if part == "dense" else {})
+            for seed in range(seeds)
+            for arm in ARMS[part]
+        ]
+        for part in parts
+    }
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(args.processes, prepare_worker, (data,)) as pool:
+        results = run_jobs([job for part in parts for job in jobs[part]], work, pool, journal, line_of)
+        pool.close()
+        pool.join()
+    for part in parts:
+        print()
+        write_table(summarize(jobs[part], results[: len(jobs[part])]), output_dir, f"results_{part}")
+        results = results[len(jobs[part]) :]
+    print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes with {args.processes} processes.")
+    say_written(output_dir, *sorted(path.name for path in output_dir.iterdir()))
+
+
+if __name__ == "__main__":
+    run_script(main)
