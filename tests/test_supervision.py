@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import digit_pixel_values, reference_config
+from conftest import ROOT, digit_pixel_values, reference_config
 from torch import nn
 
 from supmae_hf import SupMAEBackbone, SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
@@ -176,6 +176,16 @@ def test_a_kind_of_ones_own(digits, digit_labels, monkeypatch):
     torch.testing.assert_close(outputs.supervision_losses["brightness"], expected)
     terms = outputs.reconstruction_loss + 0.1 * outputs.classification_loss + 2 * expected
     torch.testing.assert_close(outputs.loss, terms)
+
+
+@pytest.mark.slow
+def test_the_documents_example_runs():
+    text = (ROOT / "docs" / "supervision.md").read_text()
+    names = {}
+    exec(text.split("```python\n")[-1].split("```")[0], names)
+    losses = names["outputs"].supervision_losses
+    SUPERVISIONS.pop("age")
+    assert losses["age"] > 0 and names["outputs"].classification_loss > 0
 
 
 @pytest.mark.parametrize(

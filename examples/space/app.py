@@ -37,6 +37,20 @@ def to_picture(pixel_values: torch.Tensor) -> Image.Image:
     return picture.resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
+def seen(outputs) -> dict[str, float]:
+    """The classes, or else the words, that fit the visible patches best, with their probabilities."""
+    logits, name = outputs.class_logits, lambda index: str(model.config.id2label[index])
+    if logits is None:
+        logits, name = (
+            (outputs.supervision_logits or {}).get("captions"),
+            lambda index: model.tokenizer.decode([index]),
+        )
+    if logits is None:
+        return {}
+    best = logits[0].softmax(-1).topk(min(5, logits.shape[-1]))
+    return {name(index): value for value, index in zip(best.values.tolist(), best.indices.tolist())}
+
+
 @torch.no_grad()
 def reconstruct(image: Image.Image | str | None, mask_ratio: float, seed: float):
     if image is None:
@@ -53,13 +67,11 @@ def reconstruct(image: Image.Image | str | None, mask_ratio: float, seed: float)
     hidden = model.unpatchify(outputs.mask.unsqueeze(-1).expand_as(patches))
     reconstruction = model.predicted_pixel_values(outputs.logits, pixel_values)
     pasted = torch.where(hidden.bool(), reconstruction, pixel_values)
-    probabilities = outputs.class_logits.softmax(-1)[0]
-    names = model.config.id2label
     return (
         to_picture((pixel_values * (1 - hidden))[0]),
         to_picture(reconstruction[0]),
         to_picture(pasted[0]),
-        {str(names[index]): probability for index, probability in enumerate(probabilities.tolist())},
+        seen(outputs),
     )
 
 
@@ -87,7 +99,7 @@ with gr.Blocks(title="SupMAE") as demo:
                 gr.Markdown(f"**{name}**")
                 pictures.append(gr.Image(type="pil", format="png", show_label=False))
         with gr.Column(min_width=200):
-            gr.Markdown("**classes, from the visible patches**")
+            gr.Markdown("**what it sees in the visible patches**")
             classes = gr.Label(num_top_classes=5, show_label=False)
     inputs, outputs = [image, mask_ratio, seed], [*pictures, classes]
     button.click(reconstruct, inputs, outputs, api_name="reconstruct")

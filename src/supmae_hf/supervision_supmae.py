@@ -257,8 +257,9 @@ class SupMAECaptionHead(SupMAEMLPHead, SupMAESupervision):
         if wrong is not None:
             raise ValueError(f"Token {wrong} is outside [0, {len(self.document_frequency)}), `caption_vocab_size`.")
         is_token = targets != UNLABELED
-        bags = self.fc2.bias.new_zeros(len(targets), len(self.document_frequency), dtype=torch.float32)
-        bags = bags.scatter_add(1, targets * is_token, is_token.float()).clamp(max=1) * self.token_weights()
+        bags = torch.zeros(len(targets), len(self.document_frequency), device=targets.device)
+        bags = bags.scatter_add(1, targets * is_token, is_token.float()).clamp(max=1)
+        bags = bags * self.token_weights().to(targets.device)
         return bags / bags.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
     def forward(self, pooled: torch.Tensor, patches=None, ids_restore=None, decoded=None) -> torch.Tensor:
