@@ -180,7 +180,7 @@ def run_dense(job: dict, data: dict) -> dict:
             pixels, classes = flipped(images[ids], masks[ids])
             targets = {}
             if arm == DENSE:
-                targets["dense_labels"] = classes
+                targets["segmentation_maps"] = classes
             elif arm == CLASSES:
                 targets["labels"] = torch.stack([(classes == label).any(-1).any(-1) for label in (1, 2, 3)], 1).float()
             yield to_inputs(pixels), targets

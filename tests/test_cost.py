@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import reference_config, run_example
+from conftest import ROOT, reference_config, run_example
 from transformers import ViTMAEConfig
 
 from supmae_hf.cost import classification_flops, pretraining_flops
@@ -40,6 +40,15 @@ def test_script(tmp_path):
         (rows["SupMAE"]["pre-training EFLOPs"] + rows["SupMAE"]["fine-tuning EFLOPs"]) / 0.36
     )
     assert rows["SupMAE"]["kWh"] == pytest.approx(hours * 0.4)
+
+
+def test_a_recipe_beside_the_published_ones(tmp_path):
+    recipe = ROOT / "examples" / "configs" / "pretrain_vit_b_fast.yaml"
+    run_example("estimate_cost.py", "--recipe", recipe, "--output_dir", tmp_path, cwd=tmp_path)
+    rows = {row["method"]: row for row in json.loads((tmp_path / "cost.json").read_text())}
+    row = rows["pretrain_vit_b_fast"]
+    assert row["epochs"] == 100  # 50 of two views
+    assert row["pre-training EFLOPs"] == pytest.approx(rows["SupMAE"]["pre-training EFLOPs"] / 8, rel=0.05)
 
 
 @pytest.mark.parametrize("flags", [["--watts", 300], ["--tflops", 0], ["--num_images", -1]])

@@ -102,7 +102,7 @@ def test_several_kinds_at_once(digits, digit_labels, caption_ids, dense_labels):
     weights = {"labels": 0.3, "captions": 0.2, "dense": 0.1}
     model = model_of(weights).train()
     noise = torch.rand(8, 16)
-    outputs = model(digits, labels=digit_labels, noise=noise, caption_ids=caption_ids, dense_labels=dense_labels)
+    outputs = model(digits, labels=digit_labels, noise=noise, caption_ids=caption_ids, segmentation_maps=dense_labels)
     losses = {"labels": outputs.classification_loss, **outputs.supervision_losses}
     expected = outputs.reconstruction_loss + sum(weights[kind] * losses[kind] for kind in weights)
     torch.testing.assert_close(outputs.loss, expected)

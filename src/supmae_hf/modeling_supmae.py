@@ -912,7 +912,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         mask_ratio: float | None = None,
         interpolate_pos_encoding: bool = False,
         caption_ids: torch.Tensor | None = None,
-        dense_labels: torch.Tensor | None = None,
+        segmentation_maps: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SupMAEForPreTrainingOutput:
         """
@@ -924,7 +924,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
                 Class indices of shape `(batch_size,)`, -100 for images without a label, which then train the
                 reconstruction only; for other problems see [`classification_loss`]. Without labels the model is a masked
                 autoencoder.
-            caption_ids, dense_labels (*optional*):
+            caption_ids, segmentation_maps (*optional*):
                 Targets of [`SupMAECaptionHead`] and [`SupMAEDenseHead`], if `config.supervision` has them; those of other kinds
                 have the name of their `argument`.
             noise, mask, mask_ratio: As for [`SupMAEModel`], but masking is the rule: by `config.mask_ratio`, at random.
@@ -938,7 +938,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         if mask is None and mask_ratio is None:
             mask_ratio = self.config.mask_ratio
         heads = self.heads()
-        targets = {"labels": labels, "caption_ids": caption_ids, "dense_labels": dense_labels}
+        targets = {"labels": labels, "caption_ids": caption_ids, "segmentation_maps": segmentation_maps}
         for head in heads.values():
             if head.argument not in targets:
                 targets[head.argument] = kwargs.pop(head.argument, None)

@@ -289,7 +289,7 @@ class SupMAEDenseHead(SupMAESupervision):
     Targets are classes of pixels, `(batch_size, height, width)`, -100 where there is none.
     """
 
-    argument, loss_name, count_name = "dense_labels", "dense_loss", "densely_labeled_images"
+    argument, loss_name, count_name = "segmentation_maps", "dense_loss", "densely_labeled_images"
 
     def __init__(self, config: SupMAEConfig):
         super().__init__()

@@ -174,6 +174,11 @@ OTHERS = [
     ("publish.py", "nowhere organisation/name", "nowhere"),
     ("reproduce_efficiency.py", "--epochs 12", "--epochs must be a multiple of 8, got 12"),
     ("reproduce_partial_labels.py", "--draws 0", "--draws and --processes at least 1"),
+    ("reproduce_fast_recipe.py", "--seeds 0", "--seeds and --processes at least 1"),
+    ("reproduce_supervision.py", "--tflops 0", "--tflops must be above 0"),
+    ("estimate_cost.py", "--recipe nothing.yaml", "No such file or directory: 'nothing.yaml'"),
+    ("run_zero_shot.py", "", "`--models` is missing"),
+    ("run_pretrain.py", "--repeated_augmentation 0", "`--repeated_augmentation` must be 1 or more, got 0."),
 ]
 
 LINES = [("run_pretrain.py", *line) for line in PRETRAIN] + [("run_finetune.py", *line) for line in FINETUNE] + OTHERS

@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from conftest import TINY, example_command, run_command, run_example
+from conftest import TINY, digit_images, example_command, run_command, run_example
 
 from supmae_hf.training.checkpointing import find_checkpoint, list_checkpoints
 
@@ -119,6 +119,28 @@ def test_finetuning_goes_on_bit_for_bit(tmp_path):
 def test_two_processes_go_on_bit_for_bit(tmp_path, streaming):
     arguments = [*RUN, "--per_device_train_batch_size", 32, "--streaming", streaming]
     assert_killed_run_equals("run_pretrain.py", arguments, tmp_path, kills=1, most_steps=30, seed=3, processes=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "processes"), [("run_pretrain.py", 2), ("run_pretrain_no_trainer.py", 1)])
+def test_all_kinds_of_supervision_go_on(tmp_path, script, processes):
+    """From a folder of images, of which some have a class, a caption or a mask."""
+    lines = ["file_name,label,caption"]
+    for index, image in enumerate(digit_images(160)):
+        for folder, picture in (("images", image), ("masks", image.convert("L").point(lambda x: x > 60))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            if folder == "images" or index % 3:
+                picture.save(tmp_path / folder / f"{index}.png")
+        lines.append(
+            f"{index}.png,{index % 5 if index % 2 else ''},{'number ' + 'abcde'[index % 5] if index % 4 else ''}"
+        )
+    (tmp_path / "images" / "metadata.csv").write_text("\n".join(lines))
+    config = json.dumps({**TINY, "hidden_dropout_prob": 0.1, "dense_classes": ["paper", "ink"]})
+    arguments = [*RUN, "--model_config", config, "--train_dir", "images", "--mask_dir", "masks"]
+    arguments += ["--caption_column_name", "caption", "--per_device_train_batch_size", 16, "--num_train_epochs", 12]
+    assert_killed_run_equals(script, arguments, tmp_path, kills=1, most_steps=20, seed=4, processes=processes)
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    assert config["supervision"] == ["labels", "captions", "dense"]
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_masks_are_cropped_and_flipped_with_their_images():
         for position in range(12 if options else 4):
             item = images[position]
             pixels, labels = (
-                item[name].reshape(-1, *item[name].shape[-2:]) for name in ("pixel_values", "dense_labels")
+                item[name].reshape(-1, *item[name].shape[-2:]) for name in ("pixel_values", "segmentation_maps")
             )
             pixels, known = pixels[::3] * 255, labels != UNLABELED
             assert labels.shape == pixels.shape and known.any() == (position % 4 != 3)

@@ -117,7 +117,7 @@ class DenseLabels:
         reduce_labels: Mask value 0 is no class, and class 0 is stored as 1, as in ADE20K.
     """
 
-    argument = "dense_labels"
+    argument = "segmentation_maps"
 
     def __init__(self, names: list[str], column: str, categories: list | None = None, reduce_labels: bool = False):
         self.names, self.column, self.reduce_labels = names, column, reduce_labels

@@ -83,9 +83,9 @@ def scheduled(
         inputs["pixel_values"] = F.interpolate(
             inputs["pixel_values"], size=(size, size), mode="bicubic", antialias=True, align_corners=False
         )
-        if "dense_labels" in inputs:
-            labels = inputs["dense_labels"].unsqueeze(1).float()
-            inputs["dense_labels"] = F.interpolate(labels, size=(size, size), mode="nearest").squeeze(1).long()
+        if "segmentation_maps" in inputs:
+            labels = inputs["segmentation_maps"].unsqueeze(1).float()
+            inputs["segmentation_maps"] = F.interpolate(labels, size=(size, size), mode="nearest").squeeze(1).long()
         rows, columns = (size // side for side in to_pair(config.patch_size))
         if "noise" in inputs:
             inputs["noise"] = inputs["noise"][:, : rows * columns]
