@@ -29,6 +29,7 @@ SHORTER = {
     "reproduce_efficiency": "--epochs 8 --seeds 1 --finetuning_epochs 1 --trials 1",
     "reproduce_partial_labels": "--data digits --tflops 0.002",
     "reproduce_fast_recipe": "--data digits --tflops 0.002",
+    "reproduce_supervision": "--data digits --tflops 0.002",
 }
 
 
@@ -64,7 +65,7 @@ def test_commands_run_when_cut_short(repository):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["reproduce_efficiency", "reproduce_partial_labels", "reproduce_fast_recipe"])
+@pytest.mark.parametrize("script", [name for name in SHORTER if name.startswith("reproduce")])
 def test_reproductions_run_when_cut_short(repository, script):
     make_mnist(repository / "digits", splits=((0, 1000), (1000, 1100)))
     command = next(command for command in COMMANDS if script in command)
@@ -74,5 +75,5 @@ def test_reproductions_run_when_cut_short(repository, script):
 @pytest.mark.slow
 def test_commands_run_as_they_stand(repository):
     for command in COMMANDS:
-        if not re.search("reproduce_(partial_labels|fast_recipe)", command):  # which load their images from the Hub
+        if not re.search("reproduce_(partial|fast|supervision)", command):  # which load their images from the Hub
             run(command, repository)
