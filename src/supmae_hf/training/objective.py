@@ -19,8 +19,8 @@ logger = logging.get_logger(__name__)
 def predictions_of(outputs: SupMAEForPreTrainingOutput, kind: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Logits and loss of a kind of supervision."""
     if kind == "labels":
-        return outputs["class_logits"], outputs["classification_loss"]
-    return (outputs["supervision_logits"] or {}).get(kind), (outputs["supervision_losses"] or {}).get(kind)
+        return outputs.get("class_logits"), outputs.get("classification_loss")
+    return tuple((outputs.get(f"supervision_{what}") or {}).get(kind) for what in ("logits", "losses"))
 
 
 def labels_of_step(
@@ -56,13 +56,10 @@ def step_loss(
     """
     if not labels_per_batch:
         return outputs["loss"].mean()  # mean(): DataParallel returns one loss per device
-    loss, weights = (
-        model.config.reconstruction_loss_weight * outputs["reconstruction_loss"].mean(),
-        model.config.supervision_weights,
-    )
+    heads, weights = model.heads(), model.config.supervision_weights
+    loss = model.config.reconstruction_loss_weight * outputs["reconstruction_loss"].mean()
     for kind, labels in labels_per_batch.items():
-        head = model.heads()[kind]
-        share = head.count(batch[head.argument]).sum() / labels.clamp(min=1e-6)
+        share = heads[kind].count(batch[heads[kind].argument]).sum() / labels.clamp(min=1e-6)
         loss = loss + weights[kind] * (predictions_of(outputs, kind)[1].mean() * share)
     return loss
 
@@ -244,12 +241,12 @@ class BranchCheck:
         Args:
             model: In no wrapper.
         """
-        config = model.config
-        counts = [
-            head.count(inputs[head.argument]).sum() for head in model.heads().values() if head.argument in inputs
-        ]
-        self.is_done = self.is_done or not counts or not any(config.supervision_weights.values())
         if self.is_done or steps_done + 1 < self.step:
+            return
+        config, heads = model.config, model.heads().values()
+        counts = [head.count(inputs[head.argument]).sum() for head in heads if head.argument in inputs]
+        if not counts or not any(config.supervision_weights.values()):
+            self.is_done = True
             return
         if not self.accelerator.reduce(sum(counts)):
             return  # perhaps the next batch has some
