@@ -112,6 +112,11 @@ def test_boxes_are_drawn_the_smallest_last(table):
     assert (dense.encode(data[0], (8, 8), None) == UNLABELED).all()
     with pytest.raises(ValueError, match="has not the fields 'bbox' and 'category'"):
         find_objects(data, "caption")
+    listed = [[{"bbox": [0, 0, 8, 4], "category": "top"}, {"bbox": [2, 1, 2, 2], "category": "spot"}], None]
+    names, categories = find_objects(datasets.Dataset.from_dict({"objects": listed}), "objects")
+    assert names == ["spot", "top"]
+    again = DenseLabels(["background", *names], "objects", categories).encode({"objects": listed[0]}, (8, 8), None)
+    assert torch.equal(again, torch.tensor([0, 2, 1])[mask])
 
 
 def test_masks_are_found_at_the_place_of_their_images(tmp_path):

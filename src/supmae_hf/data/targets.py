@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -160,8 +161,7 @@ class DenseLabels:
 
     def _draw(self, objects: Mapping, size: tuple[int, int]) -> np.ndarray:
         mask = np.zeros(size, dtype=np.int64)
-        objects = zip(objects[BOXES] or [], objects[CATEGORIES] or [])
-        for (left, top, width, height), category in sorted(objects, key=lambda one: -one[0][2] * one[0][3]):
+        for (left, top, width, height), category in sorted(_pairs(objects), key=lambda one: -one[0][2] * one[0][3]):
             if not (np.isfinite([left, top, width, height]).all() and width >= 0 and height >= 0):
                 raise ValueError(f"the box {[left, top, width, height]} is not one of left, top, width and height")
             rows, columns = (
@@ -192,9 +192,15 @@ def find_objects(split: datasets.Dataset, column: str) -> tuple[list[str], list]
     category = getattr(fields[CATEGORIES], "feature", fields[CATEGORIES])
     if isinstance(category, datasets.ClassLabel):
         return category.names, list(range(len(category.names)))
-    found = {value for objects in split[column] for value in (objects or {}).get(CATEGORIES) or []}
-    found = sorted(found)
+    found = sorted({category for objects in split[column] for _, category in _pairs(objects)} - {None})
     return list(map(str, found)), found
+
+
+def _pairs(objects: Mapping | list | None) -> list[tuple[list[float], object]]:
+    """Boxes and categories of a record's objects: lists in one object, or a list of objects."""
+    if isinstance(objects, Mapping):
+        return list(zip(objects[BOXES] or [], objects[CATEGORIES] or []))
+    return [(one[BOXES], one[CATEGORIES]) for one in objects or []]
 
 
 def with_masks(
@@ -205,7 +211,7 @@ def with_masks(
     name, whatever their ending.
 
     Raises:
-        ValueError: if two masks have the name of an image that has none at its place.
+        ValueError: if two masks have the name of an image that has none at its place, or the images are no files.
     """
     by_place, by_name = {}, {}
     for folder, _, files in os.walk(mask_dir, followlinks=True):
@@ -228,5 +234,8 @@ def with_masks(
             )
         return {"bytes": None, "path": paths[0]} if paths else None
 
-    images = pyarrow.compute.struct_field(values_of(split, image_column), "path").to_pylist()
+    images = values_of(split, image_column)
+    if not pa.types.is_struct(images.type):
+        raise ValueError("`--mask_dir` finds masks by the files of the images, but the images are arrays.")
+    images = pa.compute.struct_field(images, "path").to_pylist()
     return split.add_column(column, [find(path) for path in images], feature=datasets.Image(decode=False))
