@@ -400,7 +400,8 @@ def save_panels(panels: list[tuple[str, str, list[dict]]], titles: list[str], pa
         axis.minorticks_off()
         axis.set_title(title)
     axes[0].set_ylabel("accuracy on test images (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(ARMS), frameon=False)
+    columns = len(ARMS) if len(panels) > 2 else 3  # what is as wide as the panels
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=columns, frameon=False)
     figure.savefig(path, dpi=150)
 
 
