@@ -16,6 +16,7 @@ mIoU of UperNets that were fine-tuned from each on some of the images.
 Runs are kept as they finish: after an interruption the same command goes on. Prints tables and writes them into --output_dir.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -73,13 +74,12 @@ def pictures(images: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     border = (images.shape[-1] - PIECE) // 2
     result = torch.zeros(len(ids), 1, SIZE, SIZE, dtype=torch.uint8)
     for picture, row in zip(result, ids):
-        taken = []
-        for place in row:
-            while True:
-                top, left = torch.randint(SIZE - PIECE + 1, (2,)).tolist()
-                if all(max(abs(top - y), abs(left - x)) >= 0.75 * PIECE for y, x in taken):
-                    break
-            taken.append((top, left))
+        while True:  # all anew: beside a piece in the middle there is no place
+            corners = torch.randint(SIZE - PIECE + 1, (len(row), 2)).tolist()
+            pairs = itertools.combinations(corners, 2)
+            if all(max(abs(top - y), abs(left - x)) >= 0.75 * PIECE for (top, left), (y, x) in pairs):
+                break
+        for place, (top, left) in zip(row, corners):
             piece = images[place, :, border : border + PIECE, border : border + PIECE]
             window = picture[:, top : top + PIECE, left : left + PIECE]
             window.copy_(torch.maximum(window, piece))
