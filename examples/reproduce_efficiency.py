@@ -13,7 +13,6 @@ they finish: after an interruption the same command goes on.
 """
 
 import itertools
-import multiprocessing
 import os
 import statistics
 import time
@@ -31,13 +30,14 @@ from supmae_hf.data.sources import load_digits
 from supmae_hf.evaluation.experiments import (
     SMALL_MODEL,
     accuracy,
+    averaged,
     classifier_of,
     corrupted_copies,
     draw_lines,
-    mean_and_std,
     run_jobs,
     tokens,
     train,
+    worker_pool,
 )
 from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.evaluation.tables import Journal, say_written, write_table
@@ -228,11 +228,7 @@ def summarize(results: list[dict], num_images: int) -> list[dict]:
             runs = [row for row in results if (row["method"], row["epochs"]) == (method, epochs)]
             cost = schedule_of(method, runs[0]["settings"], epochs)
             row = {"method": method, "epochs": epochs, "TFLOPs": cost.total(num_images) / 1e12, "seeds": len(runs)}
-            for name, title in MEASURES.items():
-                values = [run[name] for run in runs if name in run]
-                if values:
-                    row[title], row[f"{title} (std)"] = mean_and_std(values)
-            rows.append(row)
+            rows.append(row | averaged(runs, MEASURES))
     return rows
 
 
@@ -305,8 +301,7 @@ def main():
 
     journal = Journal(output_dir / "runs.jsonl")
     start = time.perf_counter()
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(args.processes, prepare, (severities,)) as pool:
+    with worker_pool(args.processes, prepare, severities) as pool:
         chosen = tune(pool, journal, epochs // 4, finetuning_epochs, args.trials)
         jobs = [
             {"is_trial": False, "method": m, "settings": chosen[m], "epochs": epochs // part, "seed": seed}
@@ -315,8 +310,6 @@ def main():
             for part in (1, 2, 4, 8)
         ]
         results = finish(jobs, pool, journal)
-        pool.close()
-        pool.join()
 
     rows = summarize(results, num_images=len(load_data()[0][1]))
     print()

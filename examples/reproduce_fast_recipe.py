@@ -19,23 +19,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import multiprocessing
 
 from supmae_hf import SupMAEConfig, SupMAEForPreTraining
 from supmae_hf.cost import classification_flops
 from supmae_hf.evaluation.experiments import (
     SMALL_MODEL,
     accuracy,
+    averaged,
     balanced,
     classifier_of,
     crop_and_flip,
     endless,
+    keep_data,
     load_images,
-    mean_and_std,
     run_jobs,
     to_inputs,
     tokens,
     train,
+    worker_data,
+    worker_pool,
 )
 from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.evaluation.tables import Journal, say_written, write_table
@@ -90,16 +92,8 @@ def run(job: dict, data: dict) -> dict:
     }
 
 
-_DATA = {}  # of a worker
-
-
-def prepare(data: dict):
-    torch.set_num_threads(1)
-    _DATA.update(data)
-
-
 def work(job: dict) -> tuple[dict, dict]:
-    return job, run(job, _DATA)
+    return job, run(job, worker_data)
 
 
 def line_of(job: dict, result: dict) -> str:
@@ -117,9 +111,7 @@ def summarize(jobs: list[dict], results: list[dict], config: SupMAEConfig) -> li
     rows = []
     for (flops, arm), runs in groups.items():
         row = {"TFLOPs": flops / 1e12, "arm": arm, "steps": steps_of(arm, config, flops), "seeds": len(runs)}
-        for name, title in MEASURES.items():
-            row[title], row[f"{title} (std)"] = mean_and_std([run[name] for run in runs])
-        rows.append(row)
+        rows.append(row | averaged(runs, MEASURES))
     return rows
 
 
@@ -148,10 +140,8 @@ def main():
         for arm in ARMS
     ]
     journal = Journal(output_dir / "runs.jsonl")
-    with multiprocessing.get_context("spawn").Pool(args.processes, prepare, (data,)) as pool:
+    with worker_pool(args.processes, keep_data, data) as pool:
         results = run_jobs(jobs, work, pool, journal, line_of)
-        pool.close()
-        pool.join()
     print()
     config = SupMAEConfig(**MODEL, num_labels=data["num_labels"])
     write_table(summarize(jobs, results, config), output_dir, "results")

@@ -31,7 +31,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import multiprocessing
 from torchvision.transforms import v2
 
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
@@ -40,18 +39,21 @@ from supmae_hf.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from supmae_hf.evaluation.experiments import (
     SMALL_MODEL,
     accuracy,
+    averaged,
     balanced,
     classifier_of,
     corrupted_copies,
     crop_and_flip,
     draw_lines,
     endless,
+    keep_data,
     load_images,
-    mean_and_std,
     run_jobs,
     to_inputs,
     tokens,
     train,
+    worker_data,
+    worker_pool,
 )
 from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.evaluation.tables import Journal, say_written, write_table
@@ -253,16 +255,8 @@ def run(job: dict, data: dict) -> list[dict]:
     return results
 
 
-_DATA = {}  # of a worker
-
-
-def prepare(data: dict, corrupted: Path):
-    torch.set_num_threads(1)
-    _DATA.update(data, corrupted=corrupted)
-
-
 def work(job: dict) -> tuple[dict, list[dict]]:
-    data = _DATA
+    data = worker_data
     if job["stage"] == "sweep":
         held_out = balanced(data["labels"], SWEEP_HELD_OUT, seed=0).flatten()
         is_kept = torch.ones(len(data["labels"]), dtype=torch.bool).index_fill(0, held_out, False)
@@ -363,11 +357,7 @@ def summarize(jobs: list[dict], results: list[list[dict]], num_labels: int) -> l
     rows = []
     for key, runs in groups.items():
         row = {**dict(key), "draws": len(runs)}
-        for name, title in {**MEASURES, "gradient_share": "share of the gradient"}.items():
-            values = [run[name] for run in runs if name in run]
-            if values:
-                row[title], row[f"{title} (std)"] = mean_and_std(values)
-        rows.append(row)
+        rows.append(row | averaged(runs, {**MEASURES, "gradient_share": "share of the gradient"}))
     return sorted(rows, key=lambda row: (-row["TFLOPs"], row["labels"], ARMS.index(row["arm"])))
 
 
@@ -447,7 +437,7 @@ def main():
     per_class = [max(3, round(share * counts.min().item())) for share in shares]
     journal = Journal(output_dir / "runs.jsonl")
     corrupted = output_dir / "corrupted.npy"
-    with multiprocessing.get_context("spawn").Pool(args.processes, prepare, (data, corrupted)) as pool:
+    with worker_pool(args.processes, keep_data, {**data, "corrupted": corrupted}) as pool:
         if args.sweep:
             jobs = sweep_jobs(per_class, flops, draws)
         else:
@@ -469,8 +459,6 @@ def main():
                     for job in final_jobs(chosen, some, flops / part, draw)
                 ]
         results = run_jobs(jobs, work, pool, journal, line_of)
-        pool.close()
-        pool.join()
 
     rows = summarize(jobs, results, num_labels)
     print()

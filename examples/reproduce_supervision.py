@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import multiprocessing
 
 from supmae_hf import SupMAEBackbone, SupMAEConfig, SupMAEForPreTraining
 from supmae_hf.cost import classification_flops, pretraining_flops
@@ -32,14 +31,17 @@ from supmae_hf.data.targets import Captions, train_word_tokenizer
 from supmae_hf.evaluation.experiments import (
     SMALL_MODEL,
     accuracy,
+    averaged,
     balanced,
     classifier_of,
     endless,
+    keep_data,
     load_images,
-    mean_and_std,
     run_jobs,
     to_inputs,
     train,
+    worker_data,
+    worker_pool,
 )
 from supmae_hf.evaluation.metrics import count_pixels, segmentation_scores
 from supmae_hf.evaluation.segmentation import IGNORED, build_upernet, make_shapes
@@ -206,18 +208,10 @@ def run_dense(job: dict, data: dict) -> dict:
     return {"miou": segmentation_scores(pixels)["mIoU"]}
 
 
-_DATA = {}  # of a worker
-
-
-def prepare_worker(data: dict):
-    torch.set_num_threads(1)
-    _DATA.update(data)
-
-
 def work(job: dict) -> tuple[dict, dict]:
     start = time.perf_counter()
     torch.manual_seed(job["seed"])
-    result = {"captions": run_captions, "dense": run_dense}[job["part"]](job, _DATA)
+    result = {"captions": run_captions, "dense": run_dense}[job["part"]](job, worker_data)
     return job, {**result, "seconds": time.perf_counter() - start}
 
 
@@ -234,10 +228,7 @@ def summarize(jobs: list[dict], results: list[dict]) -> list[dict]:
     rows = []
     for arm, runs in groups.items():
         row = {"arm": arm, "TFLOPs of pre-training": jobs[0]["flops"] / 1e12, "seeds": len(runs)}
-        for name, title in MEASURES.items():
-            if name in runs[0]:
-                row[title], row[f"{title} (std)"] = mean_and_std([run[name] for run in runs])
-        rows.append(row)
+        rows.append(row | averaged(runs, MEASURES))
     return rows
 
 
@@ -277,11 +268,8 @@ def main():
         ]
         for part in parts
     }
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(args.processes, prepare_worker, (data,)) as pool:
+    with worker_pool(args.processes, keep_data, data) as pool:
         results = run_jobs([job for part in parts for job in jobs[part]], work, pool, journal, line_of)
-        pool.close()
-        pool.join()
     for part in parts:
         print()
         write_table(summarize(jobs[part], results[: len(jobs[part])]), output_dir, f"results_{part}")

@@ -11,7 +11,7 @@ into --output_dir. After an interruption the same command goes on.
 """
 
 from supmae_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
-from supmae_hf.evaluation.metrics import TopKAccuracy
+from supmae_hf.evaluation.metrics import accuracy_row
 from supmae_hf.evaluation.models import (
     check_models,
     fingerprint,
@@ -20,7 +20,7 @@ from supmae_hf.evaluation.models import (
     map_classes,
     predict,
 )
-from supmae_hf.evaluation.tables import save_bars, say_written, write_table
+from supmae_hf.evaluation.tables import write_accuracies
 from supmae_hf.training.recipes import parse_arguments, run
 
 
@@ -41,16 +41,11 @@ def main():
             scores, targets = predict(model, dataset, **args.options())
             # the data set's classes in the model's numbers
             targets = [columns[target] if target >= 0 else target for target in targets]
-            accuracies = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=targets)
-            row = {"model": name, "images": sum(bool(target >= 0) for target in targets)}
-            row.update({metric: 100 * accuracy for metric, accuracy in accuracies.items()})
+            row = accuracy_row(name, scores, targets)
             journal.add(key, row)
         rows.append(row)
     if args.state.is_main_process:
-        print("Percent.\n")
-        write_table(rows, output_dir, "results")
-        save_bars(rows, "model", ["top1", "top5"], output_dir / "results.png", "accuracy (%)")
-        say_written(output_dir, "results.json", "results.csv", "results.png")
+        write_accuracies(rows, output_dir)
 
 
 if __name__ == "__main__":

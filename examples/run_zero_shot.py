@@ -12,9 +12,9 @@ After an interruption the same command goes on.
 from dataclasses import dataclass, field
 
 from supmae_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
-from supmae_hf.evaluation.metrics import TopKAccuracy
+from supmae_hf.evaluation.metrics import accuracy_row
 from supmae_hf.evaluation.models import check_models, fingerprint, load_transform, predict
-from supmae_hf.evaluation.tables import save_bars, say_written, write_table
+from supmae_hf.evaluation.tables import write_accuracies
 from supmae_hf.evaluation.zero_shot import class_tokens, load_captioner, zero_shot_function
 from supmae_hf.training.recipes import parse_arguments, run
 
@@ -51,16 +51,11 @@ def main():
             function = zero_shot_function(model, class_tokens(model, names, zero_shot.prompts))
             dataset = data_args.build(data, load_transform(name), model.config.num_channels)
             scores, targets = predict(model, dataset, **args.options(), function=function)
-            accuracies = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=targets)
-            row = {"model": name, "images": int((targets >= 0).sum())}
-            row.update({metric: 100 * accuracy for metric, accuracy in accuracies.items()})
+            row = accuracy_row(name, scores, targets)
             journal.add(key, row)
         rows.append(row)
     if args.state.is_main_process:
-        print("Percent.\n")
-        write_table(rows, output_dir, "results")
-        save_bars(rows, "model", ["top1", "top5"], output_dir / "results.png", "accuracy (%)")
-        say_written(output_dir, "results.json", "results.csv", "results.png")
+        write_accuracies(rows, output_dir)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from transformers.utils import logging
 
 from supmae_hf import SupMAEConfig
+from supmae_hf.supervision_supmae import UNLABELED, SupMAESupervision
 
 
 torch.set_num_threads(1)
@@ -139,6 +140,25 @@ def reference_config(**fields) -> SupMAEConfig:
             **fields,
         }
     )
+
+
+class BrightnessHead(SupMAESupervision):
+    """A kind of supervision of one's own: one number an image."""
+
+    argument, loss_name, count_name = "brightness", "brightness_loss", "images_with_brightness"
+
+    def __init__(self, config):
+        super().__init__()
+        self.fc = torch.nn.Linear(config.hidden_size, 1)
+
+    def forward(self, pooled, patches, ids_restore, decoded):
+        return self.fc(pooled).squeeze(-1)
+
+    def losses(self, logits, targets, mask):
+        return (logits - targets).square()
+
+    def count(self, targets):
+        return (targets != UNLABELED).float()
 
 
 def load_original(name: str) -> dict[str, torch.Tensor]:

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import ROOT, digit_pixel_values, reference_config
-from torch import nn
+from conftest import ROOT, BrightnessHead, digit_pixel_values, reference_config
 
 from supmae_hf import SupMAEBackbone, SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
 from supmae_hf.supervision_supmae import (
@@ -13,7 +12,6 @@ from supmae_hf.supervision_supmae import (
     UNLABELED,
     SupMAECaptionHead,
     SupMAEDenseHead,
-    SupMAESupervision,
 )
 
 
@@ -146,23 +144,6 @@ def test_checkpoints_load_into_every_class(supervision, digits, tmp_path):
         assert not info["unexpected_keys"]
     features = SupMAEModel.from_pretrained(tmp_path).eval()(digits).last_hidden_state
     assert torch.equal(features, model.vit(digits).last_hidden_state)
-
-
-class BrightnessHead(SupMAESupervision):
-    argument, loss_name, count_name = "brightness", "brightness_loss", "images_with_brightness"
-
-    def __init__(self, config):
-        super().__init__()
-        self.fc = nn.Linear(config.hidden_size, 1)
-
-    def forward(self, pooled, patches, ids_restore, decoded):
-        return self.fc(pooled).squeeze(-1)
-
-    def losses(self, logits, targets, mask):
-        return (logits - targets).square()
-
-    def count(self, targets):
-        return (targets != UNLABELED).float()
 
 
 def test_a_kind_of_ones_own(digits, digit_labels, monkeypatch):

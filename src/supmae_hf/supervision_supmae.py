@@ -158,9 +158,9 @@ class SupMAESupervision(nn.Module):
         return {}
 
 
-class SupMAEMLPHead(nn.Module):
+class SupMAEMLPHead(SupMAESupervision):
     """
-    Pooled features `(batch_size, hidden_size)` to logits: two linear layers with BatchNorm and ReLU between them (SupMAE, arXiv
+    A kind that sees pooled features `(batch_size, hidden_size)` to logits: two linear layers with BatchNorm and ReLU between them (SupMAE, arXiv
     2205.14540), or one linear layer if `config.classifier_hidden_size` is 0.
     """
 
@@ -174,7 +174,8 @@ class SupMAEMLPHead(nn.Module):
             self.fc1 = self.batch_norm = None
         self.fc2 = nn.Linear(hidden_size or config.hidden_size, num_outputs)
 
-    def logits(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, pooled: torch.Tensor, patches=None, ids_restore=None, decoded=None) -> torch.Tensor:
+        features = pooled
         if self.fc1 is not None:
             if self.training and features.shape[0] == 1:
                 raise ValueError(
@@ -186,7 +187,7 @@ class SupMAEMLPHead(nn.Module):
         return self.fc2(features)
 
 
-class SupMAEClassificationHead(SupMAEMLPHead, SupMAESupervision):
+class SupMAEClassificationHead(SupMAEMLPHead):
     """`"labels"`: the paper's branch. Class logits `(batch_size, num_labels)`; targets as for [`classification_loss`]."""
 
     argument, loss_name, count_name = "labels", "classification_loss", "labels"
@@ -194,9 +195,6 @@ class SupMAEClassificationHead(SupMAEMLPHead, SupMAESupervision):
     def __init__(self, config: SupMAEConfig):
         super().__init__(config, config.num_labels)
         self.config = config
-
-    def forward(self, pooled: torch.Tensor, patches=None, ids_restore=None, decoded=None) -> torch.Tensor:
-        return self.logits(pooled)
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, mask=None) -> torch.Tensor:
         return classification_loss(logits, targets, self.config, self.config.classification_temperature)
@@ -217,7 +215,7 @@ class SupMAEClassificationHead(SupMAEMLPHead, SupMAESupervision):
         return {"accuracy": sums["correct"] / sums["labeled_images"]} if "correct" in sums else {}
 
 
-class SupMAECaptionHead(SupMAEMLPHead, SupMAESupervision):
+class SupMAECaptionHead(SupMAEMLPHead):
     """
     `"captions"`: classification as language supervision (SuperClass, arXiv 2411.03313, section 3). The words (tokens) of an image's
     caption are its classes: logits are of shape `(batch_size, caption_vocab_size)`, and the target of an image is the share of
@@ -262,14 +260,13 @@ class SupMAECaptionHead(SupMAEMLPHead, SupMAESupervision):
         bags = bags * self.token_weights().to(targets.device)
         return bags / bags.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
-    def forward(self, pooled: torch.Tensor, patches=None, ids_restore=None, decoded=None) -> torch.Tensor:
-        return self.logits(pooled)
-
     def losses(self, logits: torch.Tensor, targets: torch.Tensor, mask=None) -> torch.Tensor:
         return -(at_least_float32(logits).log_softmax(dim=-1) * self.shares(targets)).sum(dim=-1)
 
     def count(self, targets: torch.Tensor) -> torch.Tensor:
-        return (self.shares(targets).sum(dim=1) > 0).float()
+        is_token = targets != UNLABELED
+        weights = self.token_weights().to(targets.device)[targets * is_token]
+        return ((weights > 0) & is_token).any(dim=1).float()
 
     def figures(self, logits: torch.Tensor, targets: torch.Tensor, mask=None) -> dict[str, torch.Tensor]:
         """Whether the token with the highest score is one of the caption's."""

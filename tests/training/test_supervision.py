@@ -6,10 +6,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, example_command, reference_config, run_command, run_example
+from conftest import TINY, BrightnessHead, example_command, reference_config, run_command, run_example
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
 from supmae_hf import SupMAEConfig, SupMAEForPreTraining
 from supmae_hf.data.dataset import ImageDataset, collate
@@ -17,7 +16,7 @@ from supmae_hf.data.labels import Labels
 from supmae_hf.data.sources import load_digits
 from supmae_hf.data.targets import Captions, Column, DenseLabels, find_objects, train_word_tokenizer, with_masks
 from supmae_hf.data.transforms import TrainTransform, build_image_processor
-from supmae_hf.supervision_supmae import SUPERVISIONS, UNLABELED, SupMAESupervision
+from supmae_hf.supervision_supmae import SUPERVISIONS, UNLABELED
 from supmae_hf.training.arguments import PreTrainingArguments
 from supmae_hf.training.trainer import PreTrainer
 
@@ -196,29 +195,19 @@ def test_two_processes_have_the_numbers_of_one(table, tmp_path):
         torch.testing.assert_close(value, weights[1][name], rtol=0, atol=1e-5)
 
 
-class InkHead(SupMAESupervision):
-    argument, loss_name, count_name = "ink", "ink_loss", "images_with_ink"
-
-    def __init__(self, config):
-        super().__init__()
-        self.fc = nn.Linear(config.hidden_size, 1)
-
-    def forward(self, pooled, patches, ids_restore, decoded):
-        return self.fc(pooled).squeeze(-1)
-
-    def losses(self, logits, targets, mask):
-        return (logits - targets).square()
-
-    def count(self, targets):
-        return (targets != UNLABELED).float()
-
-
 def test_a_kind_of_ones_own_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setitem(SUPERVISIONS, "ink", InkHead)
-    ink = [None if index % 3 else index / 10 for index in range(64)]
-    data = load_digits()["train"].select(range(64)).add_column("ink", ink, feature=datasets.Value("float32"))
-    config = SupMAEConfig(**TINY, supervision={"ink": 1.0})
-    processor, more = build_image_processor(config), {"num_patches": config.num_patches, "targets": [Column("ink")]}
+    monkeypatch.setitem(SUPERVISIONS, "brightness", BrightnessHead)
+    brightness = [None if index % 3 else index / 10 for index in range(64)]
+    data = (
+        load_digits()["train"]
+        .select(range(64))
+        .add_column("brightness", brightness, feature=datasets.Value("float32"))
+    )
+    config = SupMAEConfig(**TINY, supervision={"brightness": 1.0})
+    processor, more = (
+        build_image_processor(config),
+        {"num_patches": config.num_patches, "targets": [Column("brightness")]},
+    )
     train = ImageDataset(data, Labels(), TrainTransform(processor), seed=0, **more)
     args = PreTrainingArguments(
         tmp_path,
@@ -241,9 +230,11 @@ def test_a_kind_of_ones_own_is_trained(tmp_path, monkeypatch):
     with torch.no_grad():
         items = [trainer.eval_dataset[index] for index in range(0, 64, 3)]
         batch = collate(items)
-        outputs = trainer.model.eval()(batch["pixel_values"], ink=batch["ink"], noise=batch["noise"])
-    assert metrics["eval_ink_loss"] == pytest.approx(outputs.supervision_losses["ink"].item(), rel=1e-5)
-    assert "ink_loss" in trainer.state.log_history[0] and "classification_loss" not in trainer.state.log_history[0]
+        outputs = trainer.model.eval()(batch["pixel_values"], brightness=batch["brightness"], noise=batch["noise"])
+    assert metrics["eval_brightness_loss"] == pytest.approx(outputs.supervision_losses["brightness"].item(), rel=1e-5)
+    assert (
+        "brightness_loss" in trainer.state.log_history[0] and "classification_loss" not in trainer.state.log_history[0]
+    )
 
 
 @pytest.mark.parametrize(

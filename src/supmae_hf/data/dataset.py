@@ -101,19 +101,24 @@ class _Images:
         # one that has been turned is not as its file has it
         return image, file if getattr(image, "format", None) is not None else None
 
-    def _open(self, encoded) -> tuple[Image.Image | np.ndarray | torch.Tensor, bytes | None]:
-        """[`read`], or the pixels of a JPEG file from which several views are taken, so that it is decoded once."""
-        image, file = self.read(encoded)
+    def _open(self, record: dict) -> tuple:
+        """
+        What views are taken from: [`read`], or all pixels if there are several, so that they are decoded once; and the dense
+        labels of the pixels, if there are any.
+        """
+        image, file = self.read(record[self.image_column])
+        mask = None
+        if self.dense is not None:
+            size = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
+            mask = self.dense.encode(record, tuple(size), self.read)
         if self.num_views > 1 and isinstance(self.transform, TrainTransform):
-            return self.transform.decode_whole(image, file), None
-        return image, file
+            return self.transform.decode_whole(image, file), None, mask
+        return image, file, mask
 
-    def _view(self, record: dict, image, file: bytes | None) -> dict[str, torch.Tensor]:
+    def _view(self, image, file: bytes | None, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """Pixel values of an image, and its dense labels if there are any, cropped and flipped alike."""
-        if self.dense is None:
+        if mask is None:
             return {"pixel_values": self._pixels(image, file)}
-        size = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
-        mask = self.dense.encode(record, tuple(image.shape[-2:] if torch.is_tensor(image) else size), self.read)
         if isinstance(self.transform, TrainTransform):
             pixels, mask = self.transform.with_mask(image, file, mask)
         else:
@@ -139,10 +144,10 @@ class _Images:
         encoded, views = record[self.image_column], []
         with seeded(*key):
             try:
-                opened = self._open(encoded)
+                opened = self._open(record)
                 for _ in range(self.num_views):
                     noise = {} if self.num_patches is None else {"noise": torch.rand(self.num_patches)}
-                    views.append({**noise, **self._view(record, *opened)})
+                    views.append({**noise, **self._view(*opened)})
             except UNREADABLE as error:
                 name = name_of(encoded, place)
                 message = say_unreadable(name if name == place.capitalize() else f"{name} ({place})", error)

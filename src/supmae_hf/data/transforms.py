@@ -164,6 +164,17 @@ def pixel_options(image_processor) -> dict:
     return {"num_channels": 3}
 
 
+def _is_rgb_jpeg(image: Image.Image, file: bytes | None) -> bool:
+    return file is not None and image.format == "JPEG" and image.mode == "RGB"
+
+
+def _decode_jpeg(file: bytes) -> torch.Tensor | None:
+    """Pixels `(3, height, width)`; `None` for a broken file, of which Pillow has more to say."""
+    with contextlib.suppress(RuntimeError):
+        return decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)
+    return None
+
+
 class TrainTransform:
     """
     The paper's augmentation for pre-training: random resized crop (bicubic) and horizontal flip, then normalisation.
@@ -229,9 +240,8 @@ class TrainTransform:
         """All pixels `(num_channels, height, width)` of an image, of which several crops are to be taken: call with them."""
         if not self.is_plain_rgb or not isinstance(image, Image.Image):
             return to_pixels(image, **self.options)
-        if file is not None and image.format == "JPEG" and image.mode == "RGB":
-            with contextlib.suppress(RuntimeError):  # of a broken file Pillow has more to say
-                return decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)
+        if _is_rgb_jpeg(image, file) and (pixels := _decode_jpeg(file)) is not None:
+            return pixels
         return v2.functional.pil_to_tensor(image.convert("RGB"))
 
     def decode(
@@ -239,7 +249,7 @@ class TrainTransform:
     ) -> torch.Tensor:
         """The crop of an 8-bit RGB image as a `uint8` tensor `(3, height, width)`, perhaps resized already."""
         box = (left, top, left + width, top + height)
-        if file is not None and image.format == "JPEG" and image.mode == "RGB":
+        if _is_rgb_jpeg(image, file):
             scale = min(height // self.size[0], width // self.size[1])
             if scale >= 2:
                 full_width, full_height = image.size
@@ -248,9 +258,8 @@ class TrainTransform:
                 box = tuple(side / reduction for side in box)  # fractions of pixels, which Pillow knows how to resize
                 image = image.resize(self.size[::-1], Image.Resampling.BICUBIC, box=box)
                 return v2.functional.pil_to_tensor(image)
-            with contextlib.suppress(RuntimeError):  # of a broken file Pillow has more to say
-                encoded = torch.frombuffer(bytearray(file), dtype=torch.uint8)
-                return decode_jpeg(encoded, ImageReadMode.RGB)[:, top : top + height, left : left + width]
+            if (pixels := _decode_jpeg(file)) is not None:
+                return pixels[:, top : top + height, left : left + width]
         return v2.functional.pil_to_tensor(image.convert("RGB").crop(box))
 
 

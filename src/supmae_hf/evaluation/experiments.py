@@ -3,13 +3,15 @@
 
 import copy
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.pool import Pool
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from PIL import Image
+from torch import multiprocessing
 from torch.nn import functional as F
 from torchvision.transforms import v2
 from transformers import get_cosine_schedule_with_warmup
@@ -192,6 +194,34 @@ def corrupted_copies(
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and standard deviation of a sample; 0 for a single value."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def averaged(runs: Sequence[dict], measures: dict[str, str]) -> dict[str, float]:
+    """Means and standard deviations, for a row of a table, of what was measured in runs: names and titles."""
+    row = {}
+    for name, title in measures.items():
+        values = [run[name] for run in runs if name in run]
+        if values:
+            row[title], row[f"{title} (std)"] = mean_and_std(values)
+    return row
+
+
+worker_data = {}  # of a process of a [`worker_pool`] that is prepared by [`keep_data`]
+
+
+def keep_data(data: dict):
+    """In a worker, of one thread: what its jobs look up in [`worker_data`]."""
+    torch.set_num_threads(1)
+    worker_data.update(data)
+
+
+@contextmanager
+def worker_pool(num_processes: int, prepare: Callable, *arguments) -> Iterator[Pool]:
+    """Processes that each begin with `prepare(*arguments)`, and end when all their jobs have."""
+    with multiprocessing.get_context("spawn").Pool(num_processes, prepare, arguments) as pool:
+        yield pool
+        pool.close()
+        pool.join()
 
 
 def run_jobs(

@@ -42,6 +42,13 @@ class TopKAccuracy(evaluate.Metric):
         return result
 
 
+def accuracy_row(name: str, scores: np.ndarray, targets) -> dict:
+    """A row of a table, in percent: a model, how many images are labelled, and [`TopKAccuracy`]."""
+    accuracies = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=targets)
+    row = {"model": name, "images": sum(bool(target >= 0) for target in targets)}
+    return row | {metric: 100 * accuracy for metric, accuracy in accuracies.items()}
+
+
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """[`TopKAccuracy`] as the `compute_metrics` of a [`~transformers.Trainer`]."""
     metric = TopKAccuracy(keep_in_memory=True)

@@ -54,6 +54,14 @@ def save_bars(
     figure.savefig(path, dpi=150)
 
 
+def write_accuracies(rows: Sequence[dict], folder: Path):
+    """Print and write a table of top-1 and top-5 accuracies in percent, and draw it."""
+    print("Percent.\n")
+    write_table(rows, folder, "results")
+    save_bars(rows, "model", ["top1", "top5"], folder / "results.png", "accuracy (%)")
+    say_written(folder, "results.json", "results.csv", "results.png")
+
+
 def say_written(folder: str | Path, *names: str):
     """Print where files are."""
     print("\nWritten: " + ", ".join(str(Path(folder) / name) for name in names))
