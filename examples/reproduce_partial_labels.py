@@ -16,7 +16,8 @@ all, and chooses its settings among as many trials, on a third of its labelled i
 - a ViT from scratch on the labelled images.
 
 Measures on the test images a linear probe, nearest neighbours, fine-tuning, and the fine-tuned model on corrupted images;
-the same with less compute for two of the shares. `--sweep` does something else: SupMAE with other weights and temperatures
+the same with less compute for two of the shares. `--quick` is a part of the latter, with the settings that the trials of the
+full run chose. `--sweep` does something else: SupMAE with other weights and temperatures
 of the classification loss, and more or fewer labelled images in a batch, measured on training images. Runs are kept as they
 finish: after an interruption the same command goes on. Prints tables and writes them and the figures into --output_dir.
 """
@@ -105,6 +106,17 @@ SWEEP = [
 # and, for few labels, how many images of a batch have one
 SHARE_SWEEP = [{**PRETRAINING_DEFAULTS, "labeled_share": share} for share in (0.0, 0.25, 0.75)]
 SWEEP_SHARES, SWEEP_HELD_OUT = (0.02, 1.0), 500  # of each class
+# of SWEEP_SHARES, what the trials of the full run chose (docs/results/partial-labels), for --quick, which has none
+CHOSEN = {
+    (SUPMAE, 0.02): ({"classification_loss_weight": 0.01}, {"learning_rate": 3e-3}),
+    (SUPMAE, 1.0): ({"classification_loss_weight": 0.1}, {"learning_rate": 3e-3}),
+    (PSEUDO, 0.02): ({"pseudo_label_threshold": 0.95}, {"learning_rate": 3e-3}),
+    (MAE, 0.02): ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}),
+    (MAE, 1.0): ({"learning_rate": 2e-3}, {"learning_rate": 3e-3}),
+    (LABELED_ONLY, 0.02): ({"classification_loss_weight": 0.01}, {"learning_rate": 3e-3}),
+    (SCRATCH, 0.02): ({}, {"learning_rate": 1e-3, "mixing": False}),
+    (SCRATCH, 1.0): ({}, {"learning_rate": 3e-3, "mixing": False}),
+}
 
 
 def config_of(arm: str, settings: dict, num_labels: int) -> SupMAEConfig:
@@ -298,13 +310,13 @@ def job_of(stage: str, arm: str, pretraining: dict, flops: float, draw: int, fin
     }
 
 
-def trials(per_class: list[int], num_trials: int, flops: float, data: dict) -> list[dict]:
+def trials(per_class: list[int], flops: float, data: dict) -> list[dict]:
     """As many for every arm and number of labels; MAE, which takes no labels, pre-trains once for all numbers."""
     jobs = []
     for arm in ARMS:
         numbers = [number for number in per_class if arm in arms_at(number, data)]
-        settings = SCRATCH_TRIALS[: 2 * num_trials] if arm == SCRATCH else FINETUNING_TRIALS
-        for pretraining in [{}] if arm == SCRATCH else PRETRAINING_TRIALS[arm][:num_trials]:
+        settings = SCRATCH_TRIALS if arm == SCRATCH else FINETUNING_TRIALS
+        for pretraining in [{}] if arm == SCRATCH else PRETRAINING_TRIALS[arm]:
             for group in [numbers] if arm == MAE else [[number] for number in numbers]:
                 finetunings = [{"labels_per_class": number, "settings": x} for number in group for x in settings]
                 jobs.append(job_of("trial", arm, pretraining, flops, 0, finetunings))
@@ -407,7 +419,9 @@ def corrupt_test_images(images: torch.Tensor, severities: list[int], pool, path:
 
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the compute, one draw, two shares: minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="a quarter of the compute, one draw, two shares, no trials: minutes"
+    )
     parser.add_argument("--sweep", action="store_true", help="weights and temperatures of the classification loss")
     parser.add_argument(
         "--data", default="zalando-datasets/fashion_mnist", help="a data set, or a folder of IDX files"
@@ -445,8 +459,11 @@ def main():
                 (data["test_images"][:200], [3]) if args.quick else (data["test_images"][:500], SEVERITIES)
             )
             corrupt_test_images(images, severities, pool, corrupted)
-            tried = trials(per_class, 1 if args.quick else 2, flops / 4, data)
-            chosen = choose(tried, run_jobs(tried, work, pool, journal, line_of))
+            if args.quick:
+                chosen = {(arm, per_class[shares.index(share)]): settings for (arm, share), settings in CHOSEN.items()}
+            else:
+                tried = trials(per_class, flops / 4, data)
+                chosen = choose(tried, run_jobs(tried, work, pool, journal, line_of))
             for (arm, number), settings in chosen.items():
                 print(f"Chosen for {arm} at {number * num_labels} labels: {settings}", flush=True)
             jobs = [job for draw in range(draws) for job in final_jobs(chosen, per_class, flops, draw)]

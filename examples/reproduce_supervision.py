@@ -52,10 +52,11 @@ from supmae_hf.training.recipes import run as run_script
 
 
 SIZE, PIECE, BATCH = 64, 28, 64  # pixels of a picture and of a piece in it; images of a step
-MODEL = {**SMALL_MODEL, "image_size": SIZE, "classification_loss_weight": 0.1}  # 64 patches of 8x8, 16 visible
+MODEL = {**SMALL_MODEL, "image_size": SIZE}  # 64 patches of 8x8, 16 visible
 WORDS = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 CAPTIONS, CLASSES, DENSE, MAE = "SupMAE, captions", "SupMAE, classes", "SupMAE, dense labels", "MAE"
 ARMS = {"captions": (CAPTIONS, CLASSES, MAE), "dense": (DENSE, CLASSES, MAE)}
+WEIGHTS = (0.1, 1.0)  # of the supervised losses, whose gradients differ in size; none is chosen, all are reported
 MEASURES = {"zero_shot": "pre-trained branch", "finetuned": "fine-tuned with 1% of the labels", "miou": "mIoU"}
 NUM_SHAPES, SHAPES_FOR_TUNING, SHAPES_FOR_TEST = 4000, 400, 400
 
@@ -104,10 +105,9 @@ def run_captions(job: dict, data: dict) -> dict:
     captions = Captions("text", train_word_tokenizer(texts))
     captions.length = 4  # two words, "a" and "and"
     fields = {"num_channels": 1, "num_labels": 10, "problem_type": "multi_label_classification"}
+    fields["classification_loss_weight"] = job["weight"]
     if arm == CAPTIONS:
         fields |= {"supervision": "captions", "caption_vocab_size": len(captions.tokenizer)}
-    if arm == MAE:
-        fields["classification_loss_weight"] = 0.0
     everything = torch.arange(len(images))
 
     def batches(num_pieces: int):
@@ -172,10 +172,9 @@ def run_dense(job: dict, data: dict) -> dict:
     """Pre-train on shapes, and fine-tune UperNet on some of them."""
     images, masks, arm = *load_shapes(data["num_shapes"], seed=0), job["arm"]
     fields = {"num_channels": 3, "num_labels": 3, "problem_type": "multi_label_classification"}
+    fields["classification_loss_weight"] = job["weight"]
     if arm == DENSE:
         fields |= {"supervision": "dense", "dense_classes": ["photograph", "disc", "square", "triangle"]}
-    if arm == MAE:
-        fields["classification_loss_weight"] = 0.0
 
     def batches():
         for ids in endless(torch.arange(len(images)), BATCH):
@@ -217,17 +216,19 @@ def work(job: dict) -> tuple[dict, dict]:
 
 def line_of(job: dict, result: dict) -> str:
     figures = ", ".join(f"{title} {result[name]:.2%}" for name, title in MEASURES.items() if name in result)
-    return f"{job['arm']}, seed {job['seed']}: {figures} ({result['seconds'] / 60:.1f} minutes)"
+    return (
+        f"{job['arm']}, weight {job['weight']:g}, seed {job['seed']}: {figures} ({result['seconds'] / 60:.1f} minutes)"
+    )
 
 
 def summarize(jobs: list[dict], results: list[dict]) -> list[dict]:
-    """A row per arm: means and deviations over the seeds."""
+    """A row per arm and weight: means and deviations over the seeds."""
     groups = {}
     for job, result in zip(jobs, results):
-        groups.setdefault(job["arm"], []).append(result)
+        groups.setdefault((job["arm"], job["weight"]), []).append(result)
     rows = []
-    for arm, runs in groups.items():
-        row = {"arm": arm, "TFLOPs of pre-training": jobs[0]["flops"] / 1e12, "seeds": len(runs)}
+    for (arm, weight), runs in groups.items():
+        row = {"arm": arm, "weight": weight, "TFLOPs of pre-training": jobs[0]["flops"] / 1e12, "seeds": len(runs)}
         rows.append(row | averaged(runs, MEASURES))
     return rows
 
@@ -261,10 +262,11 @@ def main():
     journal = Journal(output_dir / "runs.jsonl")
     jobs = {
         part: [
-            {"part": part, "arm": arm, "flops": flops, "seed": seed}
+            {"part": part, "arm": arm, "weight": weight, "flops": flops, "seed": seed}
             | ({"tuning_steps": tuning_steps} if part == "dense" else {})
             for seed in range(seeds)
             for arm in ARMS[part]
+            for weight in ((0.0,) if arm == MAE else WEIGHTS)
         ]
         for part in parts
     }

@@ -133,13 +133,15 @@ def test_images_and_masks_are_augmented_together():
 
 def test_bad_data(tmp_path):
     args = folders(tmp_path, [0, 4])
-    with pytest.raises(ValueError, match=r"a.png holds class 3, outside \[0, 3\): set"):
+    with pytest.raises(ValueError, match=r"a.png holds class 3, outside \[0, 3\): correct"):
         SegmentationDataset(load_segmentation_data(args)["train"], args, build_segmentation_processor(args))[0]
     (tmp_path / "train" / "masks" / "a.png").unlink()
     with pytest.raises(ValueError, match="1 have no partner of the same name, such as .'a'."):
         load_segmentation_data(args)
     with pytest.raises(ValueError, match="go together"):
         SegmentationDataArguments(train_images="a")
+    with pytest.raises(ValueError, match="`--num_classes`: 847 classes, but of masks at most 255"):
+        SegmentationDataArguments(num_classes=847)
     with pytest.raises(ValueError, match="at most `--crop_size` 32"):
         SegmentationDataArguments(crop_size=32, stride=40)
 

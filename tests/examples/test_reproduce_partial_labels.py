@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import example_command, load_example, make_mnist, run_command, write_idx
+from conftest import ROOT, example_command, load_example, make_mnist, run_command, write_idx
 from sklearn.datasets import load_digits
 
 
@@ -45,7 +45,7 @@ def test_pseudo_labels_cost_a_look_at_the_whole_image(script):
 
 
 def test_every_arm_has_as_many_trials_on_labels_of_its_own(script, data):
-    jobs = script.trials([2, 10, 100], 2, 1e12, data)
+    jobs = script.trials([2, 10, 100], 1e12, data)
     tried = {}
     for job in jobs:
         for finetuning in job["finetunings"]:
@@ -78,6 +78,14 @@ def test_the_best_trial_is_chosen(script):
     }
     (one, two) = script.final_jobs(chosen, [1, 2], 8e12, 5)
     assert one["pretraining"] == {"learning_rate": 2.0} and two["finetunings"] == [finetunings[2]]
+
+
+def test_quick_takes_what_the_full_run_chose(script):
+    lines = (ROOT / "docs" / "results" / "partial-labels" / "runs.jsonl").read_text().splitlines()
+    trials = [entry for entry in map(json.loads, lines) if entry["key"]["stage"] == "trial"]
+    chosen = script.choose([entry["key"] for entry in trials], [entry["result"] for entry in trials])
+    for (arm, share), settings in script.CHOSEN.items():
+        assert settings == chosen[arm, round(6000 * share)]
 
 
 def test_half_of_a_batch_is_labeled_if_few_images_are(script, data):
@@ -139,17 +147,27 @@ def test_the_test_images_are_for_the_end(script, data, monkeypatch):
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_was(tmp_path):
     make_mnist(tmp_path / "digits", splits=((0, 1000), (1000, 1100)))
-    arguments = ["--quick", "--tflops", 0.002, "--data", "digits", "--processes", 1, "--output_dir", "out"]
+    arguments = ["--tflops", 0.008, "--draws", 1, "--data", "digits", "--processes", 1, "--output_dir", "out"]
     printed = run_command(example_command("reproduce_partial_labels.py", *arguments), tmp_path)
     journal = (tmp_path / "out" / "runs.jsonl").read_text().splitlines(keepends=True)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert "ViT from scratch" in printed and len(results) == 5 + 5  # classes differ in size: not all are labelled
+    # classes differ in size, so that none of the shares is all; two of the four are 3 images a class
+    assert "ViT from scratch" in printed and len(results) == 3 * 5 + 2 * 2 * 5
     assert {"partial_labels.png", "results.csv"} < {path.name for path in (tmp_path / "out").iterdir()}
     # killed while it wrote
     (tmp_path / "out" / "runs.jsonl").write_text("".join(journal[:-2]) + journal[-2][:20])
     run_command(example_command("reproduce_partial_labels.py", *arguments), tmp_path)
     again = json.loads((tmp_path / "out" / "results.json").read_text())
     assert again == results
+
+
+@pytest.mark.slow
+def test_the_quick_run(tmp_path):
+    make_mnist(tmp_path / "digits", splits=((0, 1000), (1000, 1100)))
+    arguments = ["--quick", "--tflops", 0.002, "--data", "digits", "--processes", 1, "--output_dir", "out"]
+    printed = run_command(example_command("reproduce_partial_labels.py", *arguments), tmp_path)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(results) == 5 + 3 and "trial" not in printed
 
 
 @pytest.mark.slow

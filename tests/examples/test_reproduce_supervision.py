@@ -46,10 +46,17 @@ def test_a_small_run_that_goes_on(tmp_path):
     data = make_mnist(tmp_path / "data", splits=((0, 1000), (1000, 1100)))
     arguments = ["--data", data, "--tflops", 0.01, "--seeds", 1, "--processes", 1, "--output_dir", "out"]
     command = example_command("reproduce_supervision.py", *arguments)
-    assert run_command(command, tmp_path).count(" minutes)") == 6
+    assert run_command(command, tmp_path).count(" minutes)") == 10
     rows = json.loads((tmp_path / "out" / "results_captions.json").read_text())
-    assert [row["arm"] for row in rows] == ["SupMAE, captions", "SupMAE, classes", "MAE"]
-    assert ["pre-trained branch" in row for row in rows] == [True, True, False]
+    arms = [
+        ("SupMAE, captions", 0.1),
+        ("SupMAE, captions", 1),
+        ("SupMAE, classes", 0.1),
+        ("SupMAE, classes", 1),
+        ("MAE", 0),
+    ]
+    assert [(row["arm"], row["weight"]) for row in rows] == arms
+    assert ["pre-trained branch" in row for row in rows] == [True] * 4 + [False]
     rows = json.loads((tmp_path / "out" / "results_dense.json").read_text())
-    assert all(0 < row["mIoU"] < 1 for row in rows) and len(rows) == 3
+    assert all(0 < row["mIoU"] < 1 for row in rows) and len(rows) == 5
     assert run_command(command, tmp_path).count(" minutes)") == 0

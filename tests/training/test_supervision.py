@@ -102,6 +102,19 @@ def test_masks_are_cropped_and_flipped_with_their_images():
         ImageDataset(data, Labels(), processor, targets=[DenseLabels(["a", "b"], "mask")])[0]
 
 
+def test_values_of_masks():
+    values = np.array([[0, 1, 2], [2, 1, 255]], dtype=np.uint8)
+    record = {"mask": {"path": "a.png"}}
+    read = lambda encoded: (Image.fromarray(values), None)  # noqa: E731
+    for reduce_labels, classes in ((False, [0, 1, 2, 2, 1, -100]), (True, [-100, 0, 1, 1, 0, -100])):
+        dense = DenseLabels(["a", "b", "c"], "mask", reduce_labels=reduce_labels)
+        assert dense.encode(record, (2, 3), read).flatten().tolist() == classes
+    with pytest.raises(ValueError, match=r"a.png has the shape \(2, 3\), but its image is 3x2 pixels"):
+        dense.encode(record, (3, 2), read)
+    with pytest.raises(ValueError, match="256 classes, but of masks at most 255"):
+        DenseLabels([str(index) for index in range(256)], "mask")
+
+
 def test_boxes_are_drawn_the_smallest_last(table):
     data = datasets.load_dataset("parquet", data_files=str(table / "train.parquet"), split="train")
     names, categories = find_objects(data, "objects")

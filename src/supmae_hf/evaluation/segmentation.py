@@ -30,13 +30,12 @@ from ..data.dataset import ImageDataset
 from ..data.folders import HELD_OUT_SPLITS
 from ..data.labels import Labels
 from ..data.sources import load_dataset
+from ..data.targets import IGNORED, check_num_classes, classes_of_mask
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, load_image_processor, seeded, to_pil
 from ..image_processing_supmae import SupMAEImageProcessor
 from ..modeling_supmae import SupMAEBackbone
+from ..supervision_supmae import UNLABELED
 from .metrics import count_pixels, segmentation_scores
-
-
-IGNORED = 255  # in masks: pixels without a class
 
 
 @dataclass
@@ -71,6 +70,7 @@ class SegmentationDataArguments:
             )
         if any(folders) and self.dataset_name:
             raise ValueError("`--dataset_name` and `--train_images` both name images: give one of them.")
+        check_num_classes(self.num_classes, "`--num_classes`")
         self.stride = self.stride or self.crop_size * 2 // 3
         if not 0 < self.stride <= self.crop_size:
             raise ValueError(f"`--stride` {self.stride} must be above 0 and at most `--crop_size` {self.crop_size}.")
@@ -249,7 +249,11 @@ class SegmentationDataset(ImageDataset):
         except (OSError, SyntaxError, ValueError, TypeError) as error:
             where = (record["image"] or {}).get("path") or place
             raise ValueError(f"{where} or its mask cannot be decoded ({error}): repair it or remove it.") from error
-        mask = torch.from_numpy(self._classes(mask, record["annotation"].get("path") or place, tuple(image.shape[1:])))
+        args, where = self.segmentation, f"The mask of {record['annotation'].get('path') or place}"
+        mask = classes_of_mask(
+            mask, tuple(image.shape[1:]), args.num_classes, args.reduce_labels, where, "`--num_classes`"
+        )
+        mask = torch.from_numpy(np.where(mask == UNLABELED, IGNORED, mask).astype(np.uint8))
         image, mask = tv_tensors.Image(image), tv_tensors.Mask(mask)
         with seeded(*key):
             if self.seed is not None:
@@ -257,22 +261,6 @@ class SegmentationDataset(ImageDataset):
             else:
                 image = v2.functional.resize(image, [self.segmentation.crop_size])
         return {"pixel_values": self.normalization(image).as_subclass(torch.Tensor), "labels": mask.long()}
-
-    def _classes(self, mask: np.ndarray, where: str, size: tuple[int, int]) -> np.ndarray:
-        if mask.shape != size:
-            raise ValueError(
-                f"The mask of {where} has the shape {mask.shape}, but its image is {size[0]}x{size[1]} pixels."
-            )
-        mask = mask.astype(np.int32)
-        if self.segmentation.reduce_labels:
-            mask = np.where(mask == 0, IGNORED, mask - 1)
-        wrong = mask[(mask != IGNORED) & ((mask < 0) | (mask >= self.segmentation.num_classes))]
-        if wrong.size:
-            raise ValueError(
-                f"The mask of {where} holds class {wrong[0]}, outside [0, {self.segmentation.num_classes}): set "
-                "`--num_classes`, or `--reduce_labels` if 0 means no class."
-            )
-        return mask.astype(np.uint8)
 
 
 def load_backbone(name: str, image_size: int, out_indices: list[int] | None = None, drop_path_rate: float = 0.0):
