@@ -185,6 +185,27 @@ def test_what_cannot_be_is_refused(fields, message):
         SupMAEForPreTraining(reference_config(**fields))
 
 
+def test_targets_that_do_not_fit_are_refused(digits, digit_labels, caption_ids, dense_labels, caplog):
+    both, labels_alone, captions_alone = model_of(["captions", "dense"]), model_of("labels"), model_of("captions")
+    for model, targets, message in (
+        (
+            labels_alone,
+            {"caption_ids": caption_ids},
+            "No kind of the model's `supervision`, 'labels', reads `caption_ids`",
+        ),
+        (captions_alone, {"segmentation_maps": dense_labels}, "reads `segmentation_maps`: leave it out"),
+        (both, {"caption_ids": caption_ids[0]}, r"must have shape \(batch_size, length\), 8 rows, got \(4,\)"),
+        (both, {"segmentation_maps": dense_labels[:, :16]}, r"= \(8, 32, 32\), got \(8, 16, 32\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(digits, **targets)
+    captions_alone = model_of({"captions": 0.123})  # said once, of this one here alone
+    captions_alone(digits, labels=torch.full_like(digit_labels, UNLABELED), caption_ids=caption_ids)
+    assert "does not read" not in caplog.text
+    captions_alone(digits, labels=digit_labels, caption_ids=caption_ids)
+    assert "{'captions': 0.123}, does not read `labels`" in caplog.text
+
+
 def test_tags_need_captions():
     with pytest.raises(ValueError, match="has captions"):
         model_of("labels").tag(digit_pixel_values(range(2)))

@@ -28,11 +28,13 @@ from .configuration_supmae import SupMAEConfig, to_pair
 from .conversion_supmae import convert_tensors, read_config, read_tensors, require_encoder
 from .supervision_supmae import (
     SUPERVISIONS,
+    UNLABELED,
     SupMAECaptionHead,
     SupMAEClassificationHead,
     SupMAESupervision,
     at_least_float32,
     classification_loss,
+    first_of,
     gather_tokens,
 )
 
@@ -902,6 +904,29 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
             targets = (targets - mean) / std
         return (at_least_float32(logits) - targets).square().mean(dim=-1)
 
+    def _check_targets(self, targets: dict[str, torch.Tensor | None], shape: torch.Size):
+        batch_size, _, height, width = shape
+        captions, maps = targets["caption_ids"], targets["segmentation_maps"]
+        if captions is not None and (captions.ndim != 2 or len(captions) != batch_size):
+            raise ValueError(
+                f"`caption_ids` must have shape (batch_size, length), {batch_size} rows, got {tuple(captions.shape)}."
+            )
+        if maps is not None and maps.shape != (batch_size, height, width):
+            raise ValueError(
+                f"`segmentation_maps` must have shape (batch_size, height, width) = {(batch_size, height, width)}, got "
+                f"{tuple(maps.shape)}."
+            )
+        read = {head.argument for head in self.heads().values()}
+        for name in [name for name, values in targets.items() if values is not None and name not in read]:
+            if name != "labels":
+                raise ValueError(
+                    f"No kind of the model's `supervision`, {self.config.supervision!r}, reads `{name}`: leave it out, or add the "
+                    "kind to the configuration."
+                )
+            # data sets have them for other uses, too
+            if first_of(targets[name], targets[name] != UNLABELED) is not None:
+                logger.warning_once(f"The model's `supervision`, {self.config.supervision!r}, does not read `labels`.")
+
     @can_return_tuple
     def forward(
         self,
@@ -925,15 +950,15 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
                 reconstruction only; for other problems see [`classification_loss`]. Without labels the model is a masked
                 autoencoder.
             caption_ids, segmentation_maps (*optional*):
-                Targets of [`SupMAECaptionHead`] and [`SupMAEDenseHead`], if `config.supervision` has them; those of other kinds
-                have the name of their `argument`.
+                Targets of [`SupMAECaptionHead`] and [`SupMAEDenseHead`], for models whose `config.supervision` has them; those
+                of other kinds have the name of their `argument`.
             noise, mask, mask_ratio: As for [`SupMAEModel`], but masking is the rule: by `config.mask_ratio`, at random.
             interpolate_pos_encoding, kwargs: See [`SupMAEModel`].
 
         Raises:
             TypeError: for an argument that nobody reads.
-            ValueError: if images, labels, noise or mask do not fit the model or, on a CPU, a label is outside
-                `[0, num_labels)`.
+            ValueError: if images, labels, noise or mask do not fit the model, it does not learn from a target or, on a CPU, a
+                label is outside `[0, num_labels)`.
         """
         if mask is None and mask_ratio is None:
             mask_ratio = self.config.mask_ratio
@@ -945,6 +970,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         outputs = self.vit(
             pixel_values, noise, mask, mask_ratio, interpolate_pos_encoding, **{**kwargs, "return_dict": True}
         )
+        self._check_targets(targets, pixel_values.shape)
         grid_size = self.vit.embeddings.patch_grid(pixel_values, interpolate_pos_encoding)
         logits, decoded = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size)
         hidden = outputs.mask.to(logits.device)
