@@ -235,17 +235,17 @@ def summarize(jobs: list[dict], results: list[dict]) -> list[dict]:
 
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="a sixth of the compute, one seed: minutes")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the compute, one seed: minutes")
     parser.add_argument("--only", choices=list(ARMS), help="one of the two comparisons")
     parser.add_argument(
         "--data", default="zalando-datasets/fashion_mnist", help="a data set, or a folder of IDX files"
     )
-    parser.add_argument("--tflops", type=float, help="of pre-training (default: 6; quick: 1)")
+    parser.add_argument("--tflops", type=float, help="of pre-training (default: 4; quick: 1)")
     parser.add_argument("--seeds", type=int, help="how many (default: 3; quick: 1)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/supervision, or -quick")
     args = parser.parse_args()
-    flops = 1e12 * (args.tflops if args.tflops is not None else 1 if args.quick else 6)
+    flops = 1e12 * (args.tflops if args.tflops is not None else 1 if args.quick else 4)
     seeds = args.seeds if args.seeds is not None else 1 if args.quick else 3
     output_dir = args.output_dir or Path("outputs") / ("supervision" + "-quick" * args.quick)
     if not 0 < flops < np.inf or min(seeds, args.processes) < 1:
@@ -257,8 +257,8 @@ def main():
     if data and data["num_labels"] != len(WORDS):
         raise ValueError(f"{args.data} has {data['num_labels']} classes, but captions are written for {len(WORDS)}.")
     # as much of the rest as of the compute
-    data["num_shapes"] = max(round(NUM_SHAPES * min(flops / 6e12, 1)), 32)
-    tuning_steps = max(round(300 * min(flops / 6e12, 1)), 2)
+    data["num_shapes"] = max(round(NUM_SHAPES * min(flops / 4e12, 1)), 32)
+    tuning_steps = max(round(300 * min(flops / 4e12, 1)), 2)
     journal = Journal(output_dir / "runs.jsonl")
     jobs = {
         part: [
