@@ -28,7 +28,7 @@ reproduce: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) examples/reproduce_efficiency.py $(ARGS)
 
 # what labels are worth in pre-training, on Fashion-MNIST: hours on 2 cores, in parts if need be;
-# `make reproduce-labels ARGS=--quick` takes 10 minutes; ARGS='--data FOLDER' without the internet
+# `make reproduce-labels ARGS=--quick` takes 5 minutes; ARGS='--data FOLDER' without the internet
 reproduce-labels: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) examples/reproduce_partial_labels.py $(ARGS)
 

@@ -15,7 +15,8 @@ def write_table(rows: Sequence[dict], folder: str | Path, name: str, float_forma
     `NAME.csv` in `folder`.
     """
     table, folder = pandas.DataFrame(rows), Path(folder)
-    print(table.to_markdown(index=False, floatfmt=float_format, missingval=""))
+    known = table.astype(object).where(table.notna(), None)
+    print(known.to_markdown(index=False, floatfmt=float_format, missingval=""))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
     table.to_csv(folder / f"{name}.csv", index=False)
