@@ -58,6 +58,7 @@ def test_probe_is_chosen_on_its_own_images(digits_data, tmp_path):
     assert probe.score(np.delete(pixels, places, 0), np.delete(classes, places)) > 0.85
 
 
+@pytest.mark.slow
 def test_probe_and_finetuning_learn_without_a_look_at_the_test_images(digits_data, tmp_path):
     data = digits_data
     data.validation = data.validation.select(range(100))

@@ -41,7 +41,7 @@ def test_mean_corruption_error_by_hand():
     assert tuple(ALEXNET_ERRORS) == CORRUPTIONS
 
 
-@pytest.mark.parametrize("name", ["a", "r"])
+@pytest.mark.parametrize("name", ["a", pytest.param("r", marks=pytest.mark.slow)])
 def test_subsets(name):
     classes = subset_classes(name)
     places = [ImageNetInfo().label_names().index(synset) for synset in classes]

@@ -72,11 +72,12 @@ def assert_killed_run_equals(script, arguments, cwd, processes=1, **kwargs):
     ("script", "arguments", "kills"),
     [
         ("run_pretrain.py", ["--dataloader_num_workers", 1, "--streaming", "True"], 1),
-        (
+        pytest.param(
             "run_pretrain_no_trainer.py",
             ["--per_device_train_batch_size", 32, "--gradient_accumulation_steps", 2]
             + ["--label_fraction", 0.2, "--labeled_share", 0.5],
             1,
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -148,7 +149,7 @@ def test_all_kinds_of_supervision_go_on(tmp_path, script, processes):
     [
         ("run_pretrain.py", 1),
         pytest.param("run_pretrain_no_trainer.py", 1, marks=pytest.mark.slow),
-        ("run_pretrain.py", 2),
+        pytest.param("run_pretrain.py", 2, marks=pytest.mark.slow),
     ],
 )
 def test_sigterm_saves_before_leaving(tmp_path, script, processes):
@@ -180,6 +181,7 @@ def test_persistent_workers_end_with_the_run(tmp_path, context):
     assert process.returncode == 0, printed
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     arguments = [*RUN, "--max_steps", 6, "--save_steps", 3, "--warmup_epochs", 0, "--output_dir", "out"]
     run_example("run_pretrain.py", *arguments, cwd=tmp_path)

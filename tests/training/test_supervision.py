@@ -192,10 +192,11 @@ def test_two_processes_have_the_numbers_of_one(table, tmp_path):
     config = json.dumps({**TINY, "classifier_hidden_size": 0})
     for processes in (1, 2):
         batch = ["--per_device_train_batch_size", 16 // processes, "--output_dir", processes]
-        command = example_command(
-            "run_pretrain.py", *RUN, "--model_config", config, *flags, *batch, processes=processes
-        )
-        run_command(command, tmp_path)
+        arguments = ["run_pretrain.py", *RUN, "--model_config", config, *flags, *batch]
+        if processes == 1:
+            run_example(*arguments, cwd=tmp_path)
+        else:
+            run_command(example_command(*arguments, processes=processes), tmp_path)
     one, two = (log_of(tmp_path / str(processes)) for processes in (1, 2))
     assert len(one) == len(two)
     for entry, other in zip(one, two):
