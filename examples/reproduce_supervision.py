@@ -52,12 +52,14 @@ from supmae_hf.training.recipes import run as run_script
 
 
 SIZE, PIECE, BATCH = 64, 28, 64  # pixels of a picture and of a piece in it; images of a step
-MODEL = {**SMALL_MODEL, "image_size": SIZE}  # 64 patches of 8x8, 16 visible
+# 64 patches of 8x8, 16 visible
+MODEL = {**SMALL_MODEL, "image_size": SIZE, "problem_type": "multi_label_classification"}
 WORDS = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 CAPTIONS, CLASSES, DENSE, MAE = "SupMAE, captions", "SupMAE, classes", "SupMAE, dense labels", "MAE"
 ARMS = {"captions": (CAPTIONS, CLASSES, MAE), "dense": (DENSE, CLASSES, MAE)}
 WEIGHTS = (0.1, 1.0)  # of the supervised losses, whose gradients differ in size; none is chosen, all are reported
 MEASURES = {"zero_shot": "pre-trained branch", "finetuned": "fine-tuned with 1% of the labels", "miou": "mIoU"}
+TFLOPS = 4  # of pre-training; with less there are fewer shapes and steps of UperNet, too
 NUM_SHAPES, SHAPES_FOR_TUNING, SHAPES_FOR_TEST = 4000, 400, 400
 
 
@@ -104,8 +106,7 @@ def run_captions(job: dict, data: dict) -> dict:
     texts = [caption_of([first, second]) for first in range(10) for second in range(10)]
     captions = Captions("text", train_word_tokenizer(texts))
     captions.length = 4  # two words, "a" and "and"
-    fields = {"num_channels": 1, "num_labels": 10, "problem_type": "multi_label_classification"}
-    fields["classification_loss_weight"] = job["weight"]
+    fields = {"num_channels": 1, "num_labels": 10, "classification_loss_weight": job["weight"]}
     if arm == CAPTIONS:
         fields |= {"supervision": "captions", "caption_vocab_size": len(captions.tokenizer)}
     everything = torch.arange(len(images))
@@ -171,8 +172,7 @@ def flipped(images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, to
 def run_dense(job: dict, data: dict) -> dict:
     """Pre-train on shapes, and fine-tune UperNet on some of them."""
     images, masks, arm = *load_shapes(data["num_shapes"], seed=0), job["arm"]
-    fields = {"num_channels": 3, "num_labels": 3, "problem_type": "multi_label_classification"}
-    fields["classification_loss_weight"] = job["weight"]
+    fields = {"num_channels": 3, "num_labels": 3, "classification_loss_weight": job["weight"]}
     if arm == DENSE:
         fields |= {"supervision": "dense", "dense_classes": ["photograph", "disc", "square", "triangle"]}
 
@@ -240,12 +240,12 @@ def main():
     parser.add_argument(
         "--data", default="zalando-datasets/fashion_mnist", help="a data set, or a folder of IDX files"
     )
-    parser.add_argument("--tflops", type=float, help="of pre-training (default: 4; quick: 1)")
+    parser.add_argument("--tflops", type=float, help=f"of pre-training (default: {TFLOPS}; quick: 1)")
     parser.add_argument("--seeds", type=int, help="how many (default: 3; quick: 1)")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/supervision, or -quick")
     args = parser.parse_args()
-    flops = 1e12 * (args.tflops if args.tflops is not None else 1 if args.quick else 4)
+    flops = 1e12 * (args.tflops if args.tflops is not None else 1 if args.quick else TFLOPS)
     seeds = args.seeds if args.seeds is not None else 1 if args.quick else 3
     output_dir = args.output_dir or Path("outputs") / ("supervision" + "-quick" * args.quick)
     if not 0 < flops < np.inf or min(seeds, args.processes) < 1:
@@ -256,9 +256,9 @@ def main():
     data = load_images(args.data) if "captions" in parts else {}
     if data and data["num_labels"] != len(WORDS):
         raise ValueError(f"{args.data} has {data['num_labels']} classes, but captions are written for {len(WORDS)}.")
-    # as much of the rest as of the compute
-    data["num_shapes"] = max(round(NUM_SHAPES * min(flops / 4e12, 1)), 32)
-    tuning_steps = max(round(300 * min(flops / 4e12, 1)), 2)
+    share = min(flops / (1e12 * TFLOPS), 1)
+    data["num_shapes"] = max(round(NUM_SHAPES * share), 32)
+    tuning_steps = max(round(300 * share), 2)
     journal = Journal(output_dir / "runs.jsonl")
     jobs = {
         part: [

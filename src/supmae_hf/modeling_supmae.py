@@ -219,6 +219,8 @@ class SupMAEEmbeddings(nn.Module):
 
     def patch_grid(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> tuple[int, int]:
         """Patch rows and columns of a batch of images. Raises a `ValueError` if channels or size do not fit the model."""
+        if pixel_values is None:
+            raise ValueError("You have to specify `pixel_values`.")
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
             raise ValueError(
                 f"Expected `pixel_values` of shape (batch_size, {self.config.num_channels}, height, width), got "
@@ -289,7 +291,8 @@ class SupMAEEmbeddings(nn.Module):
         interpolate_pos_encoding: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Tokens, mask and `ids_restore` as in [`SupMAEModelOutput`]; only visible patches are embedded."""
-        batch_size, grid_size = pixel_values.shape[0], self.patch_grid(pixel_values, interpolate_pos_encoding)
+        grid_size = self.patch_grid(pixel_values, interpolate_pos_encoding)
+        batch_size = pixel_values.shape[0]
         positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid_size)
         class_tokens = (self.cls_token + positions[:, :1]).expand(batch_size, -1, -1)
         positions = positions[:, 1:]
@@ -755,8 +758,6 @@ class SupMAEModel(SupMAEPreTrainedModel):
             ValueError: if the size or channels of the images, the noise, the mask or the mask ratio do not fit the model.
         """
         check_arguments(self, kwargs)
-        if pixel_values is None:
-            raise ValueError("You have to specify `pixel_values`.")
         hidden_states, mask, ids_restore = self.embeddings(
             pixel_values, noise, mask, mask_ratio, interpolate_pos_encoding
         )
@@ -904,7 +905,9 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
             targets = (targets - mean) / std
         return (at_least_float32(logits) - targets).square().mean(dim=-1)
 
-    def _check_targets(self, targets: dict[str, torch.Tensor | None], shape: torch.Size):
+    def _check_targets(
+        self, heads: dict[str, SupMAESupervision], targets: dict[str, torch.Tensor | None], shape: torch.Size
+    ):
         batch_size, _, height, width = shape
         captions, maps = targets["caption_ids"], targets["segmentation_maps"]
         if captions is not None and (captions.ndim != 2 or len(captions) != batch_size):
@@ -916,7 +919,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
                 f"`segmentation_maps` must have shape (batch_size, height, width) = {(batch_size, height, width)}, got "
                 f"{tuple(maps.shape)}."
             )
-        read = {head.argument for head in self.heads().values()}
+        read = {head.argument for head in heads.values()}
         for name in [name for name, values in targets.items() if values is not None and name not in read]:
             if name != "labels":
                 raise ValueError(
@@ -962,16 +965,16 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         """
         if mask is None and mask_ratio is None:
             mask_ratio = self.config.mask_ratio
+        grid_size = self.vit.embeddings.patch_grid(pixel_values, interpolate_pos_encoding)
         heads = self.heads()
         targets = {"labels": labels, "caption_ids": caption_ids, "segmentation_maps": segmentation_maps}
+        self._check_targets(heads, targets, pixel_values.shape)
         for head in heads.values():
             if head.argument not in targets:
                 targets[head.argument] = kwargs.pop(head.argument, None)
         outputs = self.vit(
             pixel_values, noise, mask, mask_ratio, interpolate_pos_encoding, **{**kwargs, "return_dict": True}
         )
-        self._check_targets(targets, pixel_values.shape)
-        grid_size = self.vit.embeddings.patch_grid(pixel_values, interpolate_pos_encoding)
         logits, decoded = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size)
         hidden = outputs.mask.to(logits.device)
         reconstruction_loss = (self.patch_losses(pixel_values, logits) * hidden).sum() / hidden.sum().clamp(min=1)
