@@ -25,12 +25,12 @@ demo: $(VENV)/installed
 # SupMAE against MAE and a ViT from scratch on the digits, over epochs and compute: 35 minutes on 2 cores;
 # `make reproduce ARGS=--quick` takes 4
 reproduce: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(RUN) examples/reproduce_efficiency.py $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) experiments/efficiency.py $(ARGS)
 
 # what labels are worth in pre-training, on Fashion-MNIST: hours on 2 cores, in parts if need be;
 # `make reproduce-labels ARGS=--quick` takes 5 minutes; ARGS='--data FOLDER' without the internet
 reproduce-labels: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(RUN) examples/reproduce_partial_labels.py $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) experiments/partial_labels.py $(ARGS)
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal -m "not slow and not gpu"

@@ -41,6 +41,7 @@ def make_stream(folder: str, num_images: int, process_index: int = 0, num_proces
         num_patches=config.num_patches,
         seed=0,
         num_images=num_images,
+        batch_size=BATCH,
         shuffle_buffer_size=256,
         process_index=process_index,
         num_processes=num_processes,
@@ -79,7 +80,7 @@ def time_to_go_on(folder: str, num_images: int, passes_over: bool) -> float:
     """Seconds to the first batch after half of an epoch."""
     stream, had = make_stream(folder, num_images), num_images // BATCH // 2
     if passes_over:
-        stream.go_on_after(had, BATCH)
+        stream.skip_batches(had)
     start = time.perf_counter()
     batches = iter(DataLoader(stream, BATCH, collate_fn=collate))
     next(islice(batches, had, None))

@@ -19,8 +19,9 @@ The architecture is read from the checkpoint. Nothing in it is run, and FOLDER a
 from pathlib import Path
 
 from supmae_hf import SupMAEForPreTraining
-from supmae_hf.checkpoints.convert import convert_original, convert_pretrained, new_folder
+from supmae_hf.checkpoints.convert import convert_original, convert_pretrained
 from supmae_hf.data.transforms import fit_image_processor, load_image_processor, normalization
+from supmae_hf.records import new_folder
 from supmae_hf.training.recipes import Parser, run
 
 
@@ -45,11 +46,14 @@ def main():
     unusual.add_argument("--num_labels", type=int, help="classes of the new head of an MAE checkpoint")
     args = parser.parse_args()
 
+    for name in ("image_size", "patch_size"):
+        if len(getattr(args, name) or ()) > 2:
+            parser.error(f"--{name} takes one number, or height and width, got {getattr(args, name)}.")
     names = ("num_attention_heads", "decoder_num_attention_heads", "num_labels")
     fields = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     sizes = {"image_size": size(args.image_size), "patch_size": size(args.patch_size)}
 
-    with new_folder(args.folder, args.overwrite) as folder:
+    with new_folder(args.folder, args.overwrite, [args.checkpoint]) as folder:
         is_file = Path(args.checkpoint).is_file() or Path(args.checkpoint).suffix in (".pth", ".pt", ".safetensors")
         if is_file:
             model, recognised = convert_original(args.checkpoint, args.encoder_only, **sizes, **fields)

@@ -12,7 +12,7 @@ an image. Operations are counted from shapes (see supmae_hf/cost.py). Hours foll
 cost.png into --output_dir.
 """
 
-import json
+import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -21,6 +21,7 @@ from transformers import ViTMAEConfig
 from supmae_hf import SupMAEConfig
 from supmae_hf.cost import Schedule, published_schedules
 from supmae_hf.evaluation.tables import say_written, write_table
+from supmae_hf.records import Record
 from supmae_hf.training.arguments import DataArguments, ModelArguments, PreTrainingArguments
 from supmae_hf.training.recipes import Parser, parse_arguments, run
 from supmae_hf.training.schedules import scheduled_flops
@@ -37,7 +38,7 @@ def schedule_of(recipe: str) -> Schedule:
 
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("--model_config", type=json.loads, default={}, help="fields of SupMAEConfig, as JSON")
+    parser.add_argument("--model_config", help="fields of SupMAEConfig, as JSON")
     parser.add_argument("--recipe", help="of run_pretrain.py, to be compared with those of the paper")
     parser.add_argument("--num_images", type=int, default=1_281_167, help="images of an epoch; default: ImageNet-1K's")
     parser.add_argument("--tflops", type=float, help="10^12 operations a second of a device, as measured")
@@ -47,11 +48,11 @@ def main():
     if args.watts is not None and args.tflops is None:
         parser.error("--watts needs --tflops, from which the hours follow.")
     for name in ("tflops", "watts", "num_images"):
-        if (value := getattr(args, name)) is not None and value <= 0:
-            parser.error(f"--{name} must be above 0, got {value}.")
+        if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
+            parser.error(f"--{name} must be a number above 0, got {value}.")
 
-    config = SupMAEConfig(**{"num_labels": 1000, **args.model_config})
-    config.check()
+    fields = ModelArguments(model_config=args.model_config).model_config
+    config = SupMAEConfig(**{"num_labels": 1000, **fields})
     shared = ("hidden_size", "num_hidden_layers", "intermediate_size", "image_size", "patch_size", "num_channels")
     mae_config = ViTMAEConfig(**{name: getattr(config, name) for name in shared})  # the decoder is MAE's own
     schedules = published_schedules(config, mae_config) + ([schedule_of(args.recipe)] if args.recipe else [])
@@ -83,6 +84,7 @@ def main():
     axis.invert_yaxis()
     axis.set(xlabel="EFLOPs (10^18 operations)")
     axis.legend()
+    Record(args.output_dir).claim("cost.png")
     figure.savefig(args.output_dir / "cost.png", dpi=150)
     say_written(args.output_dir, "cost.json", "cost.csv", "cost.png")
 

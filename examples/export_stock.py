@@ -22,6 +22,7 @@ from transformers import AutoConfig
 import supmae_hf
 from supmae_hf import SupMAEModel
 from supmae_hf.checkpoints.export import export_onnx, export_stock, source_image_processor
+from supmae_hf.loading import load_pretrained
 from supmae_hf.training.recipes import Parser, run
 
 
@@ -34,19 +35,21 @@ def main():
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     args = parser.parse_args()
 
-    config = AutoConfig.from_pretrained(args.checkpoint)
+    config = load_pretrained(AutoConfig, args.checkpoint)
     if config.model_type != "supmae":
         parser.error(f"{args.checkpoint} is a checkpoint of the type '{config.model_type}', not of SupMAE.")
     model_class = (
         SupMAEModel if args.encoder_only else getattr(supmae_hf, (config.architectures or ["SupMAEModel"])[0])
     )
-    model = model_class.from_pretrained(args.checkpoint, dtype=torch.float32)
+    model = load_pretrained(model_class, args.checkpoint, dtype=torch.float32)
     image_processor = source_image_processor(model, args.checkpoint)
     if args.format == "onnx":
-        export_onnx(model, args.folder, image_processor, args.overwrite)
+        export_onnx(model, args.folder, image_processor, args.overwrite, [args.checkpoint])
         name = "ONNX model"
     else:
-        name = export_stock(model, args.folder, args.format == "timm", image_processor, args.overwrite)
+        name = export_stock(
+            model, args.folder, args.format == "timm", image_processor, args.overwrite, [args.checkpoint]
+        )
     print(f"{name}, checked to give the same results: {args.folder}")
 
 

@@ -18,7 +18,8 @@ import pyarrow.compute
 
 from supmae_hf.data.packing import write_packed
 from supmae_hf.evaluation.arguments import FeatureDataArguments
-from supmae_hf.evaluation.features import parts_of, prepare_output_dir
+from supmae_hf.evaluation.features import count_rows, missing_parts, parts_of
+from supmae_hf.records import output_folder, require_apart, unfinished_name
 from supmae_hf.training.recipes import parse_arguments, run
 
 
@@ -53,15 +54,16 @@ def megabytes(data) -> float | None:
 
 def main():
     args, data_args = parse_arguments((PackingArguments, FeatureDataArguments), description=__doc__)
-    splits = data_args.load_splits(args.output_dir)
-    how = {name: getattr(args, name) for name in ("size", "quality", "images_per_file")}
-    facts = {**how, "on_bad_image": data_args.on_bad_image}
-    facts["data"] = {name: data.fingerprint() for name, data in splits.items()}
-    prepare_output_dir(args.output_dir, facts, args.overwrite_output_dir)
+    require_apart(args.output_dir, data_args.sources())
+    splits = data_args.load_splits()
+    run = {name: getattr(args, name) for name in ("size", "quality", "images_per_file")}
+    run |= {"job": "packing", "on_bad_image": data_args.on_bad_image}
+    run["data"] = {name: data.fingerprint() for name, data in splits.items()}
     sizes = {name: len(data.validation) for name, data in splits.items()}
     parts = parts_of(sizes, args.output_dir, args.images_per_file)
-    for number, part in enumerate(parts, 1):
-        if not part.path.exists():
+    with output_folder(args.output_dir, run, args.overwrite_output_dir) as record:
+        record.claim(*(name for part in parts for name in (part.path.name, unfinished_name(part.path))))
+        for part in missing_parts(parts):
             write_packed(
                 splits[part.split],
                 part.start,
@@ -72,12 +74,14 @@ def main():
                 args.dataloader_num_workers,
                 data_args.on_bad_image == "skip",
             )
-            print(f"{number}/{len(parts)} {part.path}", flush=True)
+            print(f"{parts.index(part) + 1}/{len(parts)} {part.path}", flush=True)
+        number = count_rows(parts)
     before = [megabytes(data) for data in splits.values()]
     after = sum(part.path.stat().st_size for part in parts) / 1e6
     was = "" if None in before else f" (before: {sum(before):.1f} MB)"
+    left_out = f", {sum(sizes.values()) - number} left out" if number < sum(sizes.values()) else ""
     print(
-        f"\n{sum(sizes.values())} images in {len(parts)} files of {after:.1f} MB{was}: --dataset_name {args.output_dir}"
+        f"\n{number} images in {len(parts)} files of {after:.1f} MB{was}{left_out}: --dataset_name {args.output_dir}"
     )
 
 

@@ -27,25 +27,25 @@ from supmae_hf.training.recipes import parse_arguments, run
 def main():
     args, data_args = parse_arguments((EvaluationArguments, EvaluationDataArguments), description=__doc__)
     check_models(args.models, load_classifier, load_transform)
-    output_dir, journal = args.prepare_output_dir()
-    data = data_args.load()
-    data_key, rows = data_args.key(data), []
-    for name in args.models:
-        key = {"model": fingerprint(name), "data": data_key}
-        row = journal.get(key)
-        if row is None:
-            model = load_classifier(name)
-            columns = map_classes(data.labels.names, model)
-            num_channels = getattr(model.config, "num_channels", 3)  # timm models do not say
-            dataset = data_args.build(data, load_transform(name), num_channels)
-            scores, targets = predict(model, dataset, **args.options())
-            # the data set's classes in the model's numbers
-            targets = [columns[target] if target >= 0 else target for target in targets]
-            row = accuracy_row(name, scores, targets)
-            journal.add(key, row)
-        rows.append(row)
-    if args.state.is_main_process:
-        write_accuracies(rows, output_dir)
+    with args.open_output_dir(data_args.sources()) as (output_dir, journal):
+        data = data_args.load()
+        data_key, rows = data_args.key(data), []
+        for name in args.models:
+            key = {"model": fingerprint(name), "data": data_key}
+            row = journal.get(key)
+            if row is None:
+                model = load_classifier(name)
+                columns = map_classes(data.labels.names, model)
+                num_channels = getattr(model.config, "num_channels", 3)  # timm models do not say
+                dataset = data_args.build(data, load_transform(name), num_channels)
+                scores, targets = predict(model, dataset, **args.options())
+                # the data set's classes in the model's numbers
+                targets = [columns[target] if target >= 0 else target for target in targets]
+                row = accuracy_row(name, scores, targets)
+                journal.add(key, row)
+            rows.append(row)
+        if args.state.is_main_process:
+            write_accuracies(rows, output_dir)
 
 
 if __name__ == "__main__":

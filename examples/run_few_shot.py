@@ -13,6 +13,7 @@ results-detail.csv and results.png into --output_dir. After an interruption the 
 
 import statistics
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from supmae_hf.evaluation.arguments import EvaluationArguments
 from supmae_hf.evaluation.few_shot import BENCHMARK, FewShotTask, FineTuning, load_few_shot_data
@@ -80,18 +81,8 @@ def measure(args: EvaluationArguments, few_shot: FewShotArguments, data: dict, j
                     yield name, dataset, method, shots, accuracies
 
 
-def main():
-    args, few_shot = parse_arguments((EvaluationArguments, FewShotArguments), description=__doc__)
-    if args.state.num_processes > 1:
-        raise SystemExit(
-            f"run_few_shot.py runs in one process, not {args.state.num_processes}: start it by `python`, and give each "
-            "device some of the `--models` and an `--output_dir` of its own."
-        )
-    check_models(args.models, load_transform)
-    data = {name: load_few_shot_data(name) for name in few_shot.datasets}
-    output_dir, journal = args.prepare_output_dir()
-    results = list(measure(args, few_shot, data, journal))
-
+def report(args: EvaluationArguments, few_shot: FewShotArguments, results: list[tuple], output_dir: Path):
+    """Write the tables and the picture."""
     detail, rows = {}, []
     for name, dataset, method, shots, accuracies in results:
         row = detail.setdefault((name, dataset, method), {"model": name, "data set": dataset, "method": method})
@@ -109,11 +100,24 @@ def main():
         rows.append(row)
     print(f"\nTop-1 accuracy in percent, {len(few_shot.seeds)} seeds.\n")
     write_table(list(detail.values()), output_dir, "results-detail")
-    print(f"\nAveraged over the {len(data)} data sets:\n")
+    print(f"\nAveraged over the {len(few_shot.datasets)} data sets:\n")
     write_table(rows, output_dir, "results")
     shown = [column for column in rows[0] if column != "model" and not column.endswith(" std")]
     save_bars(rows, "model", shown, output_dir / "results.png", "top-1 accuracy (%)", errors=" std")
     say_written(output_dir, "results.json", "results.csv", "results-detail.json", "results-detail.csv", "results.png")
+
+
+def main():
+    args, few_shot = parse_arguments((EvaluationArguments, FewShotArguments), description=__doc__)
+    if args.state.num_processes > 1:
+        raise SystemExit(
+            f"run_few_shot.py runs in one process, not {args.state.num_processes}: start it by `python`, and give each "
+            "device some of the `--models` and an `--output_dir` of its own."
+        )
+    check_models(args.models, load_transform)
+    data = {name: load_few_shot_data(name) for name in few_shot.datasets}
+    with args.open_output_dir(few_shot.datasets) as (output_dir, journal):
+        report(args, few_shot, list(measure(args, few_shot, data, journal)), output_dir)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from supmae_hf.data.dataset import collate
 from supmae_hf.data.transforms import build_finetune_transform
 from supmae_hf.evaluation.metrics import compute_accuracy
 from supmae_hf.training.arguments import DataArguments, FineTuningArguments, ModelArguments
-from supmae_hf.training.checkpointing import prepare_output_dir
+from supmae_hf.training.checkpointing import open_run
 from supmae_hf.training.cpu import prepare_cpu
 from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report
@@ -36,7 +36,9 @@ def main():
         base="finetune",
         default_recipe=Path(__file__).parent / "configs" / "finetune_digits.yaml",
     )
-    data = data_args.load_labeled("Fine-tuning", args.output_dir, model_args.model_config)
+    data = data_args.load_labeled(
+        "Fine-tuning", args.output_dir, model_args.model_config, [model_args.model_name_or_path]
+    )
     set_seed(args.seed)
     fields = {**data.labels.config_fields(), **data_args.config_fields(model_args)}
     model, new_parameters = model_args.build(
@@ -44,6 +46,7 @@ def main():
     )
     if "classifier.weight" in new_parameters:
         torch.nn.init.trunc_normal_(model.classifier.weight, std=args.classifier_init_std)
+    args.check_best_metric(["loss", "top1", *(["top5"] if model.config.num_labels > 5 else [])])
     prepare_cpu(model, args)
     image_processor = data_args.build_image_processor(data, model.config, model_args.model_name_or_path)
     transform = build_finetune_transform(
@@ -59,19 +62,19 @@ def main():
             num_classes=model.config.num_labels,
         )
 
-    checkpoint = prepare_output_dir(args, describe_run("fine-tuning", model_args, data_args, args, data))
-    trainer = FineTuner(
-        model=model,
-        args=args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        data_collator=collate,
-        processing_class=image_processor,
-        compute_metrics=compute_accuracy,
-        mixup=mixup,
-        report=Report("Fine-tuned", model, args, data_args, data, train_dataset, eval_dataset, image_processor),
-    )
-    trainer.run(checkpoint)
+    with open_run(args, describe_run("fine-tuning", model_args, data_args, args, data)) as checkpoint:
+        trainer = FineTuner(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=collate,
+            processing_class=image_processor,
+            compute_metrics=compute_accuracy,
+            mixup=mixup,
+            report=Report("Fine-tuned", model, args, data_args, data, train_dataset, eval_dataset, image_processor),
+        )
+        trainer.run(checkpoint)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from transformers import set_seed
 
 from supmae_hf.data.dataset import collate
 from supmae_hf.training.arguments import DataArguments, ModelArguments, PreTrainingArguments, prepare_pretraining
-from supmae_hf.training.checkpointing import prepare_output_dir
+from supmae_hf.training.checkpointing import open_run
 from supmae_hf.training.knn import KnnEvaluation
 from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.reports import Report
@@ -29,24 +29,24 @@ def main():
         base="pretrain",
         default_recipe=Path(__file__).parent / "configs" / "pretrain_digits.yaml",
     )
-    data = data_args.load(args.output_dir, model_args.model_config)
+    data = data_args.load(args.output_dir, model_args.model_config, [model_args.model_name_or_path, args.mask_dir])
     set_seed(args.seed)
     model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args, data)
     knn = None
     if args.knn_eval:
         knn = KnnEvaluation(data, train_dataset, image_processor, data_args.label_column_name, args)
-    checkpoint = prepare_output_dir(args, describe_run("pre-training", model_args, data_args, args, data))
-    trainer = PreTrainer(
-        model=model,
-        args=args,
-        knn=knn,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        data_collator=collate,
-        processing_class=image_processor,
-        report=Report("Pre-trained", model, args, data_args, data, train_dataset, eval_dataset, image_processor),
-    )
-    trainer.run(checkpoint)
+    with open_run(args, describe_run("pre-training", model_args, data_args, args, data)) as checkpoint:
+        trainer = PreTrainer(
+            model=model,
+            args=args,
+            knn=knn,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=collate,
+            processing_class=image_processor,
+            report=Report("Pre-trained", model, args, data_args, data, train_dataset, eval_dataset, image_processor),
+        )
+        trainer.run(checkpoint)
 
 
 if __name__ == "__main__":

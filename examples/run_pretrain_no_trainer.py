@@ -17,19 +17,23 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DistributedDataParallelKwargs, TorchDynamoPlugin, send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, TorchDynamoPlugin, send_to_device
+from safetensors.torch import load_file
 from tqdm.auto import tqdm
 from transformers import TrainerState, set_seed
-from transformers.trainer_utils import rotate_checkpoints
 
 from supmae_hf.data.dataset import ImageStream, collate
+from supmae_hf.records import Record
 from supmae_hf.training.arguments import DataArguments, ModelArguments, PreTrainingArguments, prepare_pretraining
 from supmae_hf.training.checkpointing import (
+    RESULTS,
     RunMonitor,
     StopRequest,
     check_writer,
-    mark_complete,
-    prepare_output_dir,
+    finish_checkpoint,
+    open_run,
+    require_sharding,
+    start_checkpoint,
     writing_failed,
 )
 from supmae_hf.training.knn import KnnEvaluation
@@ -55,6 +59,14 @@ from supmae_hf.training.trainer import (
     seed_step,
     share_buffers,
     take_counts,
+)
+
+
+# arguments that this loop would ignore
+TRAINER_ONLY = (
+    *("push_to_hub", "early_stopping_patience", "load_best_model_at_end", "metric_for_best_model", "eval_on_start"),
+    *("deepspeed", "fsdp", "parallelism_config", "optim_target_modules", "neftune_noise_alpha", "use_liger_kernel"),
+    *("activation_checkpointing", "bf16_full_eval", "fp16_full_eval", "logging_first_step", "torch_empty_cache_steps"),
 )
 
 
@@ -134,12 +146,18 @@ def train(
     steps_per_epoch = math.ceil(len(loader) / accumulation)
     max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
     scheduler = create_scheduler(optimizer, args, max_steps)  # not prepared: one step per optimiser step
-    accelerator.register_for_checkpointing(scheduler)
+    require_sharding(accelerator)
+    # weights are saved and loaded under their own names, for `from_pretrained`, and not under those of what wraps the model
+    accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
+    accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
 
     state = TrainerState()
     if checkpoint is not None:
         check_writer(checkpoint, is_trainer=False)
         accelerator.load_state(checkpoint)
+        if accelerator.distributed_type != DistributedType.FSDP:
+            bare_model.load_state_dict(load_file(Path(checkpoint) / "model.safetensors"))
+        scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
         state = TrainerState.load_from_json(Path(checkpoint) / "trainer_state.json")
     state.max_steps = max_steps
     state.compute_steps(args, max_steps)  # shares of the whole run to steps
@@ -153,20 +171,26 @@ def train(
         state.log_history.append({**figures, "epoch": state.epoch, "step": state.global_step})
         accelerator.log(figures, step=state.global_step)
 
+    def save_pretrained(folder: Path):
+        """What `from_pretrained` needs, and the log."""
+        state_dict = accelerator.get_state_dict(model)
+        if accelerator.is_main_process:
+            bare_model.save_pretrained(folder, state_dict=state_dict)
+            image_processor.save_pretrained(folder)
+            state.save_to_json(folder / "trainer_state.json")
+
     def save():
         monitor.check(bare_model, state.global_step)
         folder = output_dir / f"checkpoint-{state.global_step}"
         try:
+            start_checkpoint(folder, accelerator)
             accelerator.save_state(folder)
-            if accelerator.is_main_process:  # what from_pretrained needs beside the weights
-                bare_model.config.save_pretrained(folder)
-                image_processor.save_pretrained(folder)
-                state.save_to_json(folder / "trainer_state.json")
-            mark_complete(folder, accelerator)
+            save_pretrained(folder)
+            if accelerator.is_main_process:
+                torch.save(scheduler.state_dict(), folder / "scheduler.pt")
+            finish_checkpoint(folder, accelerator, args.save_total_limit)
         except (OSError, RuntimeError) as error:
             raise writing_failed(output_dir, state.global_step, error) from error
-        if accelerator.is_main_process:
-            rotate_checkpoints(str(output_dir), args.save_total_limit)
 
     hide_progress = args.disable_tqdm or not accelerator.is_local_main_process
     progress = tqdm(total=max_steps, initial=state.global_step, disable=hide_progress)
@@ -180,7 +204,7 @@ def train(
                 order.epoch = epoch
             batches_done = steps_done * accumulation
             if isinstance(order, ImageStream):
-                order.go_on_after(batches_done, args.train_batch_size)
+                order.skip_batches(batches_done)
             batches = iter(skip_first_batches(loader, batches_done) if batches_done else loader)
             for step in range(steps_done, steps_per_epoch):
                 model.train()
@@ -228,14 +252,12 @@ def train(
                     break
     progress.close()
     if is_stopped:
-        leave(args)
+        leave(args, stop)
 
     metrics = {} if eval_loader is None else evaluate(model, eval_loader, accelerator, knn)
-    state_dict = accelerator.get_state_dict(model)
-    bare_model.save_pretrained(output_dir, is_main_process=accelerator.is_main_process, state_dict=state_dict)
     if accelerator.is_main_process:
-        image_processor.save_pretrained(output_dir)
-        state.save_to_json(output_dir / "trainer_state.json")
+        Record(output_dir).claim(*RESULTS)
+    save_pretrained(output_dir)
     accelerator.end_training()
     return [*state.log_history, {**metrics, "epoch": state.epoch, "step": state.global_step}], metrics
 
@@ -246,25 +268,22 @@ def main():
         base="pretrain",
         default_recipe=Path(__file__).parent / "configs" / "pretrain_digits.yaml",
     )
-    if args.early_stopping_patience is not None or args.load_best_model_at_end:
-        raise ValueError(
-            "`--early_stopping_patience` and `--load_best_model_at_end` are the Trainer's: run_pretrain.py."
-        )
-    if args.push_to_hub:
-        raise ValueError(
-            "`--push_to_hub` is the Trainer's: run_pretrain.py, or examples/publish.py when this has ended."
-        )
-    data = data_args.load(args.output_dir, model_args.model_config)
+    for name in TRAINER_ONLY:
+        if getattr(args, name, None):
+            raise ValueError(f"`--{name}` is the Trainer's: use run_pretrain.py (to publish, examples/publish.py).")
+    if args.save_strategy == "best":
+        raise ValueError("`--save_strategy` best is the Trainer's: use run_pretrain.py.")
+    data = data_args.load(args.output_dir, model_args.model_config, [model_args.model_name_or_path, args.mask_dir])
     set_seed(args.seed)
     model, image_processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args, data)
     knn = None
     if args.knn_eval:
         knn = KnnEvaluation(data, train_dataset, image_processor, data_args.label_column_name, args)
-    checkpoint = prepare_output_dir(args, describe_run("pre-training", model_args, data_args, args, data))
-    log_history, metrics = train(args, model, image_processor, train_dataset, eval_dataset, checkpoint, knn)
-    if args.process_index == 0:
-        report = Report("Pre-trained", model, args, data_args, data, train_dataset, eval_dataset, image_processor)
-        report.write(log_history, metrics)
+    with open_run(args, describe_run("pre-training", model_args, data_args, args, data)) as checkpoint:
+        log_history, metrics = train(args, model, image_processor, train_dataset, eval_dataset, checkpoint, knn)
+        if args.process_index == 0:
+            report = Report("Pre-trained", model, args, data_args, data, train_dataset, eval_dataset, image_processor)
+            report.write(log_history, metrics)
 
 
 if __name__ == "__main__":

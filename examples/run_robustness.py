@@ -185,15 +185,16 @@ def main():
     )
     check_models(args.models, load_classifier, load_transform)
     subsets = open_subsets(robustness_args, data_args)
-    output_dir, journal = args.prepare_output_dir()
-    rows = [evaluate(Evaluator(name, args, data_args, journal), robustness_args, subsets) for name in args.models]
-    if args.state.is_main_process:
-        print("Percent; errors are averaged over the severities.\n")
-        write_table(rows, output_dir, "results")
-        columns = dict.fromkeys(column for row in rows for column in row)
-        shown = [column for column in columns if column not in ("model", "score")]
-        save_bars(rows, "model", shown, output_dir / "results.png", "percent (errors and mCE: less is better)")
-        say_written(output_dir, "results.json", "results.csv", "results.png")
+    published = [getattr(robustness_args, f"imagenet_{name}") for name in ("c", "a", "r", "sketch")]
+    with args.open_output_dir([*data_args.sources(), *published]) as (output_dir, journal):
+        rows = [evaluate(Evaluator(name, args, data_args, journal), robustness_args, subsets) for name in args.models]
+        if args.state.is_main_process:
+            print("Percent; errors are averaged over the severities.\n")
+            write_table(rows, output_dir, "results")
+            columns = dict.fromkeys(column for row in rows for column in row)
+            shown = [column for column in columns if column not in ("model", "score")]
+            save_bars(rows, "model", shown, output_dir / "results.png", "percent (errors and mCE: less is better)")
+            say_written(output_dir, "results.json", "results.csv", "results.png")
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ from supmae_hf.evaluation.segmentation import (
     save_masks,
 )
 from supmae_hf.evaluation.tables import save_bars, say_written, write_table
+from supmae_hf.records import require_apart
 from supmae_hf.training.arguments import SegmentationArguments
-from supmae_hf.training.checkpointing import prepare_output_dir
+from supmae_hf.training.checkpointing import open_run
 from supmae_hf.training.cpu import prepare_cpu
 from supmae_hf.training.recipes import parse_arguments, run
 from supmae_hf.training.runs import describe_recipe
@@ -43,25 +44,25 @@ def train(
 ):
     """Train and evaluate one model; returns a row of the table."""
     facts = {"model": name, "data": data_args.describe(data), **vars(upernet)}
-    checkpoint = prepare_output_dir(args, describe_recipe("segmentation", args, facts))
-    set_seed(args.seed)
-    image_processor = build_segmentation_processor(data_args, name)
-    backbone = load_backbone(name, data_args.crop_size, upernet.out_indices, args.drop_path_rate)
-    trainer = RecipeTrainer(
-        model=build_upernet(backbone, data_args.num_classes, upernet.decoder_hidden_size),
-        args=args,
-        processing_class=image_processor,
-        train_dataset=SegmentationDataset(data["train"], data_args, image_processor, args.seed),
-        data_collator=collate,
-    )
-    prepare_cpu(trainer.model, args)
-    trainer.run(checkpoint)
-    metrics, shown = evaluate_segmentation(
-        trainer.model, SegmentationDataset(data["validation"], data_args, image_processor)
-    )
-    if trainer.is_world_process_zero():
-        (Path(args.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-        save_masks(shown, data_args.num_classes, Path(args.output_dir) / "masks.png")
+    with open_run(args, describe_recipe("segmentation", args, facts)) as checkpoint:
+        set_seed(args.seed)
+        image_processor = build_segmentation_processor(data_args, name)
+        backbone = load_backbone(name, data_args.crop_size, upernet.out_indices, args.drop_path_rate)
+        trainer = RecipeTrainer(
+            model=build_upernet(backbone, data_args.num_classes, upernet.decoder_hidden_size),
+            args=args,
+            processing_class=image_processor,
+            train_dataset=SegmentationDataset(data["train"], data_args, image_processor, args.seed),
+            data_collator=collate,
+        )
+        prepare_cpu(trainer.model, args)
+        trainer.run(checkpoint)
+        metrics, shown = evaluate_segmentation(
+            trainer.model, SegmentationDataset(data["validation"], data_args, image_processor)
+        )
+        if trainer.is_world_process_zero():
+            (Path(args.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            save_masks(shown, data_args.num_classes, Path(args.output_dir) / "masks.png")
     return {"model": name, **{metric: 100 * metrics[metric] for metric in ("mIoU", "aAcc", "mAcc")}}
 
 
@@ -71,6 +72,7 @@ def main():
     )
     check_models(upernet.models, lambda name: load_backbone(name, data_args.crop_size, upernet.out_indices))
     output_dir = Path(args.output_dir)
+    require_apart(output_dir, [*upernet.models, *data_args.sources()])
     data = load_segmentation_data(data_args)
     rows = []
     for name in upernet.models:

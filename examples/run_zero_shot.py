@@ -37,25 +37,27 @@ def main():
         (EvaluationArguments, EvaluationDataArguments, ZeroShotArguments), description=__doc__
     )
     check_models(args.models, load_captioner, load_transform)
-    output_dir, journal = args.prepare_output_dir()
-    data = data_args.load()
-    names = zero_shot.class_names or data.labels.names
-    if len(names) != len(data.labels.names):
-        raise ValueError(f"`--class_names` names {len(names)} classes, but the data set has {len(data.labels.names)}.")
-    data_key, rows = data_args.key(data), []
-    for name in args.models:
-        key = {"model": fingerprint(name), "data": data_key, **vars(zero_shot)}
-        row = journal.get(key)
-        if row is None:
-            model = load_captioner(name)
-            function = zero_shot_function(model, class_tokens(model, names, zero_shot.prompts))
-            dataset = data_args.build(data, load_transform(name), model.config.num_channels)
-            scores, targets = predict(model, dataset, **args.options(), function=function)
-            row = accuracy_row(name, scores, targets)
-            journal.add(key, row)
-        rows.append(row)
-    if args.state.is_main_process:
-        write_accuracies(rows, output_dir)
+    with args.open_output_dir(data_args.sources()) as (output_dir, journal):
+        data = data_args.load()
+        names = zero_shot.class_names or data.labels.names
+        if len(names) != len(data.labels.names):
+            raise ValueError(
+                f"`--class_names` names {len(names)} classes, but the data set has {len(data.labels.names)}."
+            )
+        data_key, rows = data_args.key(data), []
+        for name in args.models:
+            key = {"model": fingerprint(name), "data": data_key, **vars(zero_shot)}
+            row = journal.get(key)
+            if row is None:
+                model = load_captioner(name)
+                function = zero_shot_function(model, class_tokens(model, names, zero_shot.prompts))
+                dataset = data_args.build(data, load_transform(name), model.config.num_channels)
+                scores, targets = predict(model, dataset, **args.options(), function=function)
+                row = accuracy_row(name, scores, targets)
+                journal.add(key, row)
+            rows.append(row)
+        if args.state.is_main_process:
+            write_accuracies(rows, output_dir)
 
 
 if __name__ == "__main__":

@@ -171,9 +171,14 @@ def load_reference(name: str) -> dict[str, torch.Tensor]:
     return load_file(FIXTURES / name)
 
 
+def script_path(script: str) -> Path:
+    """Where a script of examples/ or, if its name begins so, of experiments/ is."""
+    return ROOT / script if script.startswith("experiments/") else ROOT / "examples" / script
+
+
 def load_example(script: str):
-    """A script of examples/ as a module."""
-    spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), ROOT / "examples" / script)
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(Path(script).stem, script_path(script))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -201,7 +206,7 @@ def example_command(script: str, *arguments, processes: int = 1) -> list[str]:
         launcher += ["-m", "accelerate.commands.launch", "--config_file"]
         launcher += [ROOT / "examples" / "configs" / "accelerate" / "cpu_2_processes.yaml"]
         launcher += ["--num_processes", processes, "--main_process_port", free_port()]
-    return list(map(str, [*launcher, ROOT / "examples" / script, *arguments]))
+    return list(map(str, [*launcher, script_path(script), *arguments]))
 
 
 def free_port() -> int:

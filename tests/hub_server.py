@@ -5,13 +5,15 @@ import hashlib
 import json
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class HubServer(ThreadingHTTPServer):
     """
     Use as a context manager; `url` goes into `HF_ENDPOINT`. `repositories[name]["branches"][branch]` has the files,
-    `repositories[name]["commits"]` their history (title and files), `requests` what was asked for, `fail` the number of uploads of large files to refuse.
+    `repositories[name]["commits"]` their history (title and files), `requests` what was asked for, `fail` the number of uploads of large files to
+    refuse; with `hang` it accepts everything and answers nothing but the creation of a repository.
     """
 
     daemon_threads = True
@@ -20,6 +22,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repositories, self.objects, self.requests, self.tokens, self.fail = {}, {}, [], set(), 0
+        self.hang = False
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -61,6 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
         if "Authorization" in self.headers:
             server.tokens.add(self.headers["Authorization"].removeprefix("Bearer "))
 
+        if server.hang and path != "/api/repos/create":
+            time.sleep(600)
         if path == "/api/validate-yaml":
             return self._answer({"errors": [], "warnings": []})
         if path == "/api/repos/create":

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import datasets
@@ -14,7 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 
 from supmae_hf import SupMAEForImageClassification, SupMAEImageProcessor
-from supmae_hf.data.dataset import ImageDataset
+from supmae_hf.data.dataset import UNREADABLE, ImageDataset
 from supmae_hf.data.labels import Labels
 from supmae_hf.data.transforms import TrainTransform, build_finetune_transform, build_image_processor, to_pil
 from supmae_hf.image_processing_supmae import read_image, to_pixels
@@ -256,3 +257,36 @@ def test_fine_tuning_augments_what_randaugment_cannot():
     image = np.random.default_rng(0).integers(0, 65536, (40, 50, 5)).astype(np.uint16)
     torch.manual_seed(0)
     assert transform(image).shape == (5, 32, 32) and not torch.equal(transform(image), transform(image))
+
+
+def write_deep_png(path, side: int):
+    """A black 16-bit PNG of `side` x `side` pixels, in a few megabytes whatever its size."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    packer = zlib.compressobj(1)
+    rows = b"".join(packer.compress(bytes(1 + 2 * side)) for _ in range(100)) + packer.flush()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 16, 0, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+def test_files_that_would_take_all_memory_are_refused_by_their_header(tmp_path):
+    write_deep_png(tmp_path / "large.png", 30_000)
+    for name in ("sparse.png", "sparse.tif", "sparse.npy"):
+        with open(tmp_path / name, "wb") as file:
+            file.write({".tif": b"II*\0", ".npy": b"\x93NUMPY\1\0"}.get(name[-4:], b""))
+            file.truncate(2**31)
+    np.lib.format.open_memmap(tmp_path / "large.npy", mode="w+", dtype=np.uint16, shape=(30_000, 30_000))
+    with tifffile.TiffWriter(tmp_path / "pages.tif") as writer:
+        for _ in range(1100):
+            writer.write(np.zeros((8, 8), np.uint8), metadata=None)
+    with tifffile.TiffWriter(tmp_path / "two.tif") as writer:
+        for _ in range(2):
+            writer.write(np.zeros((8, 8, 3), np.uint8), photometric="rgb")
+    for path in sorted(tmp_path.iterdir()):
+        tracemalloc.start()
+        with pytest.raises(UNREADABLE):
+            read_image(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**26, path
+        tracemalloc.stop()

@@ -1,8 +1,11 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """SupMAE model configuration."""
 
+import dataclasses
 import math
+import numbers
 
+from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -13,6 +16,12 @@ def to_pair(value) -> tuple[int, int]:
     """`(height, width)` of a size that is given as one number or as a pair."""
     height, width = (value, value) if isinstance(value, int) else value
     return int(height), int(width)
+
+
+def check_count(field: str, value: int):
+    """Raise a `ValueError` for more classes or tokens than a list of their names could hold."""
+    if value > 1_000_000:
+        raise ValueError(f"`{field}` must be at most 1,000,000, got {value:,}.")
 
 
 class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -93,89 +102,67 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     model_type = "supmae"
     _auto_class = "AutoConfig"
 
-    def __init__(
-        self,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        hidden_act="gelu",
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.02,
-        layer_norm_eps=1e-6,
-        image_size=224,
-        patch_size=16,
-        num_channels=3,
-        qkv_bias=True,
-        decoder_num_attention_heads=16,
-        decoder_hidden_size=512,
-        decoder_num_hidden_layers=1,
-        decoder_intermediate_size=2048,
-        mask_ratio=0.75,
-        norm_pix_loss=True,
-        classifier_hidden_size=3072,
-        classification_loss_weight=0.01,
-        reconstruction_loss_weight=1.0,
-        classification_temperature=10.0,
-        use_mean_pooling=True,
-        drop_path_rate=0.0,
-        supervision="labels",
-        caption_vocab_size=0,
-        dense_classes=None,
-        dense_hidden_patches=False,
-        out_features=None,
-        out_indices=None,
-        add_fpn=False,
-        reshape_hidden_states=True,
-        **kwargs,
-    ):
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.hidden_act = hidden_act
-        self.hidden_dropout_prob = hidden_dropout_prob
-        self.attention_probs_dropout_prob = attention_probs_dropout_prob
-        self.initializer_range = initializer_range
-        self.layer_norm_eps = layer_norm_eps
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.num_channels = num_channels
-        self.qkv_bias = qkv_bias
-        self.decoder_num_attention_heads = decoder_num_attention_heads
-        self.decoder_hidden_size = decoder_hidden_size
-        self.decoder_num_hidden_layers = decoder_num_hidden_layers
-        self.decoder_intermediate_size = decoder_intermediate_size
-        self.mask_ratio = mask_ratio
-        self.norm_pix_loss = norm_pix_loss
-        self.classifier_hidden_size = classifier_hidden_size
-        self.classification_loss_weight = classification_loss_weight
-        self.reconstruction_loss_weight = reconstruction_loss_weight
-        self.classification_temperature = classification_temperature
-        self.use_mean_pooling = use_mean_pooling
-        self.drop_path_rate = drop_path_rate
-        self.supervision = supervision
-        self.caption_vocab_size = caption_vocab_size
-        self.dense_classes = dense_classes
-        self.dense_hidden_patches = dense_hidden_patches
-        self.add_fpn = add_fpn
-        self.reshape_hidden_states = reshape_hidden_states
-        if out_features is None:
-            self.out_indices = out_indices
-        else:
-            self.out_features = out_features
-            if out_indices is not None and [i % len(self.stage_names) for i in out_indices] != self.out_indices:
-                raise ValueError(
-                    f"`out_indices` {out_indices} are not the places of `out_features` {out_features} in "
-                    f"{self.stage_names}: give one of them."
-                )
-        super().__init__(**kwargs)
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    decoder_num_attention_heads: int = 16
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 1
+    decoder_intermediate_size: int = 2048
+    mask_ratio: float = 0.75
+    norm_pix_loss: bool = True
+    classifier_hidden_size: int = 3072
+    classification_loss_weight: float = 0.01
+    reconstruction_loss_weight: float = 1.0
+    classification_temperature: float = 10.0
+    use_mean_pooling: bool = True
+    drop_path_rate: float = 0.0
+    supervision: str | list[str] | dict[str, float] = "labels"
+    caption_vocab_size: int = 0
+    dense_classes: list[str] | int | None = None
+    dense_hidden_patches: bool = False
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+    add_fpn: bool = False
+    reshape_hidden_states: bool = True
+
+    def __post_init__(self, **kwargs):
+        for field, value in (("num_labels", kwargs.get("num_labels")), ("dense_classes", self.dense_classes)):
+            if isinstance(value, int):
+                check_count(field, value)
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        self.set_output_features_output_indices(out_features, None if out_features else out_indices)
+        if out_features and out_indices and [i % len(self.stage_names) for i in out_indices] != self.out_indices:
+            raise ValueError(
+                f"`out_indices` {out_indices} are not the places of `out_features` {out_features} in "
+                f"{self.stage_names}: give one of them."
+            )
+        super().__post_init__(**kwargs)
         if self.hidden_size:  # Transformers' common tests make configurations of width 0, of which there is no model
             self.check()
 
     def check(self):
         """Raise a `ValueError` if the fields contradict each other. Models call it again, for fields set later."""
+        for field in dataclasses.fields(self):
+            number = {int: numbers.Integral, float: numbers.Real}.get(field.type)
+            if number and not isinstance(getattr(self, field.name), number):
+                raise ValueError(
+                    f"`{field.name}` must be a number such as {field.default}, got {getattr(self, field.name)!r}."
+                )
+        if isinstance(self.hidden_act, str) and self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"`hidden_act` must be an activation of Transformers such as gelu, got '{self.hidden_act}'."
+            )
         for field in ("image_size", "patch_size"):
             try:
                 height, width = to_pair(getattr(self, field))

@@ -25,13 +25,16 @@ from .configuration_supmae import to_pair
 from .data.dataset import ImageDataset, ImageStream, images_of_epoch
 from .data.image_data import ImageData
 from .data.transforms import to_pil
+from .loading import load_pretrained
 from .modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
+from .records import RUN_FILE
 
 
 logger = logging.get_logger(__name__)
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
 NUM_WIDGET_IMAGES = 3
+_PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg")  # that a card may name
 WIDGET_IMAGE_SIDE = 512  # pixels at most
 
 _METRICS = {
@@ -46,6 +49,15 @@ _METRICS = {
     "eval_patch_miou": ("mean_iou", "mean IoU of the patches"),
     "eval_loss": ("loss", "loss"),
 }
+
+
+def check_license(license: str):
+    """Raise a `ValueError` if a licence is not spelt as the Hub's identifiers are."""
+    if not re.fullmatch(r"[a-z0-9]+([.+-][a-z0-9]+)*", license):
+        raise ValueError(
+            f"`--license` '{license}' is none of the Hub's identifiers, such as apache-2.0, mit, cc-by-nc-4.0 or other: see "
+            "https://hf.co/docs/hub/repositories-licenses."
+        )
 
 
 def save_widget_images(dataset: ImageDataset, folder: str | Path) -> list[dict[str, str]]:
@@ -157,9 +169,9 @@ def training_card(
         rate = statistics.median(rates)
         hours = num_seen / rate * args.world_size / 3600
         cost += f" at {rate:.0f} a second (median of the log, evaluation excluded): {hours:.2g} device hours"
-    pictures = {"reconstructions.png": "reconstructions of held-out images"} if is_pretraining else {}
+    # held-out images are published only if that is asked for
+    pictures = {"reconstructions.png": "reconstructions of held-out images"} if args.widget_images else {}
     pictures["curves.png"] = "curves"
-    shutil.rmtree(folder / "widget", ignore_errors=True)  # of an earlier run
     widget = []
     if args.widget_images and data.pixel_type != "uint8":
         logger.warning(f"No examples for the widget: it shows 8-bit images, and these are {data.pixel_type}.")
@@ -268,10 +280,11 @@ def staged(
         raise ValueError(
             f"{card_path} names no licence: pass `--license`, such as `--license apache-2.0`, for the weights."
         )
-    config = AutoConfig.from_pretrained(source)
+    check_license(card.data.license)
+    config = load_pretrained(AutoConfig, source)
     if config.model_type != "supmae":
         raise ValueError(f"{source} is a checkpoint of the type '{config.model_type}', not of SupMAE.")
-    model = getattr(supmae_hf, (config.architectures or ["SupMAEModel"])[0]).from_pretrained(source, dtype="auto")
+    model = load_pretrained(getattr(supmae_hf, (config.architectures or ["SupMAEModel"])[0]), source, dtype="auto")
     image_processor = source_image_processor(model, source)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"
@@ -286,13 +299,18 @@ def staged(
             image["src"] for image in card.data.get("widget") or []
         ]
         for file in named:
-            if (source / file).is_file() and not Path(file).is_absolute() and ".." not in Path(file).parts:
+            path = source / file
+            # a link, or a name such as ../x, may lead to what is not of the checkpoint
+            if path.is_file() and path.suffix.lower() in _PICTURES and path.resolve() == source.resolve() / file:
                 (folder / file).parent.mkdir(exist_ok=True)
-                shutil.copyfile(source / file, folder / file)
+                shutil.copyfile(path, folder / file)
+            elif path.exists() or path.is_symlink():
+                logger.warning(f"{file} is named by the card but is no picture in {source}: it is left out.")
         card.data.model_name = repo_id.split("/")[-1]
         card.text = re.sub(r'(?<=from_pretrained\(")[^"]+', repo_id, card.text)
         card.text = re.sub(r'(?<=model=")[^"]+', repo_id, card.text)
         card.save(folder / "README.md")
+        (folder / RUN_FILE).unlink(missing_ok=True)  # of the export
         yield folder
 
 

@@ -33,6 +33,11 @@ logger = logging.get_logger(__name__)
 
 # Pillow's 8-bit modes by number of channels
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# how files begin
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_NUMPY = b"\x93NUMPY"
+_LARGE = 2**26  # bytes
+_MAX_PAGES = 1000  # of a TIFF; finding out what they are takes long
 # Pillow's modes whose pixels have more than 8 bits
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -47,15 +52,17 @@ def read_image(file: str | Path | bytes) -> Image.Image | np.ndarray:
 
     Raises:
         ImportError: if a TIFF needs tifffile or imagecodecs.
-        OSError, ValueError: if it is no image, or has more than one axis besides height and width.
+        OSError, ValueError: if it is no image, has more than one axis besides height and width, or holds several images.
+        PIL.Image.DecompressionBombError: if it has more pixels than Pillow decodes.
     """
     if not isinstance(file, bytes):
-        file = Path(file).read_bytes()
-    if file[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        file = read_bytes(file)
+    if file[:4] in _TIFF:
         return _read_tiff(file)
-    if file[:6] == b"\x93NUMPY":
+    if file[:6] == _NUMPY:
         return channels_last(np.load(io.BytesIO(file), allow_pickle=False))
     if file[:8] == b"\x89PNG\r\n\x1a\n" and file[24:25] == b"\x10":  # 16 bits, of which Pillow keeps 8 in colour
+        Image.open(io.BytesIO(file))  # which looks at its size
         try:
             pixels = decode_png(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.UNCHANGED)
         except RuntimeError as error:
@@ -67,14 +74,54 @@ def read_image(file: str | Path | bytes) -> Image.Image | np.ndarray:
     return np.asarray(image)[..., None] if image.mode in _DEEP_MODES else image
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a file of an image. Of a large one the header is looked at first: it may be none, or take all memory."""
+    path = Path(path)
+    if path.stat().st_size > _LARGE:
+        with path.open("rb") as file:
+            head = file.read(6)
+            file.seek(0)
+            if head == _NUMPY:
+                _check_pixels(np.load(path, mmap_mode="r").shape)
+            elif head[:4] in _TIFF and tifffile is not None:
+                _check_pixels(_open_tiff(file).pages.first.shape)
+            else:
+                Image.open(file)
+    return path.read_bytes()
+
+
+def _check_pixels(shape: tuple[int, ...]):
+    """Hold files that Pillow does not open to its limit, by which it refuses to decode an image."""
+    limit = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else np.inf
+    if np.prod(sorted(shape)[-2:], dtype=float) > limit:
+        raise Image.DecompressionBombError(
+            f"an image of the shape {shape} has more than {limit} pixels: cut it into tiles"
+        )
+
+
+def _open_tiff(file) -> "tifffile.TiffFile":
+    tiff = tifffile.TiffFile(file)
+    if not 0 < len(tiff.pages) <= _MAX_PAGES:
+        raise ValueError(f"it holds {len(tiff.pages)} pages: save each as a file of its own")
+    return tiff
+
+
 def _read_tiff(file: bytes) -> Image.Image | np.ndarray:
     if tifffile is None:
         raise ImportError("TIFF files need tifffile: pip install tifffile imagecodecs")
     try:
-        with tifffile.TiffFile(io.BytesIO(file)) as tiff:
+        with _open_tiff(io.BytesIO(file)) as tiff:
             page, axes = tiff.pages.first, tiff.series[0].axes
+            _check_pixels(page.shape)
+            images = [series for series in tiff.series if series.shape == tiff.series[0].shape]
+            if len(images) > 1:
+                raise ValueError(f"it holds {len(images)} images: save each as a file of its own")
+            if len(tiff.series) > 1:
+                logger.warning_once("A TIFF holds several images of different sizes: the first one is read.")
             is_usual = page.photometric.name in ("MINISBLACK", "MINISWHITE", "RGB") and page.bitspersample >= 8
             pixels = tiff.series[0].asarray() if is_usual else None
+    except (ValueError, Image.DecompressionBombError):
+        raise
     except Exception as error:  # broken files raise whatever they lead to
         if "imagecodecs" in str(error):
             raise ImportError(f"A TIFF needs imagecodecs: pip install imagecodecs ({error})") from error

@@ -598,7 +598,9 @@ class SupMAEPreTrainedModel(PreTrainedModel):
             )
         if "captions" in getattr(model, "supervision", ()):
             with contextlib.suppress(OSError, ValueError):  # it may lie elsewhere
-                model.tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **options)
+                model.tokenizer = AutoTokenizer.from_pretrained(
+                    pretrained_model_name_or_path, trust_remote_code=False, **options
+                )
         model.set_input_size(**sizes)
         model._freeze_positions()  # Transformers loads every parameter as trainable
         return (model, info) if output_loading_info else model
@@ -662,7 +664,13 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         `trust_remote_code=True` where supmae-hf is not installed.
         """
         self.config.auto_map = dict(_AUTO_MAP)
-        super().save_pretrained(*args, **kwargs)
+        # FSDP2 gives the model a class of its own, and Transformers saves the code of the class's module
+        wrapped = type(self)
+        self.__class__ = next(base for base in wrapped.__mro__ if not base.__name__.startswith("FSDP"))
+        try:
+            super().save_pretrained(*args, **kwargs)
+        finally:
+            self.__class__ = wrapped
 
     def _freeze_positions(self):
         """Position embeddings keep their sine-cosine values, except in fine-tuning."""

@@ -14,7 +14,6 @@ from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining, SupMAE
 from supmae_hf.checkpoints.convert import (
     config_from_original,
     convert_original,
-    new_folder,
     revert_original_state_dict,
 )
 from supmae_hf.checkpoints.convert import (
@@ -258,25 +257,3 @@ def test_vit_mae_keeps_its_decoder(tmp_path):
     model, info = SupMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
     assert len(model.decoder.decoder_layers) == 8
     assert {key.split(".")[0] for key in info["missing_keys"]} == {"classification_head"}
-
-
-# --- output folders ---
-
-
-def test_folders_appear_complete_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out") as folder:
-        (folder / "half").write_text("x")
-        raise RuntimeError
-    assert not list(tmp_path.iterdir())
-    with new_folder(tmp_path / "out") as folder:
-        (folder / "a").write_text("x")
-        assert not (tmp_path / "out").exists()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
-    with pytest.raises(FileExistsError, match="exists already.*--overwrite"), new_folder(tmp_path / "out"):
-        pass
-    with pytest.raises(RuntimeError), new_folder(tmp_path / "out", overwrite=True):
-        raise RuntimeError
-    assert (tmp_path / "out" / "a").exists()  # the old folder goes only when the new one is complete
-    with new_folder(tmp_path / "out", overwrite=True) as folder:
-        (folder / "b").write_text("x")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b"] and len(list(tmp_path.iterdir())) == 1

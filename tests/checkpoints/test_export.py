@@ -42,7 +42,7 @@ def test_stock_classes(tmp_path, model_class, fields, name):
     folder = tmp_path / "out"
     assert export_stock(model, folder) == name
     assert {path.name for path in folder.iterdir()} == {
-        *("config.json", "model.safetensors", "preprocessor_config.json", "README.md"),
+        *("_supmae_run.json", "config.json", "model.safetensors", "preprocessor_config.json", "README.md"),
         # a processor that Transformers does not have
         *(["image_processing_supmae.py"] if model.config.num_channels != 3 else []),
     }

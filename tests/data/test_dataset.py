@@ -1,5 +1,7 @@
+import collections
 import io
 import itertools
+import tarfile
 from functools import partial
 
 import datasets
@@ -277,9 +279,18 @@ def test_streams_see_every_image_once():
     assert len(seen) == len({image.tobytes() for image in digit_images(20)}) == 20
 
 
+def known(rows: datasets.Dataset, num_shards: int) -> datasets.IterableDataset:
+    """A stream that knows how many rows its shards have."""
+    stream = rows.to_iterable_dataset(num_shards=num_shards)
+    lengths = [len(part) for part in np.array_split(np.arange(len(rows)), num_shards)]
+    info = datasets.SplitInfo("train", num_examples=len(rows), shard_lengths=lengths)
+    stream.info.splits = datasets.SplitDict({"train": info})
+    return stream
+
+
 def part_of_stream(process_index=0, num_processes=1, num_images=16, num_shards=4, **arguments):
     items = train_dataset(20)
-    dataset = items.dataset.to_iterable_dataset(num_shards=num_shards).cast_column("image", datasets.Image())
+    dataset = known(items.dataset, num_shards).cast_column("image", datasets.Image())
     arguments |= {"process_index": process_index, "num_processes": num_processes, "num_images": num_images}
     return ImageStream(dataset, items.labels, items.transform, seed=3, num_patches=16, **arguments)
 
@@ -289,19 +300,19 @@ def noises(batches) -> list[float]:
     return [noise.sum().item() for batch in batches for noise in batch["noise"]]
 
 
-@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 2), (2, 0), (2, 2), (4, 2), (3, 0)])
-def test_processes_and_workers_share_a_stream(num_processes, num_workers):
-    seen = []
-    for process_index in range(num_processes):
-        images = part_of_stream(process_index, num_processes, num_images=20)
-        workers = images.choose_num_workers(num_workers)
-        assert workers <= num_workers and (workers or num_processes > 2 or not num_workers)
-        loader = DataLoader(images, 1, num_workers=workers, collate_fn=collate)
-        share = 20 // num_processes + (process_index < 20 % num_processes)
-        batches = [batch for _, batch in zip(range(share), loader)]
-        assert not any(batch["repeated"].any() for batch in batches)
-        seen += noises(batches)
-    assert len(set(seen)) == len(seen) == 20
+@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 2), (2, 0), (2, 2), (4, 2), (1, 5), (5, 0), (2, 5)])
+@pytest.mark.parametrize("num_shards", [1, 4, 7])
+def test_processes_and_workers_share_a_stream(num_processes, num_workers, num_shards):
+    for epoch in (0, 1):
+        seen = []
+        for process_index in range(num_processes):
+            images = part_of_stream(process_index, num_processes, num_images=20, num_shards=num_shards)
+            images.epoch = epoch
+            loader = DataLoader(images, 1, num_workers=num_workers, collate_fn=collate)
+            batches = [batch for _, batch in zip(range(20 // num_processes), loader)]
+            assert not any(batch["repeated"].any() for batch in batches)
+            seen += noises(batches)
+        assert len(set(seen)) == len(seen) == 20
 
 
 def test_who_runs_out_of_images_says_so():
@@ -314,10 +325,10 @@ def test_who_runs_out_of_images_says_so():
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 @pytest.mark.parametrize("num_batches", [1, 2, 3])
 def test_streams_go_on_after_batches_that_were_had(num_workers, num_batches):
-    whole, rest = part_of_stream(), part_of_stream()
+    whole, rest = part_of_stream(num_images=15, batch_size=3), part_of_stream(num_images=15, batch_size=3)
     for images in (whole, rest):
         images.epoch = 5
-    rest.go_on_after(num_batches, 3)
+    rest.skip_batches(num_batches)
     decoded = []
     if not num_workers:
         transform = rest.transform
@@ -351,22 +362,46 @@ def test_a_part_of_a_stream_and_of_its_labels():
     assert len(labels(0, part=0.5)) < 17
 
 
-def test_a_thousand_shards_are_shared_out():
-    """64 processes of 8 workers on 1,024 files: nobody reads everything, and shares are even."""
-    rows = datasets.Dataset.from_dict(
-        {"image": [{"bytes": bytes([n % 256, n // 256]), "path": None} for n in range(2048)]}
-    )
-    rows = rows.cast(datasets.Features({"image": datasets.Image(decode=False)}))
-    stream = rows.to_iterable_dataset(num_shards=1024)
-    files = []
-    for process_index in range(0, 64, 9):
-        arguments = {"process_index": process_index, "num_processes": 64, "num_images": 2048}
-        images = ImageStream(stream, Labels(), None, seed=0, **arguments)
-        assert images.choose_num_workers(8) == 8 and len(images) == 32
-        mine = [record["image"]["bytes"] for record in images.dataset]
-        assert len(mine) == 32
-        files += mine
-    assert len(set(files)) == len(files) == 8 * 32
+@pytest.mark.parametrize("form", ["parquet", "tar"])
+@pytest.mark.parametrize(("num_processes", "num_workers"), [(1, 3), (2, 3), (4, 0)])
+def test_an_epoch_sees_every_image_of_uneven_files(tmp_path, form, num_processes, num_workers):
+    """Once from Parquet files, which know their rows; of tars 95% at least."""
+    sizes, start = (50, 100, 75, 60, 90, 25), 0
+    for number, size in enumerate((*sizes, 1)):
+        files = []
+        for place in range(start, start + size):
+            file = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), [place % 256, place // 256, 0], dtype=np.uint8)).save(file, "png")
+            files.append(file.getvalue())
+        path, start = tmp_path / f"{'train' if number < len(sizes) else 'test'}-{number}.{form}", start + size
+        if form == "parquet":
+            rows = {"image": [{"bytes": file, "path": None} for file in files]}
+            make_dataset(rows, {"image": datasets.Image(decode=False)}).to_parquet(path)
+            continue
+        with tarfile.open(path, "w") as tar:
+            for place, file in enumerate(files):
+                entry = tarfile.TarInfo(f"{place:04d}.png")
+                entry.size = len(file)
+                tar.addfile(entry, io.BytesIO(file))
+    data = load_training_data(str(tmp_path), streaming=True)
+    counts = collections.Counter()
+    for index in range(num_processes):
+        images = ImageStream(
+            data.train,
+            Labels(),
+            lambda image: torch.tensor(image.getpixel((0, 0))),
+            image_column=data.image_column,
+            seed=0,
+            num_images=sum(sizes),
+            batch_size=5,
+            process_index=index,
+            num_processes=num_processes,
+        )
+        loader = DataLoader(images, 5, num_workers=num_workers, collate_fn=collate)
+        for _, batch in zip(range(len(images) // 5), loader):
+            counts.update(map(tuple, batch["pixel_values"].tolist()))
+    assert counts.total() == sum(sizes) == 400
+    assert len(counts) == 400 if form == "parquet" else len(counts) >= 380
 
 
 def test_streamed_evaluation_ends():

@@ -116,9 +116,7 @@ def test_endings_of_images(photos, ending):
 
 def test_output_of_runs_is_left_out(photos):
     save(photos / "out")
-    folder = read_folder(photos, exclude=photos / "cat" / ".." / "out")
-    assert folder.names == ["cat", "dog"] and "that this run writes to, such as" in folder.left_out[0]
-    (photos / "out" / "trainer_state.json").write_text("{}")  # of another run
+    (photos / "out" / "trainer_state.json").write_text("{}")
     folder = read_folder(photos)
     assert folder.names == ["cat", "dog"] and "1 outputs of training runs, such as" in folder.left_out[0]
 

@@ -80,7 +80,7 @@ def test_goes_on_where_it_was(photos):
     assert contents == {path.name: path.read_bytes() for path in (photos / "packed").iterdir()}
     assert times["train-00000.parquet"] == (photos / "packed" / "train-00000.parquet").stat().st_mtime_ns
     error = pack(photos, "--image_dir", "photos", "--quality", 50, fails=True)
-    assert "holds what another run wrote (quality: 90 before, 50 now)" in error
+    assert "holds another run. What differs:\n  quality: 90 before, 50 now" in error
 
 
 def test_broken_images(photos):

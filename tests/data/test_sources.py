@@ -233,6 +233,21 @@ def test_ambiguous_image_columns_are_refused(features, name, message):
         find_image_column(datasets.Features(features), name)
 
 
+@pytest.mark.parametrize("name", ["tab*", "tab?", "tab[1]", "[tab]"])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet"])
+def test_names_of_tables_are_no_patterns(tmp_path, name, ending):
+    for folder, count in ((name, 3), ("tab1", 5), ("tab2", 7), ("t", 9)):
+        (tmp_path / folder).mkdir()
+        names = [f"{folder}-{index}.png" for index in range(count)]
+        rows = pd.DataFrame({"image": names, "label": [index % 2 for index in range(count)]})
+        path = tmp_path / folder / f"train.{ending}"
+        rows.to_parquet(path) if ending == "parquet" else rows.to_csv(
+            path, index=False, sep="\t" if ending == "tsv" else ","
+        )
+    data = load_training_data(str(tmp_path / name), train_val_split=0)
+    assert len(data.train) == 3
+
+
 # --- streams ---
 
 

@@ -58,7 +58,19 @@ PRETRAIN = [
     ("--seed -1", "`--seed` must be at least 0 and at most 4.29497e+09, got -1."),
     ("--seed 99999999999", "`--seed` must be at least 0 and at most 4.29497e+09, got 99999999999."),
     ("--label_seed -1", "`--label_seed` must be at least 0"),
-    ("--dataloader_num_workers -1", "`--dataloader_num_workers` must be 0 or more, got -1."),
+    ("--dataloader_num_workers -1", "`--dataloader_num_workers` must be at least 0 and at most"),
+    ("--dataloader_num_workers 1000", "`--dataloader_num_workers` must be at least 0 and at most"),
+    ("--auto_find_batch_size True", "`--auto_find_batch_size` would change the images a step"),
+    ("--save_only_model True", "`--save_only_model` leaves nothing to go on from"),
+    ("--ignore_data_skip True", "`--ignore_data_skip` would go on with other images"),
+    ("--overwrite_output_dir True --resume_from_checkpoint x", "`--overwrite_output_dir` begins anew"),
+    ("--hub_timeout 0", "`--hub_timeout` must be above 0, got 0.0."),
+    ("--metric_for_best_model nonsense", "`--metric_for_best_model` nonsense is none of loss, reconstruction_loss"),
+    ("--license Apache!", "`--license` 'Apache!' is none of the Hub's identifiers"),
+    (
+        "--mask_ratio_schedule 0:0.75 0.6:0.99",
+        "From 60% of the run on, a mask ratio of 0.99 leaves no visible patch of the",
+    ),
     ("--dataloader_prefetch_factor 0", "`--dataloader_prefetch_factor` must be 1 or more, got 0."),
     ("--train_sampling_strategy group_by_length", "`--train_sampling_strategy` must be one of random, sequential"),
     ("--sync_batchnorm True", "`--sync_batchnorm` needs accelerators"),
@@ -115,6 +127,10 @@ PRETRAIN = [
     ('--model_config {"patch_size":0}', "`patch_size`"),
     ('--model_config {"hidden_size":"wide"}', "`--model_config` sets `hidden_size` to 'wide', which is not a number."),
     ('--model_config {"hidden_size":30}', "`hidden_size`"),
+    ('--model_config {"hidden_size":[64]}', "`hidden_size` must be a number such as 768, got [64]."),
+    ('--model_config {"hidden_act":"nonsense"}', "`hidden_act` must be an activation of Transformers such as gelu"),
+    ('--model_config {"num_labels":1000000000}', "`num_labels` must be at most 1,000,000, got 1,000,000,000."),
+    ('--model_config {"dense_classes":1000000000}', "`dense_classes` must be at most 1,000,000"),
     ('--model_config {"num_hidden_layers":-1}', "`num_hidden_layers`"),
     ('--model_config {"classification_temperature":0}', "`classification_temperature`"),
     ('--model_config {"classification_loss_weight":-1}', "`classification_loss_weight`"),
@@ -147,7 +163,7 @@ OTHERS = [
         "--models a --push_to_hub",
         "`--push_to_hub` is for pre-training and fine-tuning",
     ),
-    ("run_pretrain_no_trainer.py", "--push_to_hub", "`--push_to_hub` is the Trainer's: run_pretrain.py"),
+    ("run_pretrain_no_trainer.py", "--push_to_hub", "`--push_to_hub` is the Trainer's: use run_pretrain.py"),
     ("run_eval.py", "", "`--models` is missing"),
     ("run_eval.py", "--models a --per_device_eval_batch_size 0", "`--per_device_eval_batch_size` must be 1 or more"),
     ("run_eval.py", "--models a --max_samples 0", "`--max_samples` must be 1 or more, got 0."),
@@ -170,12 +186,22 @@ OTHERS = [
     ("export_stock.py", "a", "the following arguments are required: folder"),
     ("export_stock.py", "a b --format caffe", "invalid choice: 'caffe'"),
     ("estimate_cost.py", "--watts 300", "--watts needs --tflops"),
-    ("estimate_cost.py", "--tflops -1", "--tflops must be above 0, got -1.0."),
+    ("estimate_cost.py", "--tflops -1", "--tflops must be a number above 0, got -1.0."),
+    ("estimate_cost.py", "--tflops nan", "--tflops must be a number above 0, got nan."),
+    ("estimate_cost.py", '--model_config {"hiden_size":3}', "did you mean `hidden_size`?"),
+    (
+        "convert_checkpoint.py",
+        "nothing.pth out --image_size 1 2 3",
+        "--image_size takes one number, or height and width",
+    ),
+    ("pack_images.py", "--dataloader_num_workers 1000", "`--dataloader_num_workers` must be at least 0 and at most"),
+    ("run_pretrain_no_trainer.py", "--eval_on_start True", "`--eval_on_start` is the Trainer's: use run_pretrain.py"),
+    ("run_pretrain_no_trainer.py", "--save_strategy best", "`--save_strategy` best is the Trainer's"),
     ("publish.py", "nowhere organisation/name", "nowhere"),
-    ("reproduce_efficiency.py", "--epochs 12", "--epochs must be a multiple of 8, got 12"),
-    ("reproduce_partial_labels.py", "--draws 0", "--draws and --processes at least 1"),
-    ("reproduce_fast_recipe.py", "--seeds 0", "--seeds and --processes at least 1"),
-    ("reproduce_supervision.py", "--tflops 0", "--tflops must be above 0"),
+    ("experiments/efficiency.py", "--epochs 12", "--epochs must be a multiple of 8, got 12"),
+    ("experiments/partial_labels.py", "--draws 0", "--draws must be above 0, got 0."),
+    ("experiments/fast_recipe.py", "--processes 0", "--processes must be above 0, got 0."),
+    ("experiments/supervision.py", "--tflops nan", "--tflops must be above 0, got nan."),
     ("estimate_cost.py", "--recipe nothing.yaml", "No such file or directory: 'nothing.yaml'"),
     ("run_zero_shot.py", "", "`--models` is missing"),
     ("run_pretrain.py", "--repeated_augmentation 0", "`--repeated_augmentation` must be 1 or more, got 0."),
@@ -209,13 +235,14 @@ SMALL = ["--use_cpu", "--report_to", "none", "--num_train_epochs", 1, "--warmup_
 
 @pytest.mark.parametrize("value", [float("inf"), -float("inf")])
 def test_infinite_labels(tmp_path, value):
+    (tmp_path / "scans").mkdir()
     for index, image in enumerate(digit_images(20)):
-        image.save(tmp_path / f"{index}.png")
+        image.save(tmp_path / "scans" / f"{index}.png")
     labels = [0.5] * 19 + [value]
     pandas.DataFrame({"file_name": [f"{index}.png" for index in range(20)], "label": labels}).to_csv(
-        tmp_path / "metadata.csv", index=False
+        tmp_path / "scans" / "metadata.csv", index=False
     )
-    error = run_example("run_pretrain.py", "--train_dir", ".", *SMALL, cwd=tmp_path, fails=True)
+    error = run_example("run_pretrain.py", "--train_dir", "scans", *SMALL, cwd=tmp_path, fails=True)
     assert f"Column 'label' holds {value}: a label is a finite number, or empty if there is none." in error
 
 

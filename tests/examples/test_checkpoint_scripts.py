@@ -82,8 +82,6 @@ def test_existing_folders_are_not_replaced_unless_told_to(tmp_path):
         extra = HEADS if script == "convert_checkpoint.py" else []
         error = run(script, checkpoint, "out", *extra, cwd=tmp_path, fails=True)
         assert "out exists already" in error and (tmp_path / "out" / "thesis.txt").exists()
-    run("export_stock.py", "ours", "out", "--overwrite", cwd=tmp_path)
-    assert not (tmp_path / "out" / "thesis.txt").exists()
 
 
 def test_only_supmae_is_exported(tmp_path):

@@ -126,7 +126,7 @@ def test_folder_in_use_is_left_alone(tmp_path):
     error = run(
         "run_eval.py", "--models", make_model("vit", tmp_path), "--output_dir", "out", cwd=tmp_path, fails=True
     )
-    assert "out holds other files (thesis.txt)" in error
+    assert "out is not empty and holds no run of ours (thesis.txt)" in error
 
 
 @pytest.mark.slow

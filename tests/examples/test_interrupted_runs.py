@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import TINY, digit_images, example_command, run_command, run_example
 
-from supmae_hf.training.checkpointing import find_checkpoint, list_checkpoints
+from supmae_hf.records import find_checkpoint, list_checkpoints
 
 
 # dropout, so that what a step draws matters too

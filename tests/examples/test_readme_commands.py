@@ -26,10 +26,10 @@ SHORTER = {
     "run_robustness": "--max_samples 10",
     "run_few_shot": "--epochs 1 --learning_rates 1e-3 --seeds 0",
     "run_semantic_segmentation": f"{STEPS} --warmup_steps 0 --max_eval_samples 4",
-    "reproduce_efficiency": "--epochs 8 --seeds 1 --finetuning_epochs 1 --trials 1",
-    "reproduce_partial_labels": "--data digits --tflops 0.002",
-    "reproduce_fast_recipe": "--data digits --tflops 0.002",
-    "reproduce_supervision": "--data digits --tflops 0.002",
+    "efficiency": "--epochs 8 --seeds 1 --finetuning_epochs 1 --trials 1",
+    "partial_labels": "--data digits --tflops 0.002",
+    "fast_recipe": "--data digits --tflops 0.002",
+    "supervision": "--data digits --tflops 0.002",
 }
 
 
@@ -43,37 +43,39 @@ def run(command: str, cwd: Path):
 @pytest.fixture
 def repository(tmp_path):
     """The repository, but for what the commands write."""
-    for name in ("examples", "tests"):
+    for name in ("examples", "experiments", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
 
 def test_every_script_has_a_command():
-    scripts = {path.name for path in (ROOT / "examples").glob("*.py")}
-    assert {re.search(r"examples/(\w+\.py)", command)[1] for command in COMMANDS} == scripts
+    scripts = {path.name for folder in ("examples", "experiments") for path in (ROOT / folder).glob("*.py")}
+    assert {re.search(r"(?:examples|experiments)/(\w+\.py)", command)[1] for command in COMMANDS} == scripts - {
+        "comparison.py"
+    }
 
 
 def test_commands_run_when_cut_short(repository):
     """In this process: each of them would take seconds to import what it needs."""
     for command in COMMANDS:
+        if "experiments/" in command:  # takes a minute, see below
+            continue
         script = re.search(r"examples/(\w+)\.py", command)[1]
         command = f"{command} {SHORTER.get(script, '')}"
-        if script.startswith("reproduce"):  # takes a minute, see below
-            continue
         arguments = shlex.split(command)
         run_example(f"{script}.py", *arguments[arguments.index(f"examples/{script}.py") + 1 :], cwd=repository)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [name for name in SHORTER if name.startswith("reproduce")])
-def test_reproductions_run_when_cut_short(repository, script):
+@pytest.mark.parametrize("script", ["efficiency", "partial_labels", "fast_recipe", "supervision"])
+def test_comparisons_run_when_cut_short(repository, script):
     make_mnist(repository / "digits", splits=((0, 1000), (1000, 1100)))
-    command = next(command for command in COMMANDS if script in command)
+    command = next(command for command in COMMANDS if f"experiments/{script}" in command)
     run(f"{command} {SHORTER[script]}", repository)
 
 
 @pytest.mark.slow
 def test_commands_run_as_they_stand(repository):
     for command in COMMANDS:
-        if not re.search("reproduce_(partial|fast|supervision)", command):  # which load their images from the Hub
+        if not re.search("experiments/(partial|fast|supervision)", command):  # which load their images from the Hub
             run(command, repository)

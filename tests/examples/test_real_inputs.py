@@ -195,16 +195,6 @@ def test_a_checkpoint_keeps_its_normalisation(tmp_path):
     assert mean[0] == pytest.approx(0.5, abs=0.03) and mean[0] != 0.5
 
 
-def test_output_inside_of_the_data_is_left_out(tmp_path):
-    make_folder(tmp_path / "a")
-    arguments = ["--model_config", config(), "--train_dir", "a", *SHORT, "--output_dir", "a/out"]
-    run("run_pretrain.py", *arguments, cwd=tmp_path)
-    printed = run("run_pretrain.py", *arguments, cwd=tmp_path)
-    assert "2 classes: bright 11, dark 11" in printed and "that this run writes to, such as" in printed
-    error = run("run_pretrain.py", *arguments[:-1], "a", "--overwrite_output_dir", cwd=tmp_path, fails=True)
-    assert "`--output_dir` a is a folder of images" in error and (tmp_path / "a" / "dark" / "0.jpg").is_file()
-
-
 def test_rgba_trains_with_the_default_recipe(tmp_path, warnings):
     for name in ("x", "y"):
         (tmp_path / "data" / name).mkdir(parents=True)

@@ -64,10 +64,10 @@ def test_broken_images_are_counted_once():
 
 def test_streams_pass_over_whole_batches_of_views():
     images = load_digits()["train"].select(range(24))
-    stream = of(images.to_iterable_dataset(num_shards=2), 2, num_images=24)
+    stream = of(images.to_iterable_dataset(num_shards=2), 2, num_images=24, batch_size=4)
     stream.epoch = 1
     first = list(itertools.islice(stream, 24))
-    stream.go_on_after(2, batch_size=8)  # of four images, twice each
+    stream.skip_batches(2)  # of four images, twice each
     again = list(itertools.islice(stream, 24))
     assert again[:8] == [{}] * 8 and again[8]
     assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(first[8:], again[8:]))

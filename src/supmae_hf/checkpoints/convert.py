@@ -7,10 +7,6 @@ other plain ViTs.
 import argparse
 import pickle
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -36,6 +32,7 @@ from ..conversion_supmae import (
     read_config,
     require_plain_vit,
 )
+from ..loading import load_pretrained
 from ..modeling_supmae import (
     SupMAEForImageClassification,
     SupMAEForPreTraining,
@@ -43,32 +40,6 @@ from ..modeling_supmae import (
     SupMAEPreTrainedModel,
 )
 from .equality import check_images, require_equal
-
-
-@contextmanager
-def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """
-    A folder to fill, which takes the place of `path` once the block ends without an error.
-
-    Raises:
-        FileExistsError: if `path` exists and is not an empty folder, unless `overwrite` says to replace it.
-    """
-    path = Path(path)
-    if path.exists() and not overwrite and (path.is_file() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists already: choose another folder, or pass `--overwrite` to replace it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield unfinished
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        if path.is_file():
-            path.unlink()
-        elif path.exists():
-            shutil.rmtree(path)
-        unfinished.rename(path)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 _QKV = ".attn.qkv."
@@ -101,11 +72,6 @@ def revert_original_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str,
             name = name.replace(our_part, original_part)
         reverted[name] = tensor
     return reverted
-
-
-# Attention heads are not in the tensors: those of the models that MAE and timm define, by width.
-_ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
-_DECODER_HEADS = {512: 16}
 
 
 # Where a state dict is in a file, and what its names may begin with, in the order in which they are looked for.
@@ -348,7 +314,7 @@ def _source_tokens(name: str, model_type: str, is_distilled: bool, images: torch
         return ViTModel.from_pretrained(name, add_pooling_layer=False, **options).eval()(
             images
         ).last_hidden_state, True
-    model = AutoModel.from_pretrained(name, **options).eval()
+    model = load_pretrained(AutoModel, name, **options).eval()
     if model_type != "timm_wrapper":
         return model(images).last_hidden_state, True
     vit = model.timm_model
@@ -387,7 +353,7 @@ def convert_pretrained(
         ) from error
     if config.get("model_type") == SupMAEConfig.model_type:
         model_class = SupMAEModel if encoder_only else _class_of(config, name)
-        return model_class.from_pretrained(name, image_size=image_size, patch_size=patch_size, **fields)
+        return load_pretrained(model_class, name, image_size=image_size, patch_size=patch_size, **fields)
     if "model_type" not in config:
         raise ValueError(
             f"'{name}' has no `model_type` in its config.json: it is not a checkpoint of Transformers or timm."
@@ -397,14 +363,14 @@ def convert_pretrained(
         model_class = SupMAEForPreTraining
     else:
         model_class = SupMAEForImageClassification if source.has_classifier and not encoder_only else SupMAEModel
-    model = model_class.from_pretrained(name, dtype=torch.float32, **fields)
+    model = load_pretrained(model_class, name, dtype=torch.float32, **fields)
     images = check_images(model.config)
     expected, is_normalized = _source_tokens(name, config["model_type"], source.is_distilled, images)
     outputs = model.base_model(images, output_hidden_states=True)
     actual = outputs.last_hidden_state if is_normalized else outputs.hidden_states[-1]
     require_equal(actual, expected, f"encoder of '{name}'")
     if model_class is SupMAEForImageClassification and not source.is_distilled:
-        classifier = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32).eval()
+        classifier = load_pretrained(AutoModelForImageClassification, name, dtype=torch.float32).eval()
         require_equal(model(images).logits, classifier(images).logits, f"classifier of '{name}'")
     model.set_input_size(image_size, patch_size)
     return model

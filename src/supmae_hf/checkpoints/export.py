@@ -13,7 +13,7 @@ SupMAE as classes that ship with Transformers, timm and ONNX, without changing a
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,8 @@ from ..modeling_supmae import (
     SupMAEModel,
     SupMAEPreTrainedModel,
 )
-from .convert import new_folder, revert_original_state_dict
+from ..records import new_folder
+from .convert import revert_original_state_dict
 from .equality import check_images, require_equal
 
 
@@ -278,6 +279,7 @@ def export_stock(
     timm: bool = False,
     image_processor=None,
     overwrite: bool = False,
+    inputs: Sequence[str | Path] = (),
 ) -> str:
     """
     Write a model as a stock class, with image processor and README, after checking that it computes the same on
@@ -288,7 +290,7 @@ def export_stock(
         output_dir: Folder to make; it appears complete or not at all.
         timm (`bool`, *optional*, defaults to `False`): Whether to make a timm model of a classifier.
         image_processor (*optional*): Saved beside the model; the default one if it is left out.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace an existing folder.
+        overwrite, inputs: See [`new_folder`].
 
     Returns:
         The name of the stock class.
@@ -309,7 +311,7 @@ def export_stock(
             f"timm reads 8-bit images, but the model's are {pixel_type(image_processor)}: leave out the format."
         )
     stock = to_timm(model, image_processor) if timm else to_stock(model)
-    with new_folder(output_dir, overwrite) as folder:
+    with new_folder(output_dir, overwrite, inputs) as folder:
         state_dict = {name: tensor.contiguous() for name, tensor in stock.state_dict.items()}
         save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
         if isinstance(stock.config, dict):
@@ -373,6 +375,7 @@ def export_onnx(
     output_dir: str | Path,
     image_processor=None,
     overwrite: bool = False,
+    inputs: Sequence[str | Path] = (),
 ):
     """
     Write `model.onnx` for batches of any size, with the configuration and the image processor beside it, after
@@ -394,7 +397,7 @@ def export_onnx(
     model = model.eval()
     names = ["logits"] if isinstance(model, SupMAEForImageClassification) else ["last_hidden_state", "pooler_output"]
     images = check_images(model.config)
-    with new_folder(output_dir, overwrite) as folder:
+    with new_folder(output_dir, overwrite, inputs) as folder:
         program = torch.onnx.export(
             model,
             kwargs={"pixel_values": images[:2]},

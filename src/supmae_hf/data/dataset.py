@@ -5,22 +5,20 @@ import itertools
 import math
 import os
 import zlib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 
 import datasets
 import numpy as np
 import torch
-from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from timm.data import Mixup
 from transformers import ViTImageProcessor
 from transformers.utils import logging
 
-from ..image_processing_supmae import SupMAEImageProcessor, channels_last, read_image, to_pixels
+from ..image_processing_supmae import SupMAEImageProcessor, channels_last, read_bytes, read_image, to_pixels
 from ..supervision_supmae import UNLABELED
 from .labels import Labels
-from .sources import find_image_column, undecoded
+from .sources import find_image_column, shard_sizes, undecoded
 from .targets import Captions, Column, DenseLabels
 from .transforms import FineTuneTransform, TrainTransform, fit_mask, pixel_options, seeded, to_pil
 
@@ -29,6 +27,9 @@ logger = logging.get_logger(__name__)
 
 # the augmentation of an image follows from its epoch: a second time in an epoch counts as one in another
 _AGAIN = 10**6
+
+_ROWS_AT_A_TIME = 32  # of a stream
+_GOLDEN = (5**0.5 - 1) / 2  # whose multiples are spread evenly over every interval
 
 _AS_READ = {"input_data_format": "channels_first", "return_tensors": "pt"}
 
@@ -87,7 +88,7 @@ class _Images:
         if file is None and path is not None and os.path.exists(path):
             if not os.path.isfile(path):
                 raise OSError("it is not a file")
-            file = Path(path).read_bytes()
+            file = read_bytes(path)
         return file
 
     def read(self, encoded) -> tuple[Image.Image | np.ndarray, bytes | None]:
@@ -264,40 +265,44 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
     [`ImageDataset`] for a `datasets.IterableDataset`. What is random about an item follows from the seed, the epoch and
     the image itself; which images keep their label, and which are a part of the stream, from the image alone.
 
-    Args:
-        num_images (`int`, *optional*):
-            For training: the length of an epoch, over all processes. Every epoch then has that many images even if processes
-            and workers do not share the stream's files evenly: whoever runs out starts over with his own, and items say so
-            (`repeated`, 0 or 1).
-        shuffle_buffer_size (`int`, *optional*): For training: images among which the next one is drawn.
-        process_index, num_processes: This process's part of the stream is its share of the files, if they can be shared out
-            evenly; else it reads all of them and takes its share of the images.
-        part: Of the images, those that are used at all.
-        label_fraction, label_seed: Of the images, those whose label is used, and which.
+    In training, the images of an epoch are dealt to the workers of all processes, each of which reads only the files that its
+    images lie in. Where the numbers of rows are known (Parquet files, folders), every image comes once an epoch, but for those
+    that do not fill a batch. Else files are dealt by their sizes, and a worker that runs out of images before the epoch ends
+    starts over on its own.
 
-    The other arguments are those of [`ImageDataset`]; set `epoch` before each epoch.
+    Args:
+        num_images (`int`, *optional*): For training: the images of an epoch, over all processes.
+        batch_size (`int`, *optional*, defaults to 1): For training: images of a batch of one process.
+        shuffle_buffer_size (`int`, *optional*): For training: images among which the next one is drawn.
+        process_index, num_processes: Which process this is, and of how many.
+        part: Share of the images that are used at all.
+        label_fraction, label_seed: Share of the images whose label is used, and which.
+        labeled_only: Whether images without a label are passed over.
+
+    The other arguments are those of [`ImageDataset`]; set `epoch` before each epoch. Items have the number `repeated`: 1 for an
+    image that comes again in an epoch, else 0.
     """
 
     def __init__(
         self,
         *args,
         num_images: int | None = None,
+        batch_size: int = 1,
         shuffle_buffer_size: int = 10_000,
         process_index: int = 0,
         num_processes: int = 1,
         part: float = 1.0,
         label_fraction: float = 1.0,
         label_seed: int = 0,
+        labeled_only: bool = False,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.num_images, self.num_processes = num_images, num_processes
+        self.num_images, self.batch_size, self.shuffle_buffer_size = num_images, batch_size, shuffle_buffer_size
+        self.process_index, self.num_processes = process_index, num_processes
         self.part, self.label_fraction, self.label_seed = part, label_fraction, label_seed
-        if self.seed is not None:
-            self.dataset = self.dataset.shuffle(seed=self.seed, buffer_size=shuffle_buffer_size)
-        if num_processes > 1:
-            self.dataset = split_dataset_by_node(self.dataset, process_index, num_processes)
-        self._had = (None, 0, 0)
+        self.labeled_only = labeled_only
+        self._passed_over = (None, 0)
 
     def __len__(self) -> int:
         """This process's images of an epoch."""
@@ -313,41 +318,86 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
     def epoch(self, epoch: int):
         self.dataset.set_epoch(epoch)  # reaches workers that live on from the epoch before, too
 
-    def choose_num_workers(self, num_workers: int) -> int:
-        """As many workers as asked for, or fewer, that can share this process's files evenly."""
-        num_files = self.dataset.num_shards
-        if num_files % self.num_processes == 0:
-            num_files //= self.num_processes
-        return max(number for number in range(num_workers + 1) if number == 0 or num_files % number == 0)
-
-    def go_on_after(self, num_batches: int, batch_size: int):
+    def skip_batches(self, num_batches: int):
         """In the epoch that is set, give nothing (`{}`) in the place of the images of this process's first batches."""
-        self._had = (self.epoch, num_batches, batch_size // self.num_views)
+        self._passed_over = (self.epoch, num_batches)
 
-    def _number_had(self) -> int:
+    def _num_passed_over(self) -> int:
         """Images that this worker has given before the run was interrupted."""
-        epoch, num_batches, batch_size = self._had
+        epoch, num_batches = self._passed_over
         # which images are left out as broken would have to be found out again
         if epoch != self.epoch or self.skip_bad_images:
             return 0
-        worker = torch.utils.data.get_worker_info()
-        index, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        return max(-(-(num_batches - index) // count), 0) * batch_size
+        worker, num_workers = _worker()
+        return len(range(worker, num_batches, num_workers)) * self.batch_size
+
+    def _records(self) -> Iterator[dict]:
+        """The records that fall to this worker in an epoch: a range of all images, in an order of files that is the epoch's."""
+        if self.num_images is None:  # evaluation, where `datasets` deals whole files
+            yield from self.dataset
+            return
+        sizes, are_rows = shard_sizes(self.dataset)
+        worker, num_workers = _worker()
+        num_batches = len(self) // self.batch_size
+        # batches are taken from the workers in turn
+        ends = (
+            np.cumsum([len(range(place, num_batches, num_workers)) for place in range(num_workers)]) * self.batch_size
+        )
+        start, end = ([0, *ends] + np.array(self.process_index * len(self)))[[worker, worker + 1]]
+        are_rows = are_rows and self.part == 1 and self.num_images <= sum(sizes)
+        if not are_rows:
+            start, end = (place / max(self.num_images, 1) * sum(sizes) for place in (start, end))
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(sizes))
+        begin = 0
+        for file in order:
+            low, high = max(start - begin, 0), min(end - begin, sizes[file])
+            if low < high:
+                yield from self._range(int(file), low, high, sizes[file], are_rows)
+            begin += sizes[file]
+
+    def _range(self, file: int, low: float, high: float, size: float, are_rows: bool) -> Iterator[dict]:
+        """The rows of a file from `low` to `high` or, if nobody knows how many it has, as large a share of them."""
+        rows = self.dataset.shard(num_shards=self.dataset.num_shards, index=file)
+        batches = rows.iter(batch_size=_ROWS_AT_A_TIME)  # which, unlike `iter(rows)`, is the same in every worker
+        records = (dict(zip(batch, values)) for batch in batches for values in zip(*batch.values()))
+        if are_rows:
+            yield from itertools.islice(records, int(low), int(high))
+        else:  # spread evenly over the file
+            yield from (record for place, record in enumerate(records) if low <= place * _GOLDEN % 1 * size < high)
+
+    def _shuffled(self, again: int) -> Iterator[dict]:
+        """The records, of which each next one is drawn from a buffer."""
+        if self.num_images is None:
+            yield from self._records()
+            return
+        generator = np.random.default_rng((self.seed, self.epoch, again, self.process_index, _worker()[0]))
+        buffer = []
+        for record in self._records():
+            if len(buffer) < self.shuffle_buffer_size:
+                buffer.append(record)
+                continue
+            place = generator.integers(len(buffer))
+            yield buffer[place]
+            buffer[place] = record
+        for place in generator.permutation(len(buffer)):
+            yield buffer[place]
 
     def __iter__(self):
-        skipped, had = 0, self._number_had()
+        skipped, num_passed_over = 0, self._num_passed_over()
         for again in itertools.count():
             decoded = 0
             key = () if self.seed is None else (self.seed, self.epoch + again * _AGAIN)
-            for index, record in enumerate(self.dataset):
+            for index, record in enumerate(self._shuffled(again)):
                 image = record[self.image_column]
                 content = zlib.crc32(
                     (image["bytes"] or image["path"].encode()) if isinstance(image, dict) else repr(image).encode()
                 )
                 if not _is_among(content, self.part, 0):
                     continue
-                if had:
-                    had, decoded = had - 1, decoded + 1
+                if self.labeled_only and not self.labels.is_label(*(record[name] for name in self.labels.columns)):
+                    continue
+                if num_passed_over:
+                    num_passed_over, decoded = num_passed_over - 1, decoded + 1
                     yield {}
                     continue
                 item = self._item(record, f"image {index} of the stream", (*key, content))
@@ -363,6 +413,12 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
                 yield self._counted(item, **counts)
             if self.num_images is None or not decoded:
                 return
+
+
+def _worker() -> tuple[int, int]:
+    """Which data-loading worker this is, and of how many."""
+    info = torch.utils.data.get_worker_info()
+    return (info.id, info.num_workers) if info else (0, 1)
 
 
 def images_of_epoch(dataset: ImageDataset | ImageStream) -> int:

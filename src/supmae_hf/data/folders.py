@@ -71,13 +71,10 @@ class ImageFolder:
         return [path for paths, _ in self.parts for path in paths.to_pylist()]
 
 
-def read_folder(root: str | Path, exclude: str | Path | None = None) -> ImageFolder:
+def read_folder(root: str | Path) -> ImageFolder:
     """
     Find images and classes: a class is a sub-folder of `root`, its images are those below it at any depth. Links are
     followed, each folder once. Hidden folders and those of operating systems are passed over.
-
-    Args:
-        exclude: A folder to leave out: where the run writes to.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -86,7 +83,7 @@ def read_folder(root: str | Path, exclude: str | Path | None = None) -> ImageFol
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"'{root}' is not a folder of images: check its name.")
-    walk = _Walk(image_suffixes(), None if exclude is None else os.path.realpath(exclude))
+    walk = _Walk(image_suffixes())
     folder = ImageFolder(root)
     for path in walk.enter(str(root), folder, -1):
         name = os.path.basename(path)
@@ -112,8 +109,8 @@ def read_folder(root: str | Path, exclude: str | Path | None = None) -> ImageFol
 class _Walk:
     """Reads one folder after the other, and remembers what is no image."""
 
-    def __init__(self, suffixes: frozenset[str], exclude: str | None):
-        self.suffixes, self.exclude = suffixes, exclude
+    def __init__(self, suffixes: frozenset[str]):
+        self.suffixes = suffixes
         self.entered = set()
         self.odd = Counter()  # files or folders by reason
         self.example = {}
@@ -140,10 +137,7 @@ class _Walk:
             except UnicodeEncodeError:
                 raise ValueError(f"The name {os.fsencode(entry.path)} is not UTF-8: rename it.") from None
             if entry.is_dir():
-                if self.exclude is not None and os.path.realpath(entry.path) == self.exclude:
-                    self.note("folder that this run writes to", entry.path)
-                else:
-                    folders.append(entry.path)
+                folders.append(entry.path)
                 continue
             suffix = name.rpartition(".")[2].lower() if "." in name else ""
             if not entry.is_file():

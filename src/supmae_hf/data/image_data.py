@@ -31,6 +31,7 @@ class ImageData:
         held_out: Where the held-out images come from, in words.
         notes: What was decided about them, and left out, a line each.
         more_columns: Of captions and dense labels.
+        labeled_only: Whether a training stream passes over images without a label.
         pixel_type: Of the images, once somebody has looked at them; see [`pixel_fields`].
     """
 
@@ -42,6 +43,7 @@ class ImageData:
     notes: list[str] = field(default_factory=list)
     pixel_type: str = "uint8"
     more_columns: list[str] = field(default_factory=list)
+    labeled_only: bool = False
     _classes: dict = field(default_factory=dict, repr=False)
 
     def classes(self, split: datasets.Dataset) -> np.ndarray:

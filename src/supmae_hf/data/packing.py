@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from ..records import unfinished_name
 from .dataset import UNREADABLE, ImageDataset, logger, name_of, say_unreadable
 from .image_data import ImageData
 
@@ -111,7 +112,7 @@ def write_packed(
     table = datasets.Dataset.from_dict(
         {"image": [files[index] for index in kept], **labels}, features=datasets.Features(features)
     )
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(unfinished_name(path))
     table.to_parquet(part)
     part.rename(path)
     return len(kept)

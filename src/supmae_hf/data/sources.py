@@ -1,14 +1,18 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Where images come from: folders, tables, data sets of the Hub, scikit-learn's digits; what is trained on, what held out."""
 
+import glob
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
+import pyarrow.parquet as pq
 from PIL import Image
 from sklearn import datasets as scikit_learn
 
@@ -36,7 +40,9 @@ IMAGE_NAMES = (
     "image_path",
 )
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TABLES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".arrow", ".tar")
+# which reader of `datasets` is for which files
+_TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+_TABLES |= {".tar": "webdataset"}
 
 
 def load_dataset(name: str, *args, **kwargs) -> dict[str, Split]:
@@ -55,6 +61,18 @@ def load_dataset(name: str, *args, **kwargs) -> dict[str, Split]:
             if kwargs.get("streaming"):
                 splits = {split: _stream(rows) for split, rows in splits.items()}
             return splits
+        if glob.has_magic(name) and Path(name).is_dir():  # `datasets` takes the name of a folder for a pattern
+            endings = [path.suffix.lower() for path in Path(name).rglob("*") if path.suffix.lower() in _TABLES]
+            ending = max(endings, key=endings.count)
+            kwargs |= {"data_dir": glob.escape(name), **({"sep": "\t"} if ending == ".tsv" else {})}
+            name = _TABLES[ending]
+        if kwargs.pop("streaming", False):
+            builder = datasets.load_dataset_builder(name, *args, **kwargs)
+            files = builder.config.data_files or {}
+            return {
+                split: _with_sizes(stream, split, files.get(split))
+                for split, stream in builder.as_streaming_dataset().items()
+            }
         return dict(datasets.load_dataset(name, *args, **kwargs))
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
@@ -68,8 +86,40 @@ def load_dataset(name: str, *args, **kwargs) -> dict[str, Split]:
 def _stream(rows: datasets.Dataset) -> datasets.IterableDataset:
     """A data set as a stream that knows its size, in an order of its own."""
     stream = rows.shuffle(seed=_SPLIT_SEED).to_iterable_dataset(num_shards=max(min(len(rows), 64), 1))
-    stream.info.splits = datasets.SplitDict({"train": datasets.SplitInfo("train", num_examples=len(rows))})
+    lengths = [len(shard) for shard in np.array_split(np.arange(len(rows)), stream.num_shards)]
+    info = datasets.SplitInfo("train", num_examples=len(rows), shard_lengths=lengths)
+    stream.info.splits = datasets.SplitDict({"train": info})
     return stream
+
+
+def _with_sizes(stream: datasets.IterableDataset, split: str, files: list | None) -> datasets.IterableDataset:
+    """A stream that knows how many rows its files have, if they are Parquet, or else how many bytes."""
+    if not files or len(files) != stream.num_shards:
+        return stream
+
+    def size(url) -> int:
+        system, path = fsspec.core.url_to_fs(str(url))
+        if not path.endswith(".parquet"):
+            return system.size(path)
+        with system.open(path) as file:
+            return pq.read_metadata(file).num_rows
+
+    with ThreadPoolExecutor(32) as pool:
+        sizes = list(pool.map(size, files))
+    number = known_number_of_images(stream, split)
+    if all(str(file).endswith(".parquet") for file in files):
+        number = sum(sizes)
+    info = datasets.SplitInfo(split, num_examples=number or 0, shard_lengths=sizes)
+    stream.info.splits = datasets.SplitDict({split: info})
+    return stream
+
+
+def shard_sizes(stream: datasets.IterableDataset) -> tuple[list[int], bool]:
+    """The sizes of a stream's files, all 1 if they are not known, and whether they are numbers of rows."""
+    for info in (stream.info.splits or {}).values():
+        if info.shard_lengths and len(info.shard_lengths) == stream.num_shards:
+            return info.shard_lengths, sum(info.shard_lengths) == info.num_examples
+    return [1] * stream.num_shards, False
 
 
 def load_digits() -> datasets.DatasetDict:
@@ -106,14 +156,11 @@ def is_table(folder: str | Path) -> bool:
 
 
 def open_splits(
-    source: str | Path, config: str | None = None, streaming: bool = False, exclude: str | Path | None = None
+    source: str | Path, config: str | None = None, streaming: bool = False
 ) -> tuple[dict[str, Split], list[str]]:
     """
     The splits of a folder of images, of tables or of IDX files (MNIST's format), or of a data set of the Hub, and what was left
     out. All rules for folders, in training and in evaluation, are in [`read_folder`], [`read_idx`] and here.
-
-    Args:
-        exclude: A folder in it to leave out: where the run writes to.
 
     Raises:
         FileNotFoundError: if there is no such folder or data set.
@@ -126,7 +173,7 @@ def open_splits(
         splits, notes = read_idx(idx, config)
         return ({name: _stream(split) for name, split in splits.items()} if streaming else splits), notes
     folders = find_splits(source) or {"train": Path(source)}
-    read = {name: read_folder(path, exclude) for name, path in folders.items()}
+    read = {name: read_folder(path) for name, path in folders.items()}
     names, notes = read["train"].names, [line for folder in read.values() for line in folder.left_out]
     splits = {}
     for name, folder in read.items():
@@ -245,13 +292,12 @@ def load_splits(
     max_samples: int | None = None,
     image_column: str | None = None,
     label_columns: Sequence[str] | None = None,
-    exclude: str | Path | None = None,
 ) -> dict[str, ImageData]:
     """
     Every split, or one, of a folder, a data set or (by default) the digits, as `validation` of an [`ImageData`] of its own.
     Arguments and errors are those of [`load_evaluation_data`] and [`open_splits`].
     """
-    splits, notes = open_splits(source, config, exclude=exclude) if source else (load_digits(), [])
+    splits, notes = open_splits(source, config) if source else (load_digits(), [])
     if split is not None and split not in splits:
         raise ValueError(f"The data set has no split '{split}', only {sorted(splits)}: name one with `--split`.")
     loaded = {}
@@ -278,7 +324,6 @@ def load_training_data(
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
     use_labels: bool | None = None,
-    exclude: str | Path | None = None,
 ) -> ImageData:
     """
     A data set, a folder or (by default) the digits. Without a held-out split of its own, `train_val_split` of the training
@@ -292,7 +337,6 @@ def load_training_data(
         image_column, label_columns: See [`find_image_column`] and [`find_label_columns`].
         problem_type, num_labels: See [`Labels.of`].
         use_labels: Whether to: `False` leaves them aside; by default where there are any.
-        exclude: See [`open_splits`].
 
     Raises:
         FileNotFoundError: if a folder does not exist.
@@ -304,7 +348,7 @@ def load_training_data(
         if streaming:
             splits = {name: _stream(split) for name, split in splits.items()}
     else:
-        splits, notes = open_splits(source, config, streaming, exclude)
+        splits, notes = open_splits(source, config, streaming)
     if "train" not in splits:
         raise ValueError(
             f"The data set has no split 'train', only {sorted(splits)}: choose another data set or folder."
@@ -319,7 +363,7 @@ def load_training_data(
     if validation_source is not None:
         if held_out:
             notes.append(f"{', '.join(held_out)} of {source} is not used: `--validation_dir` is")
-        more, more_notes = open_splits(validation_source, exclude=exclude)
+        more, more_notes = open_splits(validation_source)
         if len(more) > 1:
             raise ValueError(
                 f"`--validation_dir` {validation_source} has the splits {sorted(more)}: name one of them."
@@ -357,7 +401,7 @@ def load_training_data(
             )
         train, validation = _hold_out(train, labels.classes(train), train_val_split)
         words = f"{train_val_split:.0%} of the training images, the same in every run"
-    train, more_notes = _add_unlabeled(train, validation, unlabeled_sources, image_column, exclude)
+    train, more_notes = _add_unlabeled(train, validation, unlabeled_sources, image_column)
     if not streaming:  # a stream draws the images of an epoch itself
         train = take(train, max_train_samples)
     validation = None if validation is None else take(validation, max_eval_samples)
@@ -440,7 +484,7 @@ def _hold_out(
     return train.select(np.flatnonzero(~aside)), train.select(np.flatnonzero(aside))
 
 
-def _add_unlabeled(train: Split, validation: Split | None, sources: Sequence[str], image_column: str, exclude):
+def _add_unlabeled(train: Split, validation: Split | None, sources: Sequence[str], image_column: str):
     """The training images, and those of folders of images without labels."""
     notes = []
     if not sources:
@@ -462,7 +506,7 @@ def _add_unlabeled(train: Split, validation: Split | None, sources: Sequence[str
             notes += [*idx_notes, f"{len(images)} images without labels from {source}"]
             parts.append(images if image_column == "image" else images.rename_column("image", image_column))
             continue
-        folder = read_folder(source, exclude)
+        folder = read_folder(source)
         images = to_dataset(folder).select_columns("image")
         new = []
         for place, path in enumerate(map(os.path.realpath, folder.paths)):
@@ -487,10 +531,10 @@ def take(dataset: Split, size: int | None) -> Split:
     return dataset if size >= len(dataset) else dataset.shuffle(seed=_SPLIT_SEED).select(range(size))
 
 
-def known_number_of_images(stream: datasets.IterableDataset) -> int | None:
-    """The training images of a stream, if it knows."""
+def known_number_of_images(stream: datasets.IterableDataset, split: str = "train") -> int | None:
+    """The images of a stream, if it knows."""
     splits = stream.info.splits or {}
-    return splits["train"].num_examples if "train" in splits else None
+    return splits[split].num_examples or None if split in splits else None
 
 
 def number_of_images(dataset: Split, max_samples: int | None = None) -> int:

@@ -194,9 +194,11 @@ class DenseLabels:
 
     def _draw(self, objects: Mapping, size: tuple[int, int]) -> np.ndarray:
         mask = np.zeros(size, dtype=np.int64)
-        for (left, top, width, height), category in sorted(_pairs(objects), key=lambda one: -one[0][2] * one[0][3]):
-            if not (np.isfinite([left, top, width, height]).all() and width >= 0 and height >= 0):
-                raise ValueError(f"the box {[left, top, width, height]} is not one of left, top, width and height")
+        pairs = _pairs(objects)
+        for box, _ in pairs:
+            if len(box) != 4 or not np.isfinite(box).all() or min(box[2:]) < 0:
+                raise ValueError(f"the box {list(box)} is not one of left, top, width and height")
+        for (left, top, width, height), category in sorted(pairs, key=lambda one: -one[0][2] * one[0][3]):
             rows, columns = (
                 slice(max(round(start), 0), max(round(start + length), 0))
                 for start, length in ((top, height), (left, width))

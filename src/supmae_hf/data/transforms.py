@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from ..configuration_supmae import SupMAEConfig, to_pair
 from ..image_processing_supmae import SupMAEImageProcessor, to_pixels
+from ..loading import load_pretrained
 
 
 logger = logging.get_logger(__name__)
@@ -100,8 +101,12 @@ def build_image_processor(
 def load_image_processor(source: str | Path | None):
     """The image processor of a checkpoint; `None` if it has none, or there is no checkpoint."""
     if source is not None:
-        with contextlib.suppress(OSError, ValueError):
-            return AutoImageProcessor.from_pretrained(source)
+        try:
+            return load_pretrained(AutoImageProcessor, source)
+        except OSError:
+            return None
+        except ValueError as error:
+            logger.warning(f"The image processor of '{source}' is not used: {error}")
     return None
 
 

@@ -2,6 +2,8 @@
 """Command-line arguments that the evaluation scripts share."""
 
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from accelerate import PartialState
 from ..data.dataset import ImageDataset
 from ..data.image_data import ImageData
 from ..data.sources import load_evaluation_data, load_splits
+from ..records import output_folder, require_apart
 from ..training.ranges import check
 from .tables import Journal
 
@@ -61,25 +64,27 @@ class EvaluationArguments(DeviceArguments):
         if repeated:
             raise ValueError(f"`--models` names {', '.join(sorted(repeated))} more than once.")
 
-    def prepare_output_dir(self) -> tuple[Path, Journal]:
+    @contextmanager
+    def open_output_dir(self, inputs: Iterable[str | None]) -> Iterator[tuple[Path, Journal]]:
         """
-        The folder for results, and those of its `results.jsonl`.
+        The folder for results until the block ends, and those of its `results.jsonl`.
+
+        Args:
+            inputs: What is read beside the models.
 
         Raises:
-            ValueError: if it holds files that an evaluation has not written.
+            FileExistsError: if it holds files that this script has not written.
+            ValueError: if it is, holds or lies in what is read.
         """
-        folder = Path(self.output_dir or Path("outputs", Path(sys.argv[0]).stem))
-        foreign = [path.name for path in folder.glob("*") if not path.name.startswith((".", "results"))]
-        if foreign:
-            raise ValueError(
-                f"{folder} holds other files ({', '.join(sorted(foreign)[:3])}): name a folder for the results with "
-                "`--output_dir`."
-            )
-        with self.state.main_process_first():
-            if self.overwrite_output_dir and self.state.is_main_process:
-                for path in folder.glob("results*"):
-                    path.unlink()
-            return folder, Journal(folder / "results.jsonl", is_writer=self.state.is_main_process)
+        script = Path(sys.argv[0]).stem
+        folder = Path(self.output_dir or Path("outputs", script))
+        require_apart(folder, [*self.models, *inputs])
+        with output_folder(folder, {"job": script}, self.overwrite_output_dir) as record:
+            with self.state.main_process_first():
+                if self.state.is_main_process:
+                    record.claim("results.jsonl")
+                journal = Journal(folder / "results.jsonl", is_writer=self.state.is_main_process)
+            yield folder, journal
 
 
 @dataclass
@@ -152,6 +157,10 @@ class EvaluationDataArguments:
         if self.image_dir and not Path(self.image_dir).is_dir():
             raise FileNotFoundError(f"'{self.image_dir}' is not a folder of images: check its name.")
 
+    def sources(self) -> list[str]:
+        """Where images are read from."""
+        return [source for source in (self.dataset_name, self.image_dir) if source]
+
     def _source(self) -> dict:
         """The arguments as those of the functions that load images."""
         return {
@@ -196,18 +205,15 @@ class FeatureDataArguments(EvaluationDataArguments):
     split: str | None = field(default=None, metadata={"help": "Split of that data set; default: all of them."})
     max_samples: int | None = field(default=None, metadata={"help": "At most so many images of each split."})
 
-    def load_splits(self, exclude: str) -> dict[str, ImageData]:
+    def load_splits(self) -> dict[str, ImageData]:
         """
         The images of each split, as `validation`; says what they are.
-
-        Args:
-            exclude: A folder in them to leave out.
 
         Raises:
             FileNotFoundError: if the data set does not exist.
             ValueError: if there is no such split.
         """
-        splits = load_splits(**self._source(), exclude=exclude)
+        splits = load_splits(**self._source())
         if PartialState().is_main_process:
             for data in splits.values():
                 print(f"\n{data.table()}", flush=True)

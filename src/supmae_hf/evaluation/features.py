@@ -2,8 +2,6 @@
 """Features of images as a Parquet data set, and the nearest among them."""
 
 import os
-import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,45 +20,9 @@ from tqdm.auto import tqdm
 from ..data.dataset import ImageDataset, collate
 from ..data.image_data import ImageData
 from ..data.labels import Labels
+from ..records import on_main_process, set_aside, unfinished_name
 from ..supervision_supmae import UNLABELED
-from ..training.runs import RUN_FILE, differences, write_run
 from .models import ImageEncoder
-
-
-def prepare_output_dir(folder: str | Path, run: dict, overwrite: bool = False):
-    """
-    Make the folder for the features of `run`, or go on in it.
-
-    Args:
-        run: What decides the features, by name.
-        overwrite: Whether to delete features of another run.
-
-    Raises:
-        ValueError: if the folder holds features of another run, or other files; the message says what differs.
-    """
-    folder = Path(folder)
-    found = [path.name for path in folder.glob("*")] if folder.exists() else []
-    ours = rf"\.?.+-\d{{5}}\.parquet(\.part)?|{re.escape(RUN_FILE)}(\.new)?"
-    foreign = [name for name in found if not re.fullmatch(ours, name)]
-    if foreign:
-        raise ValueError(
-            f"{folder} holds other files ({', '.join(sorted(foreign)[:3])}): name a folder of its own with `--output_dir`."
-        )
-    if found and not overwrite:
-        different = differences(folder, run)
-        if different == []:
-            return
-        if different is None and any(name.endswith(".parquet") for name in found):
-            raise ValueError(f"{folder} holds Parquet files that no run of ours wrote: choose another `--output_dir`.")
-        if different:
-            raise ValueError(
-                f"{folder} holds what another run wrote ({'; '.join(different)}): choose another `--output_dir`, or pass "
-                "`--overwrite_output_dir True` to replace them."
-            )
-    if found:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_run(folder, run)
 
 
 @dataclass
@@ -80,6 +42,31 @@ def parts_of(sizes: dict[str, int], folder: str | Path, images_per_file: int) ->
         for split, size in sizes.items()
         for number, start in enumerate(range(0, size, images_per_file))
     ]
+
+
+def missing_parts(parts: list[Part]) -> list[Part]:
+    """The files that are not there yet. One that cannot be read is moved aside, and counts as missing."""
+    missing = []
+    for part in parts:
+        if part.path.exists():
+            try:
+                pq.read_metadata(part.path)
+                continue
+            except (OSError, pa.ArrowInvalid):
+                set_aside(part.path, "is damaged")
+        missing.append(part)
+    return missing
+
+
+def count_rows(parts: list[Part]) -> int:
+    """
+    Raises:
+        ValueError: if the files hold no image at all.
+    """
+    number = sum(pq.read_metadata(part.path).num_rows for part in parts)
+    if not number:
+        raise ValueError("None of the images can be decoded: nothing was written but empty files.")
+    return number
 
 
 def _label_feature(labels: Labels):
@@ -121,8 +108,7 @@ def extract_features(
     encoder.to(accelerator.device).eval()
     parts = parts_of({name: len(data.validation) for name, data in splits.items()}, folder, images_per_file)
     # what is missing is shared out, so that no process is left with files that are there
-    missing = [part for part in parts if not part.path.exists()]
-    accelerator.wait_for_everyone()  # before one of them writes
+    missing = on_main_process(missing_parts, parts)
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     progress = tqdm(
         total=sum(part.stop - part.start for part in mine),
@@ -176,10 +162,12 @@ def _write(part: Part, data: ImageData, records: datasets.Dataset, kept: np.ndar
     table = {
         "path": [image["path"] for image in images] or [None] * len(rows),
         "index": (part.start + kept).tolist(),
-        "label": [_label(data.labels, record) for record in rows.remove_columns(data.image_column)],
+        "label": [None] * len(rows)
+        if not data.labels.columns
+        else [_label(data.labels, record) for record in rows.select_columns(data.labels.columns)],
         **columns,
     }
-    new = part.path.with_name(f".{part.path.name}.part")
+    new = part.path.with_name(unfinished_name(part.path))
     pq.write_table(datasets.Dataset.from_dict(table, features=datasets.Features(features)).data.table, new)
     os.replace(new, part.path)
 

@@ -22,9 +22,9 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..checkpoints.weights import require_finite
 from ..data.dataset import ImageDataset, collate
 from ..data.labels import imagenet_indices
+from ..loading import load_pretrained
 from ..modeling_supmae import SupMAEForImageClassification
 
 
@@ -91,7 +91,7 @@ def load_transform(name: str) -> ImageTransform:
         OSError: if the checkpoint has no image processor.
     """
     try:
-        return ImageTransform(AutoImageProcessor.from_pretrained(name))
+        return ImageTransform(load_pretrained(AutoImageProcessor, name))
     except OSError as error:
         raise OSError(
             f"'{name}' has no image processor, so it is unknown how to prepare its images: save one into its folder "
@@ -112,9 +112,9 @@ def check_models(names: Sequence[str], *loaders: Callable):
 
 def _load_config(name: str):
     try:
-        return AutoConfig.from_pretrained(name)
+        return load_pretrained(AutoConfig, name)
     except (OSError, ValueError) as error:
-        raise type(error)(
+        raise (OSError if isinstance(error, OSError) else ValueError)(
             f"There is no model '{name}' that Transformers can load, neither a folder here nor a repository that the Hub "
             f"gave us: check `--models`. ({error})"
         ) from error
@@ -129,13 +129,12 @@ def load_classifier(name: str) -> PreTrainedModel:
         ValueError: if the checkpoint has no trained classifier.
     """
     _load_config(name)
-    model, info = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
+    model, info = load_pretrained(AutoModelForImageClassification, name, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(
             f"'{name}' is not a trained classifier: {', '.join(sorted(info['missing_keys']))} would be random. Fine-tune "
             "it first (examples/run_finetune.py), or probe it (examples/run_few_shot.py)."
         )
-    require_finite(model, name)
     return model.eval()
 
 
@@ -239,8 +238,7 @@ class ImageEncoder(nn.Module):
         if config.model_type in ("supmae", "vit_mae"):
             # as its classifier has it: mean of the tokens and LayerNorm, or LayerNorm and class token
             is_mean = pooling == "mean" or pooling == "model" and getattr(config, "use_mean_pooling", False)
-            self.model = SupMAEForImageClassification.from_pretrained(name, use_mean_pooling=is_mean)
-            require_finite(self.model, name)
+            self.model = load_pretrained(SupMAEForImageClassification, name, use_mean_pooling=is_mean)
             self.model.classifier = nn.Identity()
             self.hidden_size = self.model.config.hidden_size
             self.config = self.model.config
@@ -249,8 +247,7 @@ class ImageEncoder(nn.Module):
         has_optional_pooler = model_class and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
         if has_optional_pooler and not getattr(config, "use_mean_pooling", False):
             options["add_pooling_layer"] = False  # BERT's tanh, which no classifier uses
-        model = AutoModel.from_pretrained(name, **options)
-        require_finite(model, name)
+        model = load_pretrained(AutoModel, name, **options)
         self.model = getattr(model, "vision_model", model)
         if self.model is not model and not hasattr(self.model, "config"):
             self.model.config = model.config.vision_config

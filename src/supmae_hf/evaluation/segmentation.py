@@ -24,7 +24,6 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
-from ..checkpoints.weights import require_finite
 from ..configuration_supmae import SupMAEConfig, to_pair
 from ..data.dataset import ImageDataset
 from ..data.folders import HELD_OUT_SPLITS
@@ -33,6 +32,7 @@ from ..data.sources import load_dataset
 from ..data.targets import IGNORED, check_num_classes, classes_of_mask
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, load_image_processor, seeded, to_pil
 from ..image_processing_supmae import SupMAEImageProcessor
+from ..loading import load_pretrained
 from ..modeling_supmae import SupMAEBackbone
 from ..supervision_supmae import UNLABELED
 from .metrics import count_pixels, segmentation_scores
@@ -74,6 +74,10 @@ class SegmentationDataArguments:
         self.stride = self.stride or self.crop_size * 2 // 3
         if not 0 < self.stride <= self.crop_size:
             raise ValueError(f"`--stride` {self.stride} must be above 0 and at most `--crop_size` {self.crop_size}.")
+
+    def sources(self) -> list[str | None]:
+        """Where images and masks are read from."""
+        return [self.dataset_name, self.train_images, self.train_masks, self.validation_images, self.validation_masks]
 
     def describe(self, data: datasets.DatasetDict) -> dict:
         """What decides the outcome: the data, and how they are used."""
@@ -275,10 +279,10 @@ def load_backbone(name: str, image_size: int, out_indices: list[int] | None = No
     Raises:
         ValueError: if Transformers has no backbone class for the model.
     """
-    config = AutoConfig.from_pretrained(name)
+    config = load_pretrained(AutoConfig, name)
     is_ours = config.model_type in ("supmae", "vit_mae", "vit", "deit", "vit_msn", "timm_wrapper")
     if is_ours:
-        config = SupMAEConfig.from_pretrained(name)
+        config = load_pretrained(SupMAEConfig, name)
     depth = getattr(config, "num_hidden_layers", None)
     if out_indices is None and depth is not None:
         out_indices = [max(1, round(depth * share)) for share in (1 / 3, 1 / 2, 2 / 3, 1)]
@@ -292,22 +296,17 @@ def load_backbone(name: str, image_size: int, out_indices: list[int] | None = No
         )
     if is_ours:
         sizes = tuple(-(-image_size // side) * side for side in to_pair(config.patch_size))
-        backbone = SupMAEBackbone.from_pretrained(
-            name, image_size=sizes, out_indices=out_indices, add_fpn=True, drop_path_rate=drop_path_rate
-        )
-        require_finite(backbone, name)
-        return backbone
+        fields = {"image_size": sizes, "out_indices": out_indices, "drop_path_rate": drop_path_rate}
+        return load_pretrained(SupMAEBackbone, name, add_fpn=True, **fields)
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         raise ValueError(
             f"Transformers has no backbone class for '{name}' ({config.model_type}): SupMAE, plain ViTs, BEiT, DINOv2, "
             "Swin, ConvNeXt and ResNet can be one."
         )
-    config = AutoConfig.from_pretrained(name, out_indices=out_indices)
+    config = load_pretrained(AutoConfig, name, out_indices=out_indices)
     if config.model_type == "beit":
         config.add_fpn = config.reshape_hidden_states = True
-    backbone = MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(name, config=config)
-    require_finite(backbone, name)
-    return backbone
+    return load_pretrained(MODEL_FOR_BACKBONE_MAPPING[type(config)], name, config=config)
 
 
 def build_upernet(backbone, num_classes: int, hidden_size: int = 512) -> UperNetForSemanticSegmentation:

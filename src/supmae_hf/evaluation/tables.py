@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas
 from matplotlib.figure import Figure
 
+from ..records import Record
+
 
 def write_table(rows: Sequence[dict], folder: str | Path, name: str, float_format: str = ".4g"):
     """
@@ -18,6 +20,7 @@ def write_table(rows: Sequence[dict], folder: str | Path, name: str, float_forma
     known = table.astype(object).where(table.notna(), None)
     print(known.to_markdown(index=False, floatfmt=float_format, missingval=""))
     folder.mkdir(parents=True, exist_ok=True)
+    Record(folder).claim(f"{name}.json", f"{name}.csv")
     (folder / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
     table.to_csv(folder / f"{name}.csv", index=False)
 
@@ -52,6 +55,7 @@ def save_bars(
     axis.set(xlabel=xlabel)
     axis.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside upper center", frameon=False)
+    Record(Path(path).parent).claim(Path(path).name)
     figure.savefig(path, dpi=150)
 
 

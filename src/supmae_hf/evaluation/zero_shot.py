@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..checkpoints.weights import require_finite
 from ..data.targets import Captions
+from ..loading import load_pretrained
 from ..modeling_supmae import SupMAEForPreTraining
 
 
@@ -17,12 +17,11 @@ def load_captioner(name: str) -> SupMAEForPreTraining:
     Raises:
         ValueError: if it has not.
     """
-    model = SupMAEForPreTraining.from_pretrained(name)
+    model = load_pretrained(SupMAEForPreTraining, name)
     if "captions" not in model.supervision:
         raise ValueError(f"'{name}' has not learnt from captions, from whose words classes are recognised.")
     if model.tokenizer is None:
         raise ValueError(f"'{name}' has no tokenizer beside it: put the files there that the training wrote.")
-    require_finite(model, name)
     return model.eval()
 
 

@@ -16,26 +16,36 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
-from ..checkpoints.weights import require_finite
-from ..configuration_supmae import SupMAEConfig
+from ..configuration_supmae import SupMAEConfig, check_count
 from ..data.dataset import ImageDataset, ImageStream
 from ..data.image_data import ImageData
 from ..data.labels import imagenet_indices
 from ..data.sources import known_number_of_images, load_training_data, number_of_images
 from ..data.statistics import pixel_fields
 from ..data.transforms import TrainTransform, build_image_processor
+from ..hub import check_license
+from ..loading import load_pretrained
 from ..modeling_supmae import SupMAEForPreTraining, SupMAEPreTrainedModel
+from ..records import require_apart
 from ..supervision_supmae import UNLABELED
 from .cpu import fastest_attention, prepare_cpu
 from .ranges import check
-from .schedules import StepSchedule, require_sizes
-from .supervision import prepare_supervision
+from .schedules import StepSchedule, check_schedules
+from .supervision import METRICS, prepare_supervision
 
 
 logger = logging.get_logger(__name__)
 
 Images = ImageDataset | ImageStream
 
+# What Transformers' Trainer can do and a run cannot that is to end as if it had not been interrupted
+_REFUSED = {
+    "auto_find_batch_size": "would change the images a step, and with them the learning rate, without a word: lower "
+    "`--per_device_train_batch_size` and raise `--gradient_accumulation_steps`.",
+    "save_only_model": "leaves nothing to go on from: leave it out. `--save_total_limit` keeps few checkpoints.",
+    "ignore_data_skip": "would go on with other images than those that are left: leave it out.",
+    "enable_jit_checkpoint": "is not needed: a run saves when it is told to stop. Leave it out.",
+}
 # Share of labelled images below which a run advises to repeat them (docs/training.md).
 FEW_LABELS = 0.1
 
@@ -95,6 +105,8 @@ class ModelArguments:
                     f"`--model_config` sets `{name}`, which is not a field of SupMAEConfig"
                     + (f": did you mean `{similar[0]}`?" if similar else f". The fields are {sorted(fields)}.")
                 )
+            if name in ("num_labels", "dense_classes", "caption_vocab_size") and isinstance(value, int):
+                check_count(name, value)
             if isinstance(value, str) and isinstance(fields[name], (int, float)):
                 try:
                     self.model_config[name] = json.loads(value)
@@ -124,8 +136,9 @@ class ModelArguments:
             return model, {name for name, _ in model.named_parameters()}
         names = list(fields.get("id2label", {}).values())
         try:
-            known = list(SupMAEConfig.from_pretrained(self.model_name_or_path).id2label.values())
-            model, info = model_class.from_pretrained(
+            known = list(load_pretrained(SupMAEConfig, self.model_name_or_path).id2label.values())
+            model, info = load_pretrained(
+                model_class,
                 self.model_name_or_path,
                 output_loading_info=True,
                 ignore_mismatched_sizes=len(known) != len(names) > 0,
@@ -136,7 +149,6 @@ class ModelArguments:
                 f"There is no checkpoint '{self.model_name_or_path}', neither a folder here nor a repository that the "
                 f"Hub gave us: check `--model_name_or_path`, or run examples/run_pretrain.py to make one. ({error})"
             ) from error
-        require_finite(model, self.model_name_or_path)
         new = set(info["missing_keys"])
         mismatched = {name for name, *_ in info["mismatched_keys"]}
         layer = output_layer(model)
@@ -291,26 +303,27 @@ class DataArguments:
         folder = self.dataset_name or self.train_dir
         return (Path(folder).resolve().name if folder else "scikit-learn's digits"), None
 
-    def load(self, output_dir: str | None = None, model_config: dict | None = None) -> ImageData:
+    def load(
+        self, output_dir: str | None = None, model_config: dict | None = None, inputs: Sequence[str | None] = ()
+    ) -> ImageData:
         """
         Images and labels.
 
         Args:
-            output_dir: A folder in them to leave out.
+            output_dir: Where the run writes to.
+            inputs: What it reads beside the images; see [`require_apart`].
             model_config: Fields of the model's configuration, of which some say what labels are: `problem_type`, `num_labels`.
 
         Raises:
             FileNotFoundError: if a folder or data set does not exist.
-            ValueError: if the run would write to a folder of images itself.
+            ValueError: if the run would write to a folder that it reads, or into or around one.
         """
         folders = [folder for folder in (self.train_dir, self.validation_dir, *(self.unlabeled_dir or [])) if folder]
         for folder in folders:
             if not os.path.isdir(folder):
                 raise FileNotFoundError(f"'{folder}' is not a folder of images: check its name.")
-        sources = [*folders, self.dataset_name]
-        for source in filter(None, sources):
-            if output_dir is not None and os.path.realpath(source) == os.path.realpath(output_dir):
-                raise ValueError(f"`--output_dir` {output_dir} is a folder of images: choose another one.")
+        if output_dir is not None:
+            require_apart(output_dir, [*folders, self.dataset_name, *inputs])
         return load_training_data(
             self.train_dir or self.dataset_name,
             self.dataset_config_name,
@@ -325,14 +338,19 @@ class DataArguments:
             self.max_train_samples,
             self.max_eval_samples,
             self.classification_branch,
-            output_dir,
         )
 
     def config_fields(self, model_args: ModelArguments) -> dict:
         """The fields of a new model's configuration that follow from the images."""
         return {"num_channels": len(self.channels)} if self.channels and not model_args.model_name_or_path else {}
 
-    def load_labeled(self, job: str, output_dir: str | None = None, model_config: dict | None = None) -> ImageData:
+    def load_labeled(
+        self,
+        job: str,
+        output_dir: str | None = None,
+        model_config: dict | None = None,
+        inputs: Sequence[str | None] = (),
+    ) -> ImageData:
         """
         Data with one class per image, without the training images that have no label.
 
@@ -341,12 +359,12 @@ class DataArguments:
         """
         if self.classification_branch is False:
             raise ValueError(f"{job} needs labels: leave out `--classification_branch False`.")
-        data = self.load(output_dir, {**(model_config or {}), "problem_type": None})
+        data = self.load(output_dir, {**(model_config or {}), "problem_type": None}, inputs)
         data.labels.require_classes(job, data.train)
         if isinstance(data.train, datasets.IterableDataset):
+            data.labeled_only = True
             if self.label_fraction < 1:
                 raise ValueError(f"{job} on a part of the labels reads all images: leave out `--streaming`.")
-            data.train = data.train.filter(data.labels.is_label, input_columns=data.labels.columns)
             return data
         labeled = data.labels.find_labeled(data.train, self.label_fraction, self.label_seed)
         if not labeled:
@@ -425,6 +443,7 @@ class DataArguments:
                 train_transform,
                 seed=training_args.seed,
                 num_images=num_images // batch * batch,
+                batch_size=training_args.train_batch_size // num_views,
                 shuffle_buffer_size=self.shuffle_buffer_size,
                 process_index=training_args.process_index,
                 num_processes=training_args.world_size,
@@ -432,6 +451,7 @@ class DataArguments:
                 label_fraction=self.label_fraction,
                 label_seed=self.label_seed,
                 num_views=num_views,
+                labeled_only=data.labeled_only,
                 **common,
             )
         else:
@@ -501,7 +521,12 @@ class RecipeArguments(TrainingArguments):
     )
     widget_images: bool = field(
         default=False,
-        metadata={"help": "Put a few held-out images beside the model card, as examples for the page's widget."},
+        metadata={
+            "help": "Publish held-out images: a few as examples for the page's widget, and the picture of reconstructions."
+        },
+    )
+    hub_timeout: float = field(
+        default=600.0, metadata={"help": "Seconds that a run waits for an upload to the Hub when all else is done."}
     )
     optim: str = _default("optim", "adamw_torch_fused")
     max_grad_norm: float = _default("max_grad_norm", 0.0)  # the recipes do not clip
@@ -520,6 +545,15 @@ class RecipeArguments(TrainingArguments):
 
     def __post_init__(self):
         check(self)
+        if self.license is not None:
+            check_license(self.license)
+        for name, reason in _REFUSED.items():
+            if getattr(self, name, False):
+                raise ValueError(f"`--{name}` {reason}")
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            raise ValueError(
+                "`--overwrite_output_dir` begins anew, `--resume_from_checkpoint` goes on: give one of them."
+            )
         if self.push_to_hub and not self.can_publish:
             raise ValueError("`--push_to_hub` is for pre-training and fine-tuning: leave it out.")
         if not torch.accelerator.is_available():
@@ -555,6 +589,12 @@ class RecipeArguments(TrainingArguments):
             self.sync_batchnorm = self.world_size > 1 and self.device.type != "cpu"
         elif self.sync_batchnorm and self.device.type == "cpu":
             raise ValueError("`--sync_batchnorm` needs accelerators: PyTorch has no SyncBatchNorm for the CPU.")
+
+    def check_best_metric(self, names: Sequence[str]):
+        """Raise a `ValueError` if checkpoints are compared by something else than the evaluation's metrics `names`."""
+        name = self.metric_for_best_model
+        if name is not None and name.removeprefix("eval_") not in names:
+            raise ValueError(f"`--metric_for_best_model` {name} is none of {', '.join(names)}.")
 
     def without_evaluation(self):
         """
@@ -774,9 +814,10 @@ def prepare_pretraining(
         SupMAEForPreTraining, args, **supervision.fields, **data_args.config_fields(model_args)
     )
     supervision.prepare(model)
-    sizes, _ = args.schedules()
-    if sizes is not None:
-        require_sizes(sizes, model.config)
+    check_schedules(*args.schedules(), model.config)
+    args.check_best_metric(
+        ["loss", "reconstruction_loss", *(name for kind in supervision.kinds for name in METRICS[kind])]
+    )
     model.vit.embeddings.position_embeddings.requires_grad_(args.train_position_embeddings)
     prepare_cpu(model, args)
     image_processor = data_args.build_image_processor(data, model.config, model_args.model_name_or_path)

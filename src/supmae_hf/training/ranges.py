@@ -3,6 +3,7 @@
 
 import difflib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -91,9 +92,10 @@ RANGES = {
     "seed": _SEED,
     "data_seed": _SEED,
     "label_seed": _SEED,
-    "dataloader_num_workers": _NOT_NEGATIVE,
+    "dataloader_num_workers": Range(high=max(32, 4 * (os.cpu_count() or 1))),
     "dataloader_prefetch_factor": _COUNT,
     "ddp_timeout": _COUNT,
+    "hub_timeout": _POSITIVE,
     "ddp_bucket_cap_mb": _COUNT,
     # data
     "train_val_split": _SHARE_BELOW_1,

@@ -57,7 +57,8 @@ class Report:
             shown = collate(list(itertools.islice(self.eval_dataset, self.args.num_reconstructions)))
             statistics = self.image_processor.image_mean, self.image_processor.image_std
             is_deep = self.data.pixel_type != "uint8"
-            save_reconstructions(self.model, shown["pixel_values"], pictures[0], *statistics, shown["noise"], is_deep)
+            saved = SupMAEForPreTraining.from_pretrained(self.output_dir)  # whole, however the run's is sharded
+            save_reconstructions(saved, shown["pixel_values"], pictures[0], *statistics, shown["noise"], is_deep)
         curves = ("loss", "top1")
         if is_pretraining:
             curves = ("reconstruction_loss", "classification_loss", "accuracy", "knn_top1")

@@ -2,9 +2,7 @@
 """What a run is: written down when it starts, so that another one is not taken for its continuation."""
 
 import json
-import os
 from dataclasses import asdict, fields
-from pathlib import Path
 
 from transformers import TrainingArguments
 
@@ -13,8 +11,6 @@ import supmae_hf
 from ..data.image_data import ImageData
 from .arguments import DataArguments, ModelArguments, RecipeArguments
 
-
-RUN_FILE = "_supmae_run.json"  # which the Trainer does not publish
 
 # Which of Transformers' arguments decide what comes out of a run. The others (logging, saving, evaluation, loading, devices,
 # publishing) may change while it goes on, and so may the batch per device if a step takes as many images as before.
@@ -45,6 +41,7 @@ _NOT_COMPARED = {
     "overwrite_output_dir",
     "sync_batchnorm",
     "license",
+    "hub_timeout",
     "widget_images",
     "num_reconstructions",
     "knn_eval",
@@ -92,32 +89,3 @@ def describe_run(
     settings = {name: value for name, value in settings.items() if name not in _NOT_COMPARED}
     facts = {"data": data.fingerprint(), **sizes, "classes": data.labels.names, **settings}
     return describe_recipe(job, args, facts)
-
-
-def write_run(output_dir: str | Path, run: dict):
-    """Write it down, whole or not at all."""
-    new = Path(output_dir) / f"{RUN_FILE}.new"
-    new.write_text(json.dumps(run, indent=1))
-    os.replace(new, Path(output_dir) / RUN_FILE)
-
-
-def differences(output_dir: str | Path, run: dict) -> list[str] | None:
-    """
-    How the run in a folder differs from another one, a line each; `None` if the folder does not say what its run is. Nothing
-    is said of what only one of them knows, since their versions may differ.
-    """
-    try:
-        before = json.loads((Path(output_dir) / RUN_FILE).read_text())
-    except (OSError, ValueError):
-        return None
-    shared = [name for name in run if name in before and name != "version"]
-    return [
-        f"{name}: {_short(before[name])} before, {_short(run[name])} now"
-        for name in shared
-        if before[name] != run[name]
-    ]
-
-
-def _short(value) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

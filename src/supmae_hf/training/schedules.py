@@ -50,11 +50,26 @@ class StepSchedule:
         return [value for start, value in zip(self.shares, self.values) if start <= share][-1]
 
 
-def require_sizes(schedule: StepSchedule, config: SupMAEConfig):
+def check_schedules(sizes: StepSchedule | None, ratios: StepSchedule | None, config: SupMAEConfig):
     """
     Raises:
-        ValueError: if a size is larger than the model's images, or not of whole patches.
+        ValueError: if a size is larger than the model's images or not of whole patches, or if no patch is visible at some time.
     """
+    if sizes is not None:
+        _check_sizes(sizes, config)
+    for share in sorted({0.0, *(share for schedule in (sizes, ratios) if schedule for share in schedule.shares)}):
+        height, width = (sizes.at(share),) * 2 if sizes else to_pair(config.image_size)
+        ratio = ratios.at(share) if ratios else config.mask_ratio
+        patch = to_pair(config.patch_size)
+        num_patches = (height // patch[0]) * (width // patch[1])
+        if config.num_visible_patches(num_patches, ratio) < 1:
+            raise ValueError(
+                f"From {share:.0%} of the run on, a mask ratio of {ratio:g} leaves no visible patch of the {num_patches} of "
+                f"{height}x{width} pixels: change `--mask_ratio_schedule` or `--image_size_schedule`."
+            )
+
+
+def _check_sizes(schedule: StepSchedule, config: SupMAEConfig):
     height, width = to_pair(config.image_size)
     patch = to_pair(config.patch_size)
     for size in schedule.values:

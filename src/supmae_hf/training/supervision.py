@@ -14,14 +14,22 @@ from ..data.targets import (
     BACKGROUND,
     Captions,
     DenseLabels,
+    check_num_classes,
     find_objects,
     texts_of,
     train_word_tokenizer,
     with_masks,
 )
+from ..loading import load_pretrained
 from ..modeling_supmae import SupMAEForPreTraining
 
 
+# the evaluation's metrics by kind of supervision
+METRICS = {
+    "labels": ("classification_loss", "accuracy"),
+    "captions": ("caption_loss", "caption_accuracy"),
+    "dense": ("dense_loss", "patch_miou"),
+}
 _MASKS = "_mask"  # the column of masks from a folder
 
 
@@ -96,10 +104,10 @@ def _add_captions(supervision: Supervision, args, source: str | None, data: Imag
     if getattr(getattr(value, "feature", value), "dtype", "") not in ("string", "large_string"):
         raise ValueError(f"`--caption_column_name` {column} of the type {value} holds no texts.")
     tokenizer, what = None, ""
-    if args.tokenizer_name or (source and "captions" in SupMAEConfig.from_pretrained(source).supervision_weights):
+    if args.tokenizer_name or (source and "captions" in load_pretrained(SupMAEConfig, source).supervision_weights):
         name = args.tokenizer_name or source
         try:
-            tokenizer, what = AutoTokenizer.from_pretrained(name), f"tokens of '{name}'"
+            tokenizer, what = load_pretrained(AutoTokenizer, name), f"tokens of '{name}'"
         except (OSError, ValueError) as error:
             raise ValueError(f"There is no tokenizer '{name}': check `--tokenizer_name`. ({error})") from error
     if tokenizer is None:
@@ -127,6 +135,10 @@ def _add_dense(supervision: Supervision, model_config: dict, data_args, args, da
     if len(given) > 1:
         raise ValueError(f"`--{given[0]}` and `--{given[1]}` both name dense labels: give one of them.")
     column, categories = args.mask_column_name or args.objects_column_name, None
+    if args.mask_column_name and getattr(data.train.features[column], "dtype", "") in ("string", "large_string"):
+        raise ValueError(
+            f"`--mask_column_name` {column} is a column of text: masks are images, or arrays of two dimensions."
+        )
     if args.objects_column_name:
         names, categories = find_objects(data.train, column)
         names = [BACKGROUND, *names]
@@ -137,6 +149,7 @@ def _add_dense(supervision: Supervision, model_config: dict, data_args, args, da
                 'Masks hold numbers of classes, and it must be said which: `--model_config \'{"dense_classes": ["sky", '
                 '"road"]}\'`, or how many there are.'
             )
+        check_num_classes(names if isinstance(names, int) else len(names), "`dense_classes` in `--model_config`")
         names = list(map(str, range(names))) if isinstance(names, int) else list(names)
     if args.mask_dir:
         roots = [folder for folder in (data_args.train_dir, data_args.validation_dir) if folder]

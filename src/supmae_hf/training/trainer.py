@@ -5,6 +5,7 @@ killed, and runs that go on from them as if nothing had happened.
 """
 
 import math
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,20 +28,23 @@ from ..data.dataset import (
     images_of_epoch,
 )
 from ..data.transforms import seed_of
+from ..records import Record
 from .checkpointing import (
-    TERMINATED,
+    RESULTS,
     RunMonitor,
     StopRequest,
     check_writer,
+    finish_checkpoint,
     ignore_stop_request,
-    mark_complete,
+    require_sharding,
+    start_checkpoint,
     writing_failed,
 )
 from .knn import KnnEvaluation
 from .objective import BranchCheck, add, averages, batch_loss, image_figures, images_per_step, labels_of_step
 from .optimization import create_optimizer, create_scheduler
 from .schedules import scheduled
-from .uploads import CheckpointUploads
+from .uploads import START_SECONDS, Uploads, within
 
 
 logger = logging.get_logger(__name__)
@@ -65,13 +69,6 @@ def build_dataloader(dataset, args, collate: Callable, train: bool) -> DataLoade
         elif shuffle:
             sampler = torch.utils.data.RandomSampler(dataset)
     num_workers = args.dataloader_num_workers
-    if train and isinstance(dataset, ImageStream):
-        num_workers = dataset.choose_num_workers(num_workers)
-        if num_workers < args.dataloader_num_workers and args.process_index == 0:
-            logger.warning(
-                f"The stream's {dataset.dataset.num_shards} files cannot be shared by {args.world_size} processes of "
-                f"{args.dataloader_num_workers} workers: each process has {num_workers}."
-            )
     return DataLoader(
         dataset,
         batch_size=(args.train_batch_size if train else args.eval_batch_size) // num_views,
@@ -139,7 +136,7 @@ class _RunCallback(TrainerCallback):
             steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
             self.trainer.order.epoch, steps_done = divmod(state.global_step, steps)
             if isinstance(self.trainer.order, ImageStream):
-                self.trainer.order.go_on_after(steps_done * args.gradient_accumulation_steps, args.train_batch_size)
+                self.trainer.order.skip_batches(steps_done * args.gradient_accumulation_steps)
 
     def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
         seed_step(args.seed, state.global_step, args.process_index)
@@ -160,7 +157,9 @@ class _RunCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         try:
-            mark_complete(checkpoint, self.trainer.accelerator)
+            finish_checkpoint(
+                checkpoint, self.trainer.accelerator, self.trainer.save_total_limit, state.best_model_checkpoint
+            )
         except OSError as error:
             raise writing_failed(args.output_dir, state.global_step, error) from error
         if self.trainer.uploads is not None:
@@ -183,9 +182,11 @@ class RecipeTrainer(Trainer):
 
     def __init__(self, *args, report=None, **kwargs):
         super().__init__(*args, **kwargs)
+        require_sharding(self.accelerator)
         self.model_accepts_loss_kwargs = False  # losses are means over a batch, which the Trainer averages over a step
         self.report = report
         self.was_stopped = False
+        self.monitor = None
         self.order = None
         self.learning_rate = None
         self.last_logged_step = 0
@@ -194,9 +195,11 @@ class RecipeTrainer(Trainer):
         self._interval_start = None
         self.uploads = None
         if self.args.push_to_hub and self.is_world_process_zero():
-            self.uploads = CheckpointUploads(self.args, self.hub_model_id)
+            self.uploads = Uploads(self.args, self.hub_model_id)
         # the Trainer's own uploads read checkpoints before they are complete, while others are deleted, and hide errors
         self.args.hub_strategy = HubStrategy.END
+        # its way of deleting old checkpoints does not look at what they hold, and leaves half of one behind if it is killed
+        self.save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
         self.add_callback(_RunCallback(self))
         if getattr(self.args, "early_stopping_patience", None) is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
@@ -212,6 +215,11 @@ class RecipeTrainer(Trainer):
                 if self.control.should_save and not self.control.should_evaluate:  # which come in this order
                     raise writing_failed(self.args.output_dir, self.state.global_step, error) from error
                 raise
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        if _internal_call and Path(output_dir or "").name.startswith("checkpoint-"):  # as the Trainer saves one
+            start_checkpoint(output_dir, self.accelerator)
+        super().save_model(output_dir, _internal_call)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -287,6 +295,15 @@ class RecipeTrainer(Trainer):
         is_stream = isinstance(dataloader.dataset, ImageStream)
         return images_of_epoch(dataloader.dataset) if is_stream else super().num_examples(dataloader)
 
+    def init_hf_repo(self, *args, **kwargs):
+        try:
+            within(START_SECONDS, super().init_hf_repo, *args, **kwargs)
+        except TimeoutError:
+            raise OSError(
+                f"The Hub did not answer in {START_SECONDS} seconds: try again later, or leave out `--push_to_hub` and publish "
+                "with examples/publish.py."
+            ) from None
+
     def create_model_card(self, *args, **kwargs):
         """The card of the run into the output folder."""
         if self.report is None:
@@ -300,10 +317,11 @@ class RecipeTrainer(Trainer):
         exit status of SIGTERM, and a word on how to go on, if it was asked to stop. Returns the figures of the evaluation.
         """
         self.train(resume_from_checkpoint=checkpoint)
-        if self.uploads is not None:
-            self.uploads.finish(try_again=not self.was_stopped)
         if self.was_stopped:
-            leave(self.args)
+            self.finish_uploads()
+            leave(self.args, self.monitor.stop)
+        if self.is_world_process_zero():
+            Record(self.args.output_dir).claim(*RESULTS)
         self.save_model(_internal_call=True)  # or else it would be published here, before there is a card
         self.save_state()
         metrics = self.evaluate() if self.eval_dataset is not None else {}
@@ -311,22 +329,21 @@ class RecipeTrainer(Trainer):
             self.save_metrics("eval", metrics)
         if self.report is not None and self.is_world_process_zero():
             self.report.write(self.state.log_history, metrics)
-        if self.args.push_to_hub:
-            try:
-                self.push_to_hub()
-            except Exception as error:  # the Hub client's, of whichever HTTP library it uses
-                raise OSError(
-                    f"The run is over and saved in {self.args.output_dir}, but not published: {error} Give the same command "
-                    "again, or publish the folder with examples/publish.py."
-                ) from error
+        self.finish_uploads()
         return metrics
 
+    def finish_uploads(self):
+        """Publish what is to be published, once the run's own work is done."""
+        if self.uploads is not None:
+            self.uploads.finish(is_over=not self.was_stopped)
 
-def leave(args):
-    """End the process with the exit status of SIGTERM, and a word on how to go on."""
+
+def leave(args, stop: StopRequest):
+    """End the process with the exit status of the signal that asked for it, and a word on how to go on."""
+    received = stop.received or signal.SIGTERM  # which another process may have received
     if args.process_index == 0:
-        print(f"\nStopped by SIGTERM; saved in {args.output_dir}. The same command goes on from there.")
-    raise SystemExit(TERMINATED)
+        print(f"\nStopped by {received.name}; saved in {args.output_dir}. The same command goes on from there.")
+    raise SystemExit(128 + received)
 
 
 class PreTrainer(RecipeTrainer):

@@ -2,13 +2,19 @@
 """Recipes, and command lines on top of them: `[RECIPE.yaml] [--flag value ...]`."""
 
 import argparse
+import contextlib
 import difflib
+import os
 import re
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 
+import psutil
 import yaml
 from transformers import HfArgumentParser
 from transformers.debug_utils import DebugOption
@@ -164,10 +170,38 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+# what `accelerate launch`, `torchrun` and other launchers set for the processes that they start
+_LAUNCHED = {"ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"}
+
+
+def _stop_with_launcher():
+    """
+    Send this process SIGTERM when the launcher that started it is gone: launchers that are killed leave their processes behind,
+    and accelerate's leaves its only one behind on SIGTERM, too.
+    """
+    launcher = os.getppid()
+    if not _LAUNCHED & os.environ.keys() or os.name != "posix":
+        return
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(launcher)
+        # has it ended while this process was importing what it needs, and has init taken over?
+        if parent.name() in ("init", "systemd", "tini") or (
+            launcher == 1 and not re.search("accelerate|torch|deepspeed", " ".join(parent.cmdline()))
+        ):
+            launcher = None
+
+    def watch():
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run(main: Callable[[], None]):
     """
     Run a script. Errors end it with the line that says what to do, not behind a traceback, which `--debug` (on the command
-    line, anywhere) shows.
+    line, anywhere) shows. A script whose launcher is gone stops as on SIGTERM.
     """
     debug = [
         place
@@ -176,8 +210,12 @@ def run(main: Callable[[], None]):
     ]
     for place in reversed(debug):
         del sys.argv[place]
+    _stop_with_launcher()
     try:
         main()
+    except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if debug:
             raise

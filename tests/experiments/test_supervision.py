@@ -9,7 +9,7 @@ from conftest import example_command, load_example, make_mnist, run_command
 
 @pytest.fixture(scope="module")
 def script():
-    return load_example("reproduce_supervision.py")
+    return load_example("experiments/supervision.py")
 
 
 def test_pictures_hold_their_pieces_whole(script):
@@ -45,7 +45,7 @@ def test_shapes_and_their_masks_are_mirrored_alike(script):
 def test_a_small_run_that_goes_on(tmp_path):
     data = make_mnist(tmp_path / "data", splits=((0, 1000), (1000, 1100)))
     arguments = ["--data", data, "--tflops", 0.01, "--seeds", 1, "--processes", 1, "--output_dir", "out"]
-    command = example_command("reproduce_supervision.py", *arguments)
+    command = example_command("experiments/supervision.py", *arguments)
     assert run_command(command, tmp_path).count(" minutes)") == 10
     rows = json.loads((tmp_path / "out" / "results_captions.json").read_text())
     arms = [

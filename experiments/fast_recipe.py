@@ -3,7 +3,7 @@
 """
 What smaller images and more hidden patches in a part of the run are worth, at equal compute and at half of it.
 
-    python examples/reproduce_fast_recipe.py [--data FOLDER] [--quick]
+    python experiments/fast_recipe.py [--data FOLDER] [--quick]
 
 Pre-trains SupMAE on the images of Fashion-MNIST and their labels (from the Hub, or any set in its format from a folder): as the
 paper does, with images of half, three quarters and all of the size for a third of the run each, with 85% of the patches hidden
@@ -13,35 +13,28 @@ interruption the same command goes on. Prints a table and writes it into --outpu
 """
 
 import itertools
-import os
-import time
-from pathlib import Path
 
-import numpy as np
 import torch
-
-from supmae_hf import SupMAEConfig, SupMAEForPreTraining
-from supmae_hf.cost import classification_flops
-from supmae_hf.evaluation.experiments import (
+from comparison import (
     SMALL_MODEL,
+    Runs,
     accuracy,
-    averaged,
     balanced,
     classifier_of,
     crop_and_flip,
     endless,
-    keep_data,
     load_images,
-    run_jobs,
+    read_arguments,
+    table_of,
     to_inputs,
     tokens,
     train,
-    worker_data,
-    worker_pool,
 )
+
+from supmae_hf import SupMAEConfig, SupMAEForPreTraining
+from supmae_hf.cost import classification_flops
 from supmae_hf.evaluation.probes import select_probe
-from supmae_hf.evaluation.tables import Journal, say_written, write_table
-from supmae_hf.training.recipes import Parser
+from supmae_hf.evaluation.tables import write_table
 from supmae_hf.training.recipes import run as run_script
 from supmae_hf.training.schedules import StepSchedule, scheduled, scheduled_flops
 
@@ -66,7 +59,7 @@ def steps_of(arm: str, config: SupMAEConfig, flops: float) -> int:
 
 def run(job: dict, data: dict) -> dict:
     """Pre-train, fine-tune, measure."""
-    start, images, labels = time.perf_counter(), data["images"], data["labels"]
+    images, labels = data["images"], data["labels"]
     torch.manual_seed(job["seed"])
     config = SupMAEConfig(**MODEL, num_labels=data["num_labels"])
     num_steps, step = steps_of(job["arm"], config, job["flops"]), itertools.count()
@@ -88,65 +81,40 @@ def run(job: dict, data: dict) -> dict:
     return {
         "finetuned": accuracy(model, to_inputs(data["test_images"]), data["test_labels"]),
         "probe": float(probe.score(queries, data["test_labels"].numpy())),
-        "seconds": time.perf_counter() - start,
     }
-
-
-def work(job: dict) -> tuple[dict, dict]:
-    return job, run(job, worker_data)
 
 
 def line_of(job: dict, result: dict) -> str:
     return (
         f"{job['arm']}, {job['flops'] / 1e12:g} TFLOPs, seed {job['seed']}: fine-tuned {result['finetuned']:.2%}, linear probe "
-        f"{result['probe']:.2%} ({result['seconds'] / 60:.1f} minutes)"
+        f"{result['probe']:.2%}"
     )
-
-
-def summarize(jobs: list[dict], results: list[dict], config: SupMAEConfig) -> list[dict]:
-    """A row per budget and arm: means and deviations over the seeds."""
-    groups = {}
-    for job, result in zip(jobs, results):
-        groups.setdefault((job["flops"], job["arm"]), []).append(result)
-    rows = []
-    for (flops, arm), runs in groups.items():
-        row = {"TFLOPs": flops / 1e12, "arm": arm, "steps": steps_of(arm, config, flops), "seeds": len(runs)}
-        rows.append(row | averaged(runs, MEASURES))
-    return rows
 
 
 def main():
-    parser = Parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="an eighth of the compute, one seed: minutes")
-    parser.add_argument(
-        "--data", default="zalando-datasets/fashion_mnist", help="a data set, or a folder of IDX files"
-    )
-    parser.add_argument("--tflops", type=float, help="of pre-training (default: 8; quick: 1)")
-    parser.add_argument("--seeds", type=int, help="how many (default: 3; quick: 1)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
-    parser.add_argument("--output_dir", type=Path, help="default: outputs/fast-recipe, or -quick")
-    args = parser.parse_args()
-    flops = 1e12 * (args.tflops if args.tflops is not None else 1 if args.quick else 8)
-    seeds = args.seeds if args.seeds is not None else 1 if args.quick else 3
-    output_dir = args.output_dir or Path("outputs") / ("fast-recipe" + "-quick" * args.quick)
-    if not 0 < flops < np.inf or min(seeds, args.processes) < 1:
-        parser.error("--tflops must be above 0, --seeds and --processes at least 1.")
-
-    data, start = load_images(args.data), time.perf_counter()
+    numbers = {"tflops": (8.0, 1.0, "10^12 operations of pre-training"), "seeds": (3, 1, "how many")}
+    args = read_arguments(__doc__, "fast-recipe", numbers)
+    flops = 1e12 * args.tflops
     jobs = [
         {"arm": arm, "flops": budget, "finetuning_flops": flops / 4, "seed": seed}
-        for seed in range(seeds)
+        for seed in range(args.seeds)
         for budget in (flops, flops / 2)
         for arm in ARMS
     ]
-    journal = Journal(output_dir / "runs.jsonl")
-    with worker_pool(args.processes, keep_data, data) as pool:
-        results = run_jobs(jobs, work, pool, journal, line_of)
-    print()
-    config = SupMAEConfig(**MODEL, num_labels=data["num_labels"])
-    write_table(summarize(jobs, results, config), output_dir, "results")
-    print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes with {args.processes} processes.")
-    say_written(output_dir, "results.json", "results.csv", "runs.jsonl")
+    data = load_images(args.data)
+    with Runs(args, run, line_of, dict, data) as runs:
+        results = runs.finish(jobs)
+        config = SupMAEConfig(**MODEL, num_labels=data["num_labels"])
+        keys = [
+            {
+                "TFLOPs": job["flops"] / 1e12,
+                "arm": job["arm"],
+                "steps": steps_of(job["arm"], config, job["flops"]),
+            }
+            for job in jobs
+        ]
+        print()
+        write_table(table_of(keys, results, MEASURES), args.output_dir, "results")
 
 
 if __name__ == "__main__":

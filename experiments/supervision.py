@@ -3,7 +3,7 @@
 """
 What captions and dense labels are worth in pre-training, at equal compute.
 
-    python examples/reproduce_supervision.py [--data FOLDER] [--only captions|dense] [--quick]
+    python experiments/supervision.py [--data FOLDER] [--only captions|dense] [--quick]
 
 Captions: pictures of two pieces of clothing of Fashion-MNIST (from the Hub, or any set in its format from a folder) at random places,
 with captions such as "a bag and a sandal". SupMAE learns from the captions, SupMAE from the same as classes (several an image), MAE
@@ -17,37 +17,31 @@ Runs are kept as they finish: after an interruption the same command goes on. Pr
 """
 
 import itertools
-import os
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
+from comparison import (
+    SMALL_MODEL,
+    Runs,
+    accuracy,
+    balanced,
+    classifier_of,
+    endless,
+    load_images,
+    read_arguments,
+    table_of,
+    to_inputs,
+    train,
+)
 
 from supmae_hf import SupMAEBackbone, SupMAEConfig, SupMAEForPreTraining
 from supmae_hf.cost import classification_flops, pretraining_flops
 from supmae_hf.data.targets import Captions, train_word_tokenizer
-from supmae_hf.evaluation.experiments import (
-    SMALL_MODEL,
-    accuracy,
-    averaged,
-    balanced,
-    classifier_of,
-    endless,
-    keep_data,
-    load_images,
-    run_jobs,
-    to_inputs,
-    train,
-    worker_data,
-    worker_pool,
-)
 from supmae_hf.evaluation.metrics import count_pixels, segmentation_scores
 from supmae_hf.evaluation.segmentation import IGNORED, build_upernet, make_shapes
-from supmae_hf.evaluation.tables import Journal, say_written, write_table
+from supmae_hf.evaluation.tables import write_table
 from supmae_hf.evaluation.zero_shot import class_tokens, zero_shot_function
-from supmae_hf.training.recipes import Parser
 from supmae_hf.training.recipes import run as run_script
 
 
@@ -207,77 +201,46 @@ def run_dense(job: dict, data: dict) -> dict:
     return {"miou": segmentation_scores(pixels)["mIoU"]}
 
 
-def work(job: dict) -> tuple[dict, dict]:
-    start = time.perf_counter()
+def run(job: dict, data: dict) -> dict:
     torch.manual_seed(job["seed"])
-    result = {"captions": run_captions, "dense": run_dense}[job["part"]](job, worker_data)
-    return job, {**result, "seconds": time.perf_counter() - start}
+    return {"captions": run_captions, "dense": run_dense}[job["part"]](job, data)
 
 
 def line_of(job: dict, result: dict) -> str:
     figures = ", ".join(f"{title} {result[name]:.2%}" for name, title in MEASURES.items() if name in result)
-    return (
-        f"{job['arm']}, weight {job['weight']:g}, seed {job['seed']}: {figures} ({result['seconds'] / 60:.1f} minutes)"
-    )
-
-
-def summarize(jobs: list[dict], results: list[dict]) -> list[dict]:
-    """A row per arm and weight: means and deviations over the seeds."""
-    groups = {}
-    for job, result in zip(jobs, results):
-        groups.setdefault((job["arm"], job["weight"]), []).append(result)
-    rows = []
-    for (arm, weight), runs in groups.items():
-        row = {"arm": arm, "weight": weight, "TFLOPs of pre-training": jobs[0]["flops"] / 1e12, "seeds": len(runs)}
-        rows.append(row | averaged(runs, MEASURES))
-    return rows
+    return f"{job['arm']}, weight {job['weight']:g}, seed {job['seed']}: {figures}"
 
 
 def main():
-    parser = Parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the compute, one seed: minutes")
-    parser.add_argument("--only", choices=list(ARMS), help="one of the two comparisons")
-    parser.add_argument(
-        "--data", default="zalando-datasets/fashion_mnist", help="a data set, or a folder of IDX files"
-    )
-    parser.add_argument("--tflops", type=float, help=f"of pre-training (default: {TFLOPS}; quick: 1)")
-    parser.add_argument("--seeds", type=int, help="how many (default: 3; quick: 1)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
-    parser.add_argument("--output_dir", type=Path, help="default: outputs/supervision, or -quick")
-    args = parser.parse_args()
-    flops = 1e12 * (args.tflops if args.tflops is not None else 1 if args.quick else TFLOPS)
-    seeds = args.seeds if args.seeds is not None else 1 if args.quick else 3
-    output_dir = args.output_dir or Path("outputs") / ("supervision" + "-quick" * args.quick)
-    if not 0 < flops < np.inf or min(seeds, args.processes) < 1:
-        parser.error("--tflops must be above 0, --seeds and --processes at least 1.")
-
-    start = time.perf_counter()
+    numbers = {"tflops": (float(TFLOPS), 1.0, "10^12 operations of pre-training"), "seeds": (3, 1, "how many")}
+    args = read_arguments(__doc__, "supervision", numbers, only=list(ARMS))
     parts = [args.only] if args.only else list(ARMS)
     data = load_images(args.data) if "captions" in parts else {}
     if data and data["num_labels"] != len(WORDS):
         raise ValueError(f"{args.data} has {data['num_labels']} classes, but captions are written for {len(WORDS)}.")
-    share = min(flops / (1e12 * TFLOPS), 1)
+    share = min(args.tflops / TFLOPS, 1)
     data["num_shapes"] = max(round(NUM_SHAPES * share), 32)
     tuning_steps = max(round(300 * share), 2)
-    journal = Journal(output_dir / "runs.jsonl")
     jobs = {
         part: [
-            {"part": part, "arm": arm, "weight": weight, "flops": flops, "seed": seed}
+            {"part": part, "arm": arm, "weight": weight, "flops": 1e12 * args.tflops, "seed": seed}
             | ({"tuning_steps": tuning_steps} if part == "dense" else {})
-            for seed in range(seeds)
+            for seed in range(args.seeds)
             for arm in ARMS[part]
             for weight in ((0.0,) if arm == MAE else WEIGHTS)
         ]
         for part in parts
     }
-    with worker_pool(args.processes, keep_data, data) as pool:
-        results = run_jobs([job for part in parts for job in jobs[part]], work, pool, journal, line_of)
-    for part in parts:
-        print()
-        write_table(summarize(jobs[part], results[: len(jobs[part])]), output_dir, f"results_{part}")
-        results = results[len(jobs[part]) :]
-    print(f"\n{(time.perf_counter() - start) / 60:.1f} minutes with {args.processes} processes.")
-    say_written(output_dir, *sorted(path.name for path in output_dir.iterdir()))
+    with Runs(args, run, line_of, dict, data) as runs:
+        results = runs.finish([job for part in parts for job in jobs[part]])
+        for part in parts:
+            keys = [
+                {"arm": job["arm"], "weight": job["weight"], "TFLOPs of pre-training": args.tflops}
+                for job in jobs[part]
+            ]
+            print()
+            write_table(table_of(keys, results, MEASURES), args.output_dir, f"results_{part}")
+            results = results[len(keys) :]
 
 
 if __name__ == "__main__":

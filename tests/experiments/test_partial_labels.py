@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 
 @pytest.fixture(scope="module")
 def script():
-    return load_example("reproduce_partial_labels.py")
+    return load_example("experiments/partial_labels.py")
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_the_test_images_are_for_the_end(script, data, monkeypatch):
 def test_a_run_goes_on_where_it_was(tmp_path):
     make_mnist(tmp_path / "digits", splits=((0, 1000), (1000, 1100)))
     arguments = ["--tflops", 0.008, "--draws", 1, "--data", "digits", "--processes", 1, "--output_dir", "out"]
-    printed = run_command(example_command("reproduce_partial_labels.py", *arguments), tmp_path)
+    printed = run_command(example_command("experiments/partial_labels.py", *arguments), tmp_path)
     journal = (tmp_path / "out" / "runs.jsonl").read_text().splitlines(keepends=True)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     # classes differ in size, so that none of the shares is all; two of the four are 3 images a class
@@ -156,7 +156,7 @@ def test_a_run_goes_on_where_it_was(tmp_path):
     assert {"partial_labels.png", "results.csv"} < {path.name for path in (tmp_path / "out").iterdir()}
     # killed while it wrote
     (tmp_path / "out" / "runs.jsonl").write_text("".join(journal[:-2]) + journal[-2][:20])
-    run_command(example_command("reproduce_partial_labels.py", *arguments), tmp_path)
+    run_command(example_command("experiments/partial_labels.py", *arguments), tmp_path)
     again = json.loads((tmp_path / "out" / "results.json").read_text())
     assert again == results
 
@@ -165,7 +165,7 @@ def test_a_run_goes_on_where_it_was(tmp_path):
 def test_the_quick_run(tmp_path):
     make_mnist(tmp_path / "digits", splits=((0, 1000), (1000, 1100)))
     arguments = ["--quick", "--tflops", 0.002, "--data", "digits", "--processes", 1, "--output_dir", "out"]
-    printed = run_command(example_command("reproduce_partial_labels.py", *arguments), tmp_path)
+    printed = run_command(example_command("experiments/partial_labels.py", *arguments), tmp_path)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(results) == 5 + 3 and "trial" not in printed
 
@@ -177,6 +177,6 @@ def test_the_sweep(tmp_path):
     write_idx(tmp_path / "digits" / "train-images-idx3-ubyte", np.tile(digits.images.astype("uint8"), (4, 1, 1)))
     write_idx(tmp_path / "digits" / "train-labels-idx1-ubyte", np.tile(digits.target, 4))
     arguments = ["--sweep", "--tflops", 0.03, "--draws", 1, "--data", "digits", "--processes", 1]
-    run_command(example_command("reproduce_partial_labels.py", *arguments), tmp_path)
+    run_command(example_command("experiments/partial_labels.py", *arguments), tmp_path)
     results = json.loads((tmp_path / "outputs" / "partial-labels-sweep" / "results.json").read_text())
     assert len(results) == 16 + 3 and len({row["share of the gradient"] for row in results}) == 19

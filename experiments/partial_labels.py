@@ -3,7 +3,7 @@
 """
 What are labels worth in pre-training, and when does pre-training pay, if only some of the images have a label?
 
-    python examples/reproduce_partial_labels.py [--data FOLDER] [--quick]
+    python experiments/partial_labels.py [--data FOLDER] [--quick]
 
 Takes Fashion-MNIST from the Hub, or any set in its format (28x28 grey images) from a folder, and labels for 0.5%, 2%, 10%
 and 100% of its 60,000 training images, drawn three times. Every arm has the same encoder and as many FLOPs of training in
@@ -24,44 +24,41 @@ finish: after an interruption the same command goes on. Prints tables and writes
 
 import itertools
 import json
-import os
 import statistics
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from torchvision.transforms import v2
-
-from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
-from supmae_hf.cost import classification_flops, forward_flops, pretraining_flops
-from supmae_hf.evaluation.corruptions import CORRUPTIONS, SEVERITIES
-from supmae_hf.evaluation.experiments import (
+from comparison import (
     SMALL_MODEL,
+    Runs,
     accuracy,
-    averaged,
     balanced,
     classifier_of,
     corrupted_copies,
     crop_and_flip,
     draw_lines,
     endless,
-    keep_data,
     load_images,
-    run_jobs,
+    read_arguments,
+    table_of,
     to_inputs,
     tokens,
     train,
-    worker_data,
-    worker_pool,
 )
+from matplotlib.figure import Figure
+from torchvision.transforms import v2
+
+from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
+from supmae_hf.cost import classification_flops, forward_flops, pretraining_flops
+from supmae_hf.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from supmae_hf.evaluation.probes import select_probe
-from supmae_hf.evaluation.tables import Journal, say_written, write_table
+from supmae_hf.evaluation.tables import write_table
 from supmae_hf.supervision_supmae import UNLABELED
 from supmae_hf.training.knn import NUM_NEIGHBORS, knn_scores
 from supmae_hf.training.objective import BranchCheck, branch_gradient_share, pseudo_label_loss
-from supmae_hf.training.recipes import Parser
 from supmae_hf.training.recipes import run as run_script
 
 
@@ -267,8 +264,8 @@ def run(job: dict, data: dict) -> list[dict]:
     return results
 
 
-def work(job: dict) -> tuple[dict, list[dict]]:
-    data = worker_data
+def run_job(job: dict, data: dict) -> list[dict]:
+    """[`run`] with the images that the job's stage is measured on."""
     if job["stage"] == "sweep":
         held_out = balanced(data["labels"], SWEEP_HELD_OUT, seed=0).flatten()
         is_kept = torch.ones(len(data["labels"]), dtype=torch.bool).index_fill(0, held_out, False)
@@ -281,7 +278,7 @@ def work(job: dict) -> tuple[dict, list[dict]]:
         }
     elif job["stage"] == "final":
         data = {**data, "corrupted": np.load(data["corrupted"], mmap_mode="c")}
-    return job, run(job, data)
+    return run(job, data)
 
 
 def line_of(job: dict, results: list[dict]) -> str:
@@ -289,8 +286,7 @@ def line_of(job: dict, results: list[dict]) -> str:
         f"{finetuning['labels_per_class']} labels a class {result['finetuned']:.2%}"
         for finetuning, result in zip(job["finetunings"], results)
     )
-    minutes = sum(result["seconds"] for result in results) / 60
-    return f"{job['stage']}, {job['arm']}, {job['flops'] / 1e12:g} TFLOPs, draw {job['draw']}: {accuracies} ({minutes:.1f} minutes)"
+    return f"{job['stage']}, {job['arm']}, {job['flops'] / 1e12:g} TFLOPs, draw {job['draw']}: {accuracies}"
 
 
 def arms_at(per_class: int, data: dict) -> list[str]:
@@ -359,17 +355,14 @@ def sweep_jobs(per_class: list[int], flops: float, draws: int) -> list[dict]:
 
 def summarize(jobs: list[dict], results: list[list[dict]], num_labels: int) -> list[dict]:
     """A row per arm, settings that a sweep varies, number of labels and budget: means and deviations over the draws."""
-    groups = {}
-    for job, measured in zip(jobs, results):
+    keys, measured = [], []
+    for job, parts in zip(jobs, results):
         varied = job["pretraining"] if job["stage"] == "sweep" else {}
-        for finetuning, result in zip(job["finetunings"], measured):
+        for finetuning, result in zip(job["finetunings"], parts):
             labels = finetuning["labels_per_class"] * num_labels
-            key = {"arm": job["arm"], **varied, "labels": labels, "TFLOPs": job["flops"] / 1e12}
-            groups.setdefault(tuple(key.items()), []).append(result)
-    rows = []
-    for key, runs in groups.items():
-        row = {**dict(key), "draws": len(runs)}
-        rows.append(row | averaged(runs, {**MEASURES, "gradient_share": "share of the gradient"}))
+            keys.append({"arm": job["arm"], **varied, "labels": labels, "TFLOPs": job["flops"] / 1e12})
+            measured.append(result)
+    rows = table_of(keys, measured, {**MEASURES, "gradient_share": "share of the gradient"}, "draws")
     return sorted(rows, key=lambda row: (-row["TFLOPs"], row["labels"], ARMS.index(row["arm"])))
 
 
@@ -418,74 +411,51 @@ def corrupt_test_images(images: torch.Tensor, severities: list[int], pool, path:
 
 
 def main():
-    parser = Parser(__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="a quarter of the compute, one draw, two shares, no trials: minutes"
-    )
-    parser.add_argument("--sweep", action="store_true", help="weights and temperatures of the classification loss")
-    parser.add_argument(
-        "--data", default="zalando-datasets/fashion_mnist", help="a data set, or a folder of IDX files"
-    )
-    parser.add_argument("--tflops", type=float, help="of a run, all training (default: 8; sweep: 4; quick: 2)")
-    parser.add_argument(
-        "--draws", type=int, help="of the labelled images, each with a seed (default: 3; sweep: 2; quick: 1)"
-    )
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
-    parser.add_argument("--output_dir", type=Path, help="default: outputs/partial-labels, -quick or -sweep")
-    args = parser.parse_args()
-    quick, sweep, full = (2, 1), (4, 2), (8, 3)
-    tflops, draws = quick if args.quick else sweep if args.sweep else full
-    flops = 1e12 * (tflops if args.tflops is None else args.tflops)
-    draws = draws if args.draws is None else args.draws
-    name = "partial-labels" + "-quick" * args.quick + "-sweep" * args.sweep
-    output_dir = args.output_dir or Path("outputs") / name
-    if not 0 < flops < np.inf or min(draws, args.processes) < 1:
-        parser.error("--tflops must be above 0, --draws and --processes at least 1.")
-
-    data, start = load_images(args.data), time.perf_counter()
+    tflops, draws = (4.0, 2) if "--sweep" in sys.argv else (8.0, 3)
+    numbers = {
+        "tflops": (tflops, 2.0, "10^12 operations of a run, all training"),
+        "draws": (draws, 1, "draws of the labelled images, each with a seed"),
+    }
+    sweep = "compare weights and temperatures of the classification loss instead"
+    args = read_arguments(__doc__, "partial-labels", numbers, sweep=sweep)
+    flops, data = 1e12 * args.tflops, load_images(args.data)
     num_labels = data["num_labels"]
     shares = SWEEP_SHARES if args.quick or args.sweep else SHARES
     counts = data["labels"].bincount() - (SWEEP_HELD_OUT if args.sweep else 0)
     if counts.min() < 3:
         raise ValueError(f"{args.data} has too few images of a class: {counts.min()} to train on.")
     per_class = [max(3, round(share * counts.min().item())) for share in shares]
-    journal = Journal(output_dir / "runs.jsonl")
-    corrupted = output_dir / "corrupted.npy"
-    with worker_pool(args.processes, keep_data, {**data, "corrupted": corrupted}) as pool:
+    corrupted = args.output_dir / "corrupted.npy"
+    with Runs(args, run_job, line_of, dict, {**data, "corrupted": corrupted}) as runs:
         if args.sweep:
-            jobs = sweep_jobs(per_class, flops, draws)
+            jobs = sweep_jobs(per_class, flops, args.draws)
         else:
             images, severities = (
                 (data["test_images"][:200], [3]) if args.quick else (data["test_images"][:500], SEVERITIES)
             )
-            corrupt_test_images(images, severities, pool, corrupted)
+            corrupt_test_images(images, severities, runs.pool, corrupted)
             if args.quick:
                 chosen = {(arm, per_class[shares.index(share)]): settings for (arm, share), settings in CHOSEN.items()}
             else:
                 tried = trials(per_class, flops / 4, data)
-                chosen = choose(tried, run_jobs(tried, work, pool, journal, line_of))
+                chosen = choose(tried, runs.finish(tried))
             for (arm, number), settings in chosen.items():
                 print(f"Chosen for {arm} at {number * num_labels} labels: {settings}", flush=True)
-            jobs = [job for draw in range(draws) for job in final_jobs(chosen, per_class, flops, draw)]
+            jobs = [job for draw in range(args.draws) for job in final_jobs(chosen, per_class, flops, draw)]
             if not args.quick:
                 some = [number for number, share in zip(per_class, shares) if share in SWEEP_SHARES]
                 jobs += [
                     job
                     for part in (2, 4)
-                    for draw in range(draws)
+                    for draw in range(args.draws)
                     for job in final_jobs(chosen, some, flops / part, draw)
                 ]
-        results = run_jobs(jobs, work, pool, journal, line_of)
-
-    rows = summarize(jobs, results, num_labels)
-    print()
-    write_table(rows, output_dir, "results")
-    print()
-    if not args.sweep:
-        print("\n".join(say_best([row for row in rows if row["TFLOPs"] == flops / 1e12])))
-        draw_figures(rows, output_dir)
-    print(f"{(time.perf_counter() - start) / 60:.1f} minutes with {args.processes} processes.")
-    say_written(output_dir, *sorted(path.name for path in output_dir.iterdir()))
+        rows = summarize(jobs, runs.finish(jobs), num_labels)
+        print()
+        write_table(rows, args.output_dir, "results")
+        if not args.sweep:
+            print("\n" + "\n".join(say_best([row for row in rows if row["TFLOPs"] == args.tflops])))
+            draw_figures(rows, args.output_dir)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from conftest import load_example
 
 
 @pytest.fixture(scope="module")
 def script():
-    return load_example("reproduce_efficiency.py")
+    return load_example("experiments/efficiency.py")
 
 
 def rows(accuracies, method, cost):
@@ -39,15 +38,10 @@ def test_equal_effort_and_cost(script):
 
 
 def test_held_out_digits_are_not_tuned_on(script):
-    script.prepare([3])
-    try:
-        (kept, held_out), (train, _) = script._DATA["tuning"], script._DATA["final"]
-        assert len(kept[1]) + len(held_out[1]) == len(train[1]) == 1437
-        known = {image.numpy().tobytes() for image in train[0]}
-        assert all(image.numpy().tobytes() in known for part in (kept, held_out) for image in part[0])
-        copies = script._DATA["corrupted"]
-        assert copies.shape == (15, 360, 1, 32, 32) and copies.abs().max() <= 1
-        assert len({copy.mean().item() for copy in copies}) == 15
-    finally:
-        torch.set_num_threads(1)
-        script._DATA.clear()
+    data = script.prepare([3])
+    (kept, held_out), (train, _), copies = data["tuning"], data["final"], data["corrupted"]
+    assert len(kept[1]) + len(held_out[1]) == len(train[1]) == 1437
+    known = {image.numpy().tobytes() for image in train[0]}
+    assert all(image.numpy().tobytes() in known for part in (kept, held_out) for image in part[0])
+    assert copies.shape == (15, 360, 1, 32, 32) and copies.abs().max() <= 1
+    assert len({copy.mean().item() for copy in copies}) == 15

@@ -3,7 +3,7 @@
 """
 The paper's claim at a scale where anyone can check it: does SupMAE get by with fewer epochs and less compute than MAE?
 
-    python examples/reproduce_efficiency.py [--quick]
+    python experiments/efficiency.py [--quick]
 
 Pre-trains SupMAE and MAE on scikit-learn's handwritten digits and trains the same ViT from scratch, each for 1/8, 1/4,
 1/2 and all of --epochs with several seeds, and measures on held-out digits: a linear probe, fine-tuning, and the
@@ -13,13 +13,23 @@ they finish: after an interruption the same command goes on.
 """
 
 import itertools
-import os
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from comparison import (
+    SMALL_MODEL,
+    Runs,
+    accuracy,
+    classifier_of,
+    corrupted_copies,
+    draw_lines,
+    read_arguments,
+    table_of,
+    tokens,
+    train,
+)
 from matplotlib.figure import Figure
 from sklearn.model_selection import train_test_split
 from torchvision.transforms import v2
@@ -27,21 +37,8 @@ from torchvision.transforms import v2
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.cost import Schedule, classification_flops, pretraining_flops
 from supmae_hf.data.sources import load_digits
-from supmae_hf.evaluation.experiments import (
-    SMALL_MODEL,
-    accuracy,
-    averaged,
-    classifier_of,
-    corrupted_copies,
-    draw_lines,
-    run_jobs,
-    tokens,
-    train,
-    worker_pool,
-)
 from supmae_hf.evaluation.probes import select_probe
-from supmae_hf.evaluation.tables import Journal, say_written, write_table
-from supmae_hf.training.recipes import Parser
+from supmae_hf.evaluation.tables import write_table
 from supmae_hf.training.recipes import run as run_script
 
 
@@ -134,10 +131,11 @@ def probe(encoder, images, labels, test_images, test_labels) -> float:
     return result
 
 
-def run(method: str, settings: dict, epochs: int, seed: int, data, corrupted: torch.Tensor | None = None) -> dict:
-    """Train once, and measure on the second part of the data."""
-    (images, labels), (test_images, test_labels) = data
-    torch.manual_seed(seed)
+def run(job: dict, data: dict) -> dict:
+    """Train once, and measure on the held-out images of a trial, or of the comparison itself."""
+    (images, labels), (test_images, test_labels) = data["tuning" if job["is_trial"] else "final"]
+    method, settings, epochs = job["method"], job["settings"], job["epochs"]
+    torch.manual_seed(job["seed"])
     config = config_of(method, settings)
     measured = {}
     if method == "ViT from scratch":
@@ -150,54 +148,34 @@ def run(method: str, settings: dict, epochs: int, seed: int, data, corrupted: to
         model = classifier_of(pretrained)
         train_epochs(model, images, labels, settings["finetuning_epochs"], settings["finetuning_rate"], LAYER_DECAY)
     measured["finetuned"] = accuracy(model, to_inputs(test_images), test_labels)
-    if corrupted is not None:
-        measured["corrupted"] = statistics.mean(accuracy(model, copies, test_labels) for copies in corrupted)
+    if not job["is_trial"]:
+        measured["corrupted"] = statistics.mean(accuracy(model, copies, test_labels) for copies in data["corrupted"])
     return measured
 
 
-def work(job: dict) -> tuple[dict, dict]:
-    """A job in a process of its own, with the data that `prepare` left there, and what it measured."""
-    data = _DATA["tuning"] if job["is_trial"] else _DATA["final"]
-    start = time.perf_counter()
-    measured = run(
-        job["method"],
-        job["settings"],
-        job["epochs"],
-        job["seed"],
-        data,
-        None if job["is_trial"] else _DATA["corrupted"],
-    )
-    return job, {**measured, "seconds": time.perf_counter() - start}
-
-
-_DATA = {}
-
-
-def prepare(severities: list[int]):
-    torch.set_num_threads(1)
+def prepare(severities: list[int]) -> dict:
     train_data, test_data = load_data()
     kept, held_out = train_test_split(
         np.arange(len(train_data[1])), test_size=0.2, random_state=0, stratify=train_data[1].numpy()
     )
-    _DATA["final"] = train_data, test_data
-    _DATA["tuning"] = tuple((train_data[0][ids], train_data[1][ids]) for ids in (kept, held_out))
-    _DATA["corrupted"] = corrupted_inputs(test_data[0], severities)
+    return {
+        "final": (train_data, test_data),
+        "tuning": tuple((train_data[0][ids], train_data[1][ids]) for ids in (kept, held_out)),
+        "corrupted": corrupted_inputs(test_data[0], severities),
+    }
 
 
-def finish(jobs: list[dict], pool, journal: Journal) -> list[dict]:
+def line_of(job: dict, result: dict) -> str:
+    return f"{job['method']}, {job['epochs']} epochs: {result['finetuned']:.2%}"
+
+
+def finish(jobs: list[dict], runs: Runs) -> list[dict]:
     """The jobs with their results; long ones run first, so that no process is left idle at the end."""
     jobs = sorted(jobs, key=lambda job: -job["epochs"])
-    results = run_jobs(
-        jobs,
-        work,
-        pool,
-        journal,
-        lambda job, measured: f"{job['method']}, {job['epochs']} epochs: {measured['finetuned']:.2%}",
-    )
-    return [{**job, **result} for job, result in zip(jobs, results)]
+    return [{**job, **result} for job, result in zip(jobs, runs.finish(jobs))]
 
 
-def tune(pool, journal: Journal, epochs: int, finetuning_epochs: int, num_trials: int) -> dict[str, dict]:
+def tune(runs: Runs, epochs: int, finetuning_epochs: int, num_trials: int) -> dict[str, dict]:
     """Each method's best settings: the mean of probe (where there is one) and fine-tuned accuracy decides."""
     jobs = [
         {
@@ -210,7 +188,7 @@ def tune(pool, journal: Journal, epochs: int, finetuning_epochs: int, num_trials
         for method in METHODS
         for settings in TRIALS[method][:num_trials]
     ]
-    results = finish(jobs, pool, journal)
+    results = finish(jobs, runs)
 
     def score(row: dict) -> float:
         return statistics.mean(row[name] for name in MEASURES if name in row)
@@ -222,14 +200,12 @@ def tune(pool, journal: Journal, epochs: int, finetuning_epochs: int, num_trials
 
 def summarize(results: list[dict], num_images: int) -> list[dict]:
     """A row per method and number of epochs: means and standard deviations over the seeds."""
-    rows = []
-    for method in METHODS:
-        for epochs in sorted({row["epochs"] for row in results}):
-            runs = [row for row in results if (row["method"], row["epochs"]) == (method, epochs)]
-            cost = schedule_of(method, runs[0]["settings"], epochs)
-            row = {"method": method, "epochs": epochs, "TFLOPs": cost.total(num_images) / 1e12, "seeds": len(runs)}
-            rows.append(row | averaged(runs, MEASURES))
-    return rows
+    results = sorted(results, key=lambda row: (METHODS.index(row["method"]), row["epochs"]))
+    keys = []
+    for row in results:
+        cost = schedule_of(row["method"], row["settings"], row["epochs"])
+        keys.append({"method": row["method"], "epochs": row["epochs"], "TFLOPs": cost.total(num_images) / 1e12})
+    return table_of(keys, results, MEASURES)
 
 
 def reaches(rows: list[dict], title: str, column: str) -> float | None:
@@ -277,49 +253,30 @@ def draw(rows: list[dict], path: Path):
 
 
 def main():
-    parser = Parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer epochs and seeds, and one severity: minutes")
-    parser.add_argument("--epochs", type=int, help="of the longest runs, a multiple of 8 (default: 128; quick: 24)")
-    parser.add_argument("--finetuning_epochs", type=int, help="epochs of fine-tuning (default: 10; quick: 5)")
-    parser.add_argument("--seeds", type=int, help="number of seeds (default: 5; quick: 2)")
-    parser.add_argument("--trials", type=int, default=8, help="settings to try for each method, 1 to 8 (default: 8)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
-    parser.add_argument("--output_dir", type=Path, help="default: outputs/efficiency, or outputs/efficiency-quick")
-    args = parser.parse_args()
-    defaults = (
-        {"epochs": 24, "seeds": 2, "finetuning_epochs": 5}
-        if args.quick
-        else {"epochs": 128, "seeds": 5, "finetuning_epochs": 10}
-    )
-    epochs, seeds, finetuning_epochs = (
-        default if getattr(args, name) is None else getattr(args, name) for name, default in defaults.items()
-    )
-    severities = [3] if args.quick else [1, 2, 3, 4, 5]
-    output_dir = args.output_dir or Path("outputs/efficiency-quick" if args.quick else "outputs/efficiency")
-    if epochs < 8 or epochs % 8 or min(seeds, finetuning_epochs, args.trials, args.processes) < 1:
-        parser.error(f"--epochs must be a multiple of 8, got {epochs}; every other number at least 1.")
-
-    journal = Journal(output_dir / "runs.jsonl")
-    start = time.perf_counter()
-    with worker_pool(args.processes, prepare, severities) as pool:
-        chosen = tune(pool, journal, epochs // 4, finetuning_epochs, args.trials)
+    numbers = {
+        "epochs": (128, 24, "epochs of the longest runs, a multiple of 8"),
+        "finetuning_epochs": (10, 5, "epochs of fine-tuning"),
+        "seeds": (5, 2, "how many"),
+        "trials": (8, 8, "settings to try for each method, 1 to 8"),
+    }
+    args = read_arguments(__doc__, "efficiency", numbers, has_data=False)
+    if args.epochs % 8:
+        raise ValueError(f"--epochs must be a multiple of 8, got {args.epochs}.")
+    with Runs(args, run, line_of, prepare, [3] if args.quick else [1, 2, 3, 4, 5]) as runs:
+        chosen = tune(runs, args.epochs // 4, args.finetuning_epochs, args.trials)
         jobs = [
-            {"is_trial": False, "method": m, "settings": chosen[m], "epochs": epochs // part, "seed": seed}
-            for seed in range(seeds)
+            {"is_trial": False, "method": m, "settings": chosen[m], "epochs": args.epochs // part, "seed": seed}
+            for seed in range(args.seeds)
             for m in METHODS
             for part in (1, 2, 4, 8)
         ]
-        results = finish(jobs, pool, journal)
-
-    rows = summarize(results, num_images=len(load_data()[0][1]))
-    print()
-    write_table(rows, output_dir, "results")
-    print()
-    for title in MEASURES.values():
-        print(say_where(rows, title))
-    draw(rows, output_dir / "efficiency.png")
-    print(f"{(time.perf_counter() - start) / 60:.1f} minutes with {args.processes} processes.")
-    say_written(output_dir, "results.json", "results.csv", "efficiency.png", "runs.jsonl")
+        rows = summarize(finish(jobs, runs), num_images=len(load_data()[0][1]))
+        print()
+        write_table(rows, args.output_dir, "results")
+        print()
+        for title in MEASURES.values():
+            print(say_where(rows, title))
+        draw(rows, args.output_dir / "efficiency.png")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from supmae_hf.training.schedules import scheduled_flops
 
 
 def test_runs_of_a_budget_take_as_many_operations():
-    script = load_example("reproduce_fast_recipe.py")
+    script = load_example("experiments/fast_recipe.py")
     config = SupMAEConfig(**script.MODEL, num_labels=10)
     steps = {arm: script.steps_of(arm, config, 8e12) for arm in script.ARMS}
     assert steps["as published"] < steps["more hidden"] < steps["smaller images first"] < steps["both"]
@@ -23,7 +23,7 @@ def test_runs_of_a_budget_take_as_many_operations():
 def test_a_small_run_that_goes_on(tmp_path):
     data = make_mnist(tmp_path / "data", splits=((0, 1000), (1000, 1100)))
     arguments = ["--data", data, "--tflops", 0.02, "--seeds", 1, "--processes", 1, "--output_dir", "out"]
-    command = example_command("reproduce_fast_recipe.py", *arguments)
+    command = example_command("experiments/fast_recipe.py", *arguments)
     printed = run_command(command, tmp_path)
     assert printed.count(" minutes)") == 8
     rows = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -1,11 +1,12 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Experiments with small models on images in memory: training, measuring, and many runs that are kept as they finish."""
+"""What the comparisons share: small models on images in memory, their training and measures, and many runs of them."""
 
 import copy
+import os
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.pool import Pool
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,12 +17,13 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 from transformers import get_cosine_schedule_with_warmup
 
-from ..data.dataset import ImageDataset
-from ..data.sources import load_splits
-from ..modeling_supmae import SupMAEForImageClassification, SupMAEForPreTraining
-from ..training.optimization import parameter_groups
-from .corruptions import CORRUPTIONS, corrupt
-from .tables import Journal
+from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
+from supmae_hf.data.dataset import ImageDataset
+from supmae_hf.data.sources import load_splits
+from supmae_hf.evaluation.corruptions import CORRUPTIONS, corrupt
+from supmae_hf.evaluation.tables import Journal, say_written
+from supmae_hf.training.optimization import parameter_groups
+from supmae_hf.training.recipes import Parser
 
 
 # fields of the configuration of a model that trains in minutes on a CPU core
@@ -196,49 +198,128 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def averaged(runs: Sequence[dict], measures: dict[str, str]) -> dict[str, float]:
-    """Means and standard deviations, for a row of a table, of what was measured in runs: names and titles."""
-    row = {}
-    for name, title in measures.items():
-        values = [run[name] for run in runs if name in run]
-        if values:
-            row[title], row[f"{title} (std)"] = mean_and_std(values)
-    return row
+# --- runs ---
 
 
-worker_data = {}  # of a process of a [`worker_pool`] that is prepared by [`keep_data`]
-
-
-def keep_data(data: dict):
-    """In a worker, of one thread: what its jobs look up in [`worker_data`]."""
-    torch.set_num_threads(1)
-    worker_data.update(data)
-
-
-@contextmanager
-def worker_pool(num_processes: int, prepare: Callable, *arguments) -> Iterator[Pool]:
-    """Processes that each begin with `prepare(*arguments)`, and end when all their jobs have."""
-    with multiprocessing.get_context("spawn").Pool(num_processes, prepare, arguments) as pool:
-        yield pool
-        pool.close()
-        pool.join()
-
-
-def run_jobs(
-    jobs: Sequence[dict], work: Callable[[dict], tuple[dict, dict]], pool: Pool, journal: Journal, line: Callable
-) -> list[dict]:
+def read_arguments(
+    description: str, name: str, numbers: dict[str, tuple], has_data: bool = True, **more: str | list[str]
+):
     """
-    The results of jobs: those in the journal, and of the others, which are run in the given order and added to it.
+    The command line of a comparison.
 
     Args:
-        work: From a job to the job and its result; called in one of the pool's processes.
-        line: From a job and its result to what is printed when it has finished.
+        name: Of the folder below outputs/ for its results.
+        numbers: Options with their defaults, the defaults of `--quick`, and what they are.
+        has_data: Whether it takes the images of `--data`.
+        more: More options: what one without a value does, or the choices of one with a value.
     """
-    missing = [job for job in jobs if journal.get(job) is None]
-    for number, (job, result) in enumerate(pool.imap_unordered(work, missing), len(jobs) - len(missing) + 1):
-        journal.add(job, result)
-        print(f"{number}/{len(jobs)} {line(job, result)}", flush=True)
-    return [journal.get(job) for job in jobs]
+    parser = Parser(description)
+    parser.add_argument("--quick", action="store_true", help="little compute: minutes")
+    for option, what in more.items():
+        kind = (
+            {"action": "store_true", "help": what}
+            if isinstance(what, str)
+            else {"choices": what, "help": "one of them"}
+        )
+        parser.add_argument(f"--{option}", **kind)
+    if has_data:
+        what = "a data set, or a folder of IDX files"
+        parser.add_argument("--data", default="zalando-datasets/fashion_mnist", help=what)
+    for number, (default, quick, what) in numbers.items():
+        parser.add_argument(f"--{number}", type=type(default), help=f"{what} (default: {default}; quick: {quick})")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
+    parser.add_argument("--output_dir", type=Path, help=f"default: outputs/{name}, or -quick")
+    args = parser.parse_args()
+    for number, (default, quick, _) in {**numbers, "processes": (args.processes, args.processes, "")}.items():
+        value = getattr(args, number)
+        setattr(args, number, value if value is not None else quick if args.quick else default)
+        if not 0 < getattr(args, number) < np.inf:
+            parser.error(f"--{number} must be above 0, got {value}.")
+    endings = [flag for flag in ("quick", *more) if getattr(args, flag) is True]
+    args.output_dir = args.output_dir or Path("outputs", "-".join([name, *endings]))
+    return args
+
+
+_data = {}  # of a worker
+
+
+def _prepare(load: Callable[..., dict], *arguments):
+    """In a worker, of one thread: what its runs need."""
+    torch.set_num_threads(1)
+    _data.update(load(*arguments))
+
+
+def _work(task: tuple[Callable, dict]) -> tuple[dict, dict | list]:
+    run, job = task
+    start = time.perf_counter()
+    result = run(job, _data)
+    return job, {**result, "seconds": time.perf_counter() - start} if isinstance(result, dict) else result
+
+
+class Runs:
+    """
+    Many small runs of a comparison, several at a time, which are kept as they finish: after an interruption the same command
+    goes on. Use it as a context manager.
+
+    Args:
+        args: From [`read_arguments`].
+        run: From a job (settings by name) and the data to what was measured: a dict, or a list of dicts.
+        line: From a job and its result to what is printed when it has finished.
+        load, arguments: What every process calls to get the data: a dict.
+    """
+
+    def __init__(self, args, run: Callable, line: Callable, load: Callable[..., dict], *arguments):
+        self.args, self.work, self.line = args, run, line
+        self.journal, self.start = Journal(args.output_dir / "runs.jsonl"), time.perf_counter()
+        context = multiprocessing.get_context("spawn")
+        self.pool = context.Pool(args.processes, _prepare, (load, *arguments))
+
+    def __enter__(self) -> "Runs":
+        return self
+
+    def __exit__(self, error, *_):
+        if error is not None:
+            self.pool.terminate()
+            return
+        self.pool.close()
+        self.pool.join()
+        print(f"\n{(time.perf_counter() - self.start) / 60:.1f} minutes with {self.args.processes} processes.")
+        say_written(self.args.output_dir, *sorted(path.name for path in self.args.output_dir.glob("[!._]*")))
+
+    def finish(self, jobs: Sequence[dict]) -> list:
+        """The results of jobs: those in the journal, and of the others, which are run in the given order and added to it."""
+        missing = [job for job in jobs if self.journal.get(job) is None]
+        tasks = self.pool.imap_unordered(_work, [(self.work, job) for job in missing])
+        for number, (job, result) in enumerate(tasks, len(jobs) - len(missing) + 1):
+            self.journal.add(job, result)
+            minutes = sum(one["seconds"] for one in (result if isinstance(result, list) else [result])) / 60
+            print(f"{number}/{len(jobs)} {self.line(job, result)} ({minutes:.1f} minutes)", flush=True)
+        return [self.journal.get(job) for job in jobs]
+
+
+def table_of(
+    keys: Iterable[dict], results: Iterable[dict], measures: dict[str, str], repeats: str = "seeds"
+) -> list[dict]:
+    """
+    A row for each different key: how many results there are, and the means and standard deviations of what was measured.
+
+    Args:
+        keys: What a row is of, for each result.
+        measures: Names of what was measured, and titles.
+        repeats: Title of the column of their number.
+    """
+    groups = {}
+    for key, result in zip(keys, results):
+        groups.setdefault(tuple(key.items()), []).append(result)
+    rows = []
+    for key, runs in groups.items():
+        row = {**dict(key), repeats: len(runs)}
+        for name, title in measures.items():
+            values = [run[name] for run in runs if name in run]
+            if values:
+                row[title], row[f"{title} (std)"] = mean_and_std(values)
+        rows.append(row)
+    return rows
 
 
 def draw_lines(axis: Axes, rows: Sequence[dict], groups: Sequence[str], group: str, x: str, y: str):
