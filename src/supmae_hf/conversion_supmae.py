@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file
@@ -88,7 +89,12 @@ def read_config(config: dict, name: str) -> Source:
         return _read_timm_config(config, name)
     if model_type not in _TRANSFORMERS_TYPES:
         refuse(name, _OTHER_PARTS.get(model_type, f"an architecture of its own ('{model_type}')"))
-    other = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(config))
+    try:
+        other = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(config))
+    except StrictDataclassError as error:
+        raise ValueError(
+            f"'{name}' has a configuration that no model can have: {' '.join(str(error).split())}"
+        ) from error
     if getattr(other, "use_swiglu_ffn", False):
         refuse(name, "gated MLPs (SwiGLU)")
     fields = {name: getattr(other, name) for name in _SHARED_FIELDS}
