@@ -177,8 +177,9 @@ class Uploads:
         self._error, self._has_hung = reason, reason is not None
         if reason is None and self._process.returncode != 0:
             self._complaints.seek(0)
-            lines = [line.strip() for line in self._complaints.read().splitlines() if line.strip()]
-            self._error = " ".join(line for line in lines if not line.startswith("Hint")) or "the upload was ended."
+            text = self._complaints.read().rpartition("Traceback (most recent call last):")[2]
+            lines = [line for line in text.splitlines() if line.strip() and not line.startswith((" ", "Hint"))]
+            self._error = " ".join(lines) or "the upload was ended."
         if self._error:
             logger.warning(f"What was on its way to {self.repo_id} did not get there: {self._error}")
         self._process = None
