@@ -338,6 +338,7 @@ def test_signals_end_every_process(tmp_path, launcher, processes, number, script
     assert find_checkpoint(tmp_path / "out") == list_checkpoints(tmp_path / "out")[-1]
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_launcher(tmp_path):
     status, seconds, _ = end(tmp_path, "accelerate", 1, signal.SIGKILL)
     assert status == -signal.SIGKILL and seconds < 40 and find_checkpoint(tmp_path / "out") is not None
