@@ -129,6 +129,11 @@ def test_boxes_are_drawn_the_smallest_last(table):
     assert names == ["spot", "top"]
     again = DenseLabels(["background", *names], "objects", categories).encode({"objects": listed[0]}, (8, 8), None)
     assert torch.equal(again, torch.tensor([0, 2, 1])[mask])
+    for box in ([0, 0, 8], [], [0, 0, -1, 4], [0, 0, float("nan"), 4]):
+        with pytest.raises(ValueError, match=r"the box \[.*\] is not one of left, top, width and height"):
+            DenseLabels(["background", "top"], "objects", ["top"]).encode(
+                {"objects": [{"bbox": box, "category": "top"}]}, (8, 8), None
+            )
 
 
 def test_masks_are_found_at_the_place_of_their_images(tmp_path):
@@ -258,6 +263,7 @@ def test_a_kind_of_ones_own_is_trained(tmp_path, monkeypatch):
         (["--caption_column_name", "label"], "holds no texts"),
         (["--objects_column_name", "caption"], "has not the fields 'bbox' and 'category'"),
         (["--mask_column_name", "image"], "it must be said which"),
+        (["--mask_column_name", "caption"], "`--mask_column_name` caption is a column of text: masks are images"),
         (["--mask_dir", "nowhere"], "`--mask_dir` nowhere is not a folder"),
         (["--tokenizer_name", "x"], "`--tokenizer_name` needs `--caption_column_name`"),
         (["--reduce_labels", "True"], "`--reduce_labels` is for masks"),
