@@ -17,6 +17,7 @@ from pathlib import Path
 from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.evaluation.arguments import FeatureArguments, FeatureDataArguments
 from supmae_hf.evaluation.features import (
+    claim_parts,
     count_rows,
     draw_nearest,
     extract_features,
@@ -27,7 +28,7 @@ from supmae_hf.evaluation.features import (
 from supmae_hf.evaluation.models import ImageEncoder, check_models, fingerprint, load_transform
 from supmae_hf.evaluation.tables import say_written, write_table
 from supmae_hf.image_processing_supmae import read_image
-from supmae_hf.records import output_folder, require_apart, unfinished_name
+from supmae_hf.records import output_folder, require_apart
 from supmae_hf.training.recipes import parse_arguments, run
 
 
@@ -70,7 +71,7 @@ def main():
         if args.nearest:
             drawn = stack.enter_context(output_folder(pictures, {"job": "nearest images"}))
         if args.state.is_main_process:
-            record.claim(*(name for part in parts for name in (part.path.name, unfinished_name(part.path))))
+            claim_parts(record, parts)
         extract_features(
             encoder,
             splits,

@@ -18,8 +18,8 @@ import pyarrow.compute
 
 from supmae_hf.data.packing import write_packed
 from supmae_hf.evaluation.arguments import FeatureDataArguments
-from supmae_hf.evaluation.features import count_rows, missing_parts, parts_of
-from supmae_hf.records import output_folder, require_apart, unfinished_name
+from supmae_hf.evaluation.features import claim_parts, count_rows, missing_parts, parts_of
+from supmae_hf.records import output_folder, require_apart
 from supmae_hf.training.recipes import parse_arguments, run
 
 
@@ -62,7 +62,7 @@ def main():
     sizes = {name: len(data.validation) for name, data in splits.items()}
     parts = parts_of(sizes, args.output_dir, args.images_per_file)
     with output_folder(args.output_dir, run, args.overwrite_output_dir) as record:
-        record.claim(*(name for part in parts for name in (part.path.name, unfinished_name(part.path))))
+        claim_parts(record, parts)
         for part in missing_parts(parts):
             write_packed(
                 splits[part.split],

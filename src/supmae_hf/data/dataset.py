@@ -333,17 +333,13 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
 
     def _records(self) -> Iterator[dict]:
         """The records that fall to this worker in an epoch: a range of all images, in an order of files that is the epoch's."""
-        if self.num_images is None:  # evaluation, where `datasets` deals whole files
-            yield from self.dataset
-            return
         sizes, are_rows = shard_sizes(self.dataset)
         worker, num_workers = _worker()
         num_batches = len(self) // self.batch_size
         # batches are taken from the workers in turn
-        ends = (
-            np.cumsum([len(range(place, num_batches, num_workers)) for place in range(num_workers)]) * self.batch_size
-        )
-        start, end = ([0, *ends] + np.array(self.process_index * len(self)))[[worker, worker + 1]]
+        shares = [len(range(place, num_batches, num_workers)) * self.batch_size for place in range(worker + 1)]
+        start = self.process_index * len(self) + sum(shares[:-1])
+        end = start + shares[-1]
         are_rows = are_rows and self.part == 1 and self.num_images <= sum(sizes)
         if not are_rows:
             start, end = (place / max(self.num_images, 1) * sum(sizes) for place in (start, end))
@@ -367,8 +363,8 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
 
     def _shuffled(self, again: int) -> Iterator[dict]:
         """The records, of which each next one is drawn from a buffer."""
-        if self.num_images is None:
-            yield from self._records()
+        if self.num_images is None:  # evaluation, where `datasets` deals whole files
+            yield from self.dataset
             return
         generator = np.random.default_rng((self.seed, self.epoch, again, self.process_index, _worker()[0]))
         buffer = []

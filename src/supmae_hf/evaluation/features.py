@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..data.dataset import ImageDataset, collate
 from ..data.image_data import ImageData
 from ..data.labels import Labels
-from ..records import on_main_process, set_aside, unfinished_name
+from ..records import Record, on_main_process, set_aside, unfinished_name
 from ..supervision_supmae import UNLABELED
 from .models import ImageEncoder
 
@@ -42,6 +42,11 @@ def parts_of(sizes: dict[str, int], folder: str | Path, images_per_file: int) ->
         for split, size in sizes.items()
         for number, start in enumerate(range(0, size, images_per_file))
     ]
+
+
+def claim_parts(record: Record, parts: list[Part]):
+    """Write down that a run is about to write these files."""
+    record.claim(*(name for part in parts for name in (part.path.name, unfinished_name(part.path))))
 
 
 def missing_parts(parts: list[Part]) -> list[Part]:
