@@ -24,8 +24,9 @@ from supmae_hf import SupMAEConfig
 from supmae_hf.data.dataset import ImageDataset, collate, collate_views
 from supmae_hf.data.labels import Labels
 from supmae_hf.data.packing import pack_image
-from supmae_hf.data.transforms import TrainTransform, build_image_processor
+from supmae_hf.data.transforms import TrainTransform
 from supmae_hf.image_processing_supmae import read_image
+from supmae_hf.preparation import build_image_processor
 from supmae_hf.training.cpu import keep_freed_memory
 
 
@@ -63,8 +64,8 @@ def usual(data: datasets.Dataset) -> datasets.Dataset:
 def ours(data: datasets.Dataset, num_views: int = 1) -> ImageDataset:
     """As many views as there are images."""
     config, data = SupMAEConfig(), data.select(range(len(data) // num_views))
-    transform = TrainTransform(build_image_processor(config))
-    return ImageDataset(data, Labels.of(data), transform, seed=0, num_patches=config.num_patches, num_views=num_views)
+    transform = TrainTransform(build_image_processor(config), num_views=num_views)
+    return ImageDataset(data, Labels.of(data), transform, seed=0, num_patches=config.num_patches)
 
 
 def packed(data: datasets.Dataset) -> datasets.Dataset:

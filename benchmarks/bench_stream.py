@@ -22,10 +22,12 @@ from common import report
 from torch.utils.data import DataLoader
 
 from supmae_hf import SupMAEConfig
-from supmae_hf.data.dataset import ImageStream, collate
+from supmae_hf.data.arguments import DataArguments
+from supmae_hf.data.dataset import Dealing, ImageStream, collate
 from supmae_hf.data.labels import Labels
 from supmae_hf.data.sources import load_training_data
-from supmae_hf.data.transforms import TrainTransform, build_image_processor
+from supmae_hf.data.transforms import TrainTransform
+from supmae_hf.preparation import build_image_processor
 
 
 BATCH = 32
@@ -33,18 +35,14 @@ BATCH = 32
 
 def make_stream(folder: str, num_images: int, process_index: int = 0, num_processes: int = 1) -> ImageStream:
     config = SupMAEConfig()
-    data = load_training_data(folder, streaming=True)
+    data = load_training_data(DataArguments(train_dir=folder, streaming=True))
     return ImageStream(
         data.train,
         Labels.of(data.train),
         TrainTransform(build_image_processor(config)),
         num_patches=config.num_patches,
         seed=0,
-        num_images=num_images,
-        batch_size=BATCH,
-        shuffle_buffer_size=256,
-        process_index=process_index,
-        num_processes=num_processes,
+        dealing=Dealing(num_images, BATCH, 256, process_index, num_processes),
     )
 
 

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from supmae_hf.data.dataset import ImageStream, collate
-from supmae_hf.data.labels import Labels
+from supmae_hf.data.arguments import DataArguments
+from supmae_hf.data.dataset import Dealing, ImageStream, collate
 from supmae_hf.data.sources import load_training_data
 
 
@@ -64,11 +64,10 @@ def images_seen(form: str, sizes: tuple[int, ...], num_processes: int, num_worke
         for index, size in enumerate(sizes):
             write_file(Path(folder) / f"train-{index}.{form}", range(start, start + size))
             start += size
-        data, seen = load_training_data(folder, streaming=True), set()
+        data, seen = load_training_data(DataArguments(train_dir=folder, streaming=True)), set()
         for process_index in range(num_processes):
-            options = {"image_column": data.image_column, "seed": 0, "num_images": start, "batch_size": BATCH}
-            options |= {"process_index": process_index, "num_processes": num_processes}
-            stream = ImageStream(data.train, Labels(), first_pixel, **options)
+            dealing = Dealing(start, BATCH, process_index=process_index, num_processes=num_processes)
+            stream = ImageStream.of(data, data.train, first_pixel, seed=0, dealing=dealing)
             loader = DataLoader(stream, BATCH, num_workers=num_workers, collate_fn=collate)
             for _, batch in zip(range(len(stream) // BATCH), loader):
                 seen.update(map(tuple, batch["pixel_values"].tolist()))

@@ -19,10 +19,10 @@ The architecture is read from the checkpoint. Nothing in it is run, and FOLDER a
 from pathlib import Path
 
 from supmae_hf import SupMAEForPreTraining
-from supmae_hf.checkpoints.convert import convert_original, convert_pretrained
-from supmae_hf.data.transforms import fit_image_processor, load_image_processor, normalization
+from supmae_hf.cli import Parser, run
+from supmae_hf.interchange.convert import convert_original, convert_pretrained
+from supmae_hf.preparation import fit_image_processor, load_image_processor
 from supmae_hf.records import new_folder
-from supmae_hf.training.recipes import Parser, run
 
 
 def size(value: list[int] | None) -> int | tuple[int, int] | None:
@@ -65,7 +65,7 @@ def main():
         image_processor = fit_image_processor(known, model.config)
         image_processor.save_pretrained(folder)
     if known is None and not isinstance(model, SupMAEForPreTraining):
-        mean, std = normalization(image_processor)
+        mean, std = image_processor.image_mean, image_processor.image_std
         print(
             f"The checkpoint does not say how its images are prepared: mean {mean} and standard deviation {std} are taken. Timm's "
             "and Google's ViTs often have 0.5 for both: see preprocessor_config.json."

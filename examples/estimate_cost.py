@@ -19,11 +19,12 @@ from matplotlib.figure import Figure
 from transformers import ViTMAEConfig
 
 from supmae_hf import SupMAEConfig
+from supmae_hf.cli import Parser, parse_arguments, run
 from supmae_hf.cost import Schedule, published_schedules
+from supmae_hf.data.arguments import DataArguments
 from supmae_hf.evaluation.tables import say_written, write_table
 from supmae_hf.records import Record
-from supmae_hf.training.arguments import DataArguments, ModelArguments, PreTrainingArguments
-from supmae_hf.training.recipes import Parser, parse_arguments, run
+from supmae_hf.training.arguments import ModelArguments, PreTrainingArguments
 from supmae_hf.training.schedules import scheduled_flops
 
 

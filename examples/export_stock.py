@@ -21,9 +21,9 @@ from transformers import AutoConfig
 
 import supmae_hf
 from supmae_hf import SupMAEModel
-from supmae_hf.checkpoints.export import export_onnx, export_stock, source_image_processor
+from supmae_hf.cli import Parser, run
+from supmae_hf.interchange.export import export_onnx, export_stock, source_image_processor
 from supmae_hf.loading import load_pretrained
-from supmae_hf.training.recipes import Parser, run
 
 
 def main():

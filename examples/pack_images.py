@@ -10,33 +10,39 @@ Photographs (JPEG, WebP) become JPEG, other 8-bit images PNG, and images of more
 set the digits are taken. Train on the result with `--dataset_name packed`. After an interruption the same command goes on.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import datasets
 import pyarrow.compute
+from transformers.hf_argparser import HfArg
 
+from supmae_hf.cli import Count, Range, Workers, check, parse_arguments, run
+from supmae_hf.data.arguments import EvaluationDataArguments
 from supmae_hf.data.packing import write_packed
-from supmae_hf.evaluation.arguments import FeatureDataArguments
+from supmae_hf.data.sources import load_splits
 from supmae_hf.evaluation.features import claim_parts, count_rows, missing_parts, parts_of
 from supmae_hf.records import output_folder, require_apart
-from supmae_hf.training.recipes import parse_arguments, run
 
 
 @dataclass
 class PackingArguments:
     """How, and where to."""
 
-    output_dir: str = field(default="outputs/packed", metadata={"help": "Folder for the Parquet files."})
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Begin anew even if `--output_dir` holds other images: deletes them."}
+    output_dir: str = HfArg(default="outputs/packed", help="Folder for the Parquet files.")
+    overwrite_output_dir: bool = HfArg(
+        default=False, help="Begin anew even if `--output_dir` holds other images: deletes them."
     )
-    size: int = field(default=256, metadata={"help": "Pixels of the shorter side at most; larger images are resized."})
-    quality: int = field(default=90, metadata={"help": "Of JPEG files, 1 to 95."})
-    images_per_file: int = field(
-        default=10_000, metadata={"help": "Images of a Parquet file; an interrupted run loses those of one at most."}
+    size: Count = HfArg(default=256, help="Pixels of the shorter side at most; larger images are resized.")
+    quality: Annotated[int, Range(1, 95)] = HfArg(default=90, help="Of JPEG files, 1 to 95.")
+    images_per_file: Count = HfArg(
+        default=10_000, help="Images of a Parquet file; an interrupted run loses those of one at most."
     )
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that decode and encode images."})
+    dataloader_num_workers: Workers = HfArg(default=0, help="Processes that decode and encode images.")
+
+    def __post_init__(self):
+        check(self)
 
 
 def megabytes(data) -> float | None:
@@ -53,33 +59,29 @@ def megabytes(data) -> float | None:
 
 
 def main():
-    args, data_args = parse_arguments((PackingArguments, FeatureDataArguments), description=__doc__)
+    args, data_args = parse_arguments((PackingArguments, EvaluationDataArguments), description=__doc__)
     require_apart(args.output_dir, data_args.sources())
-    splits = data_args.load_splits()
+    splits = load_splits(data_args)
+    print("".join(f"\n{data.table()}\n" for data in splits.values()), flush=True)
     run = {name: getattr(args, name) for name in ("size", "quality", "images_per_file")}
     run |= {"job": "packing", "on_bad_image": data_args.on_bad_image}
     run["data"] = {name: data.fingerprint() for name, data in splits.items()}
-    sizes = {name: len(data.validation) for name, data in splits.items()}
-    parts = parts_of(sizes, args.output_dir, args.images_per_file)
+    parts, num_images = (
+        parts_of(splits, args.output_dir, args.images_per_file),
+        sum(len(data.validation) for data in splits.values()),
+    )
     with output_folder(args.output_dir, run, args.overwrite_output_dir) as record:
         claim_parts(record, parts)
         for part in missing_parts(parts):
-            write_packed(
-                splits[part.split],
-                part.start,
-                part.stop,
-                part.path,
-                args.size,
-                args.quality,
-                args.dataloader_num_workers,
-                data_args.on_bad_image == "skip",
-            )
+            places = range(part.start, part.stop)
+            options = args.size, args.quality, args.dataloader_num_workers
+            write_packed(splits[part.split], places, part.path, *options)
             print(f"{parts.index(part) + 1}/{len(parts)} {part.path}", flush=True)
         number = count_rows(parts)
     before = [megabytes(data) for data in splits.values()]
     after = sum(part.path.stat().st_size for part in parts) / 1e6
     was = "" if None in before else f" (before: {sum(before):.1f} MB)"
-    left_out = f", {sum(sizes.values()) - number} left out" if number < sum(sizes.values()) else ""
+    left_out = f", {num_images - number} left out" if number < num_images else ""
     print(
         f"\n{number} images in {len(parts)} files of {after:.1f} MB{was}{left_out}: --dataset_name {args.output_dir}"
     )

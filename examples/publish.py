@@ -12,8 +12,8 @@ HF_TOKEN. An upload that broke off goes on when the same command is given again.
 
 from pathlib import Path
 
+from supmae_hf.cli import Parser, run
 from supmae_hf.hub import publish, staged
-from supmae_hf.training.recipes import Parser, run
 
 
 def main():

@@ -10,42 +10,27 @@ Without a data set the held-out digits are classified. Prints a table, writes re
 into --output_dir. After an interruption the same command goes on.
 """
 
-from supmae_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
+from supmae_hf.cli import parse_arguments, run
+from supmae_hf.data.arguments import EvaluationDataArguments
+from supmae_hf.data.dataset import ImageDataset
+from supmae_hf.data.image_data import ImageData
+from supmae_hf.evaluation.arguments import EvaluationArguments, evaluate_models
 from supmae_hf.evaluation.metrics import accuracy_row
-from supmae_hf.evaluation.models import (
-    check_models,
-    fingerprint,
-    load_classifier,
-    load_transform,
-    map_classes,
-    predict,
-)
-from supmae_hf.evaluation.tables import write_accuracies
-from supmae_hf.training.recipes import parse_arguments, run
+from supmae_hf.evaluation.models import load_classifier, map_classes, predict
+from supmae_hf.preparation import Preparation
 
 
 def main():
     args, data_args = parse_arguments((EvaluationArguments, EvaluationDataArguments), description=__doc__)
-    check_models(args.models, load_classifier, load_transform)
-    with args.open_output_dir(data_args.sources()) as (output_dir, journal):
-        data = data_args.load()
-        data_key, rows = data_args.key(data), []
-        for name in args.models:
-            key = {"model": fingerprint(name), "data": data_key}
-            row = journal.get(key)
-            if row is None:
-                model = load_classifier(name)
-                columns = map_classes(data.labels.names, model)
-                num_channels = getattr(model.config, "num_channels", 3)  # timm models do not say
-                dataset = data_args.build(data, load_transform(name), num_channels)
-                scores, targets = predict(model, dataset, **args.options())
-                # the data set's classes in the model's numbers
-                targets = [columns[target] if target >= 0 else target for target in targets]
-                row = accuracy_row(name, scores, targets)
-                journal.add(key, row)
-            rows.append(row)
-        if args.state.is_main_process:
-            write_accuracies(rows, output_dir)
+
+    def measure(name: str, data: ImageData) -> dict:
+        model = load_classifier(name)
+        columns = map_classes(data.labels.names, model)
+        scores, targets = predict(model, ImageDataset.of(data, data.validation, Preparation.load(name)), args)
+        # the data set's classes in the model's numbers
+        return accuracy_row(name, scores, [columns[target] if target >= 0 else target for target in targets])
+
+    evaluate_models(args, data_args, (load_classifier, Preparation.load), measure)
 
 
 if __name__ == "__main__":

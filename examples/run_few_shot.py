@@ -12,35 +12,38 @@ results-detail.csv and results.png into --output_dir. After an interruption the 
 """
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from transformers.hf_argparser import HfArg
+
+from supmae_hf.cli import Count, Positive, Range, Seed, check, parse_arguments, run
 from supmae_hf.evaluation.arguments import EvaluationArguments
 from supmae_hf.evaluation.few_shot import BENCHMARK, FewShotTask, FineTuning, load_few_shot_data
-from supmae_hf.evaluation.models import check_models, fingerprint, load_transform
+from supmae_hf.evaluation.models import check_models, fingerprint
 from supmae_hf.evaluation.tables import Journal, save_bars, say_written, write_table
-from supmae_hf.training.recipes import parse_arguments, run
+from supmae_hf.preparation import Preparation
 
 
 @dataclass
 class FewShotArguments:
     """Data sets and protocol."""
 
-    datasets: list[str] = field(default_factory=lambda: ["digits"], metadata={"help": "Data sets, see above."})
-    shots: list[int] = field(default_factory=lambda: [5, 20, 50], metadata={"help": "Images per class."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Each draws other images."})
-    methods: list[str] = field(default_factory=lambda: ["probe", "finetune"], metadata={"help": "probe, finetune."})
-    pooling: str = field(
-        default="model", metadata={"help": "Features: cls, mean, or model, as the model's own classifier has it."}
+    datasets: list[str] = HfArg(default_factory=lambda: ["digits"], help="Data sets, see above.")
+    shots: list[Annotated[int, Range(2)]] = HfArg(default_factory=lambda: [5, 20, 50], help="Images per class.")
+    seeds: list[Seed] = HfArg(default_factory=lambda: [0, 1, 2], help="Each draws other images.")
+    methods: list[str] = HfArg(default_factory=lambda: ["probe", "finetune"], help="probe, finetune.")
+    pooling: str = HfArg(default="model", help="Features: cls, mean, or model, as the model's own classifier has it.")
+    epochs: Count = HfArg(default=FineTuning.epochs, help="Of fine-tuning.")
+    train_batch_size: Count = HfArg(default=FineTuning.batch_size, help="Of fine-tuning.")
+    learning_rates: list[Positive] = HfArg(
+        default_factory=lambda: list(FineTuning.learning_rates), help="Of fine-tuning, to choose from."
     )
-    epochs: int = field(default=FineTuning.epochs, metadata={"help": "Of fine-tuning."})
-    train_batch_size: int = field(default=FineTuning.batch_size, metadata={"help": "Of fine-tuning."})
-    learning_rates: list[float] = field(
-        default_factory=lambda: list(FineTuning.learning_rates), metadata={"help": "Of fine-tuning, to choose from."}
-    )
-    horizontal_flip: bool = field(default=True, metadata={"help": "Mirror half of the images that are fine-tuned on."})
+    horizontal_flip: bool = HfArg(default=True, help="Mirror half of the images that are fine-tuned on.")
 
     def __post_init__(self):
+        check(self)
         for method in self.methods:
             if method not in ("probe", "finetune"):
                 raise ValueError(f"`--methods` are probe and finetune, got '{method}'.")
@@ -71,8 +74,7 @@ def measure(args: EvaluationArguments, few_shot: FewShotArguments, data: dict, j
                         result = journal.get(key)
                         if result is None:
                             if task is None:
-                                transform = load_transform(name)
-                                task = FewShotTask(name, few_shot.pooling, data[dataset], transform, **args.options())
+                                task = FewShotTask(name, few_shot.pooling, data[dataset], args)
                             run = task.probe if method == "probe" else task.finetune
                             result = run(shots, seed) if method == "probe" else run(shots, seed, settings)
                             journal.add(key, result)
@@ -114,7 +116,7 @@ def main():
             f"run_few_shot.py runs in one process, not {args.state.num_processes}: start it by `python`, and give each "
             "device some of the `--models` and an `--output_dir` of its own."
         )
-    check_models(args.models, load_transform)
+    check_models(args.models, Preparation.load)
     data = {name: load_few_shot_data(name) for name in few_shot.datasets}
     with args.open_output_dir(few_shot.datasets) as (output_dir, journal):
         report(args, few_shot, list(measure(args, few_shot, data, journal)), output_dir)

@@ -13,23 +13,21 @@ are corrupted on the fly. Prints a table, writes results.json, results.csv and r
 interruption the same command goes on.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
+from transformers.hf_argparser import HfArg
+
+from supmae_hf.cli import Range, check, parse_arguments, run
+from supmae_hf.data.arguments import EvaluationDataArguments
+from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.data.image_data import ImageData
+from supmae_hf.data.labels import imagenet_indices
 from supmae_hf.data.sources import load_evaluation_data
-from supmae_hf.data.transforms import pixel_type
-from supmae_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
+from supmae_hf.evaluation.arguments import EvaluationArguments, data_key
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, Corrupt
-from supmae_hf.evaluation.models import (
-    check_models,
-    fingerprint,
-    imagenet_indices,
-    load_classifier,
-    load_transform,
-    map_classes,
-    predict,
-)
+from supmae_hf.evaluation.models import check_models, fingerprint, load_classifier, map_classes, predict
 from supmae_hf.evaluation.robustness import (
     corruption_errors,
     mean_corruption_error,
@@ -38,30 +36,31 @@ from supmae_hf.evaluation.robustness import (
     subset_classes,
 )
 from supmae_hf.evaluation.tables import Journal, save_bars, say_written, write_table
-from supmae_hf.training.recipes import parse_arguments, run
+from supmae_hf.preparation import Preparation
 
 
 @dataclass
 class RobustnessArguments:
     """Which benchmarks."""
 
-    imagenet_c: str | None = field(
-        default=None, metadata={"help": "ImageNet-C; default: corrupt the images of the data set on the fly."}
+    imagenet_c: str | None = HfArg(
+        default=None, help="ImageNet-C; default: corrupt the images of the data set on the fly."
     )
-    imagenet_a: str | None = field(default=None, metadata={"help": "ImageNet-A."})
-    imagenet_r: str | None = field(default=None, metadata={"help": "ImageNet-R."})
-    imagenet_sketch: str | None = field(default=None, metadata={"help": "ImageNet-Sketch."})
-    corruptions: list[str] = field(
-        default_factory=lambda: list(CORRUPTIONS), metadata={"help": "Which corruptions; default: the 15 of mCE."}
+    imagenet_a: str | None = HfArg(default=None, help="ImageNet-A.")
+    imagenet_r: str | None = HfArg(default=None, help="ImageNet-R.")
+    imagenet_sketch: str | None = HfArg(default=None, help="ImageNet-Sketch.")
+    corruptions: list[str] = HfArg(
+        default_factory=lambda: list(CORRUPTIONS), help="Which corruptions; default: the 15 of mCE."
     )
-    extra_corruptions: bool = field(
-        default=False, metadata={"help": f"Add the 4 that mCE leaves out: {', '.join(EXTRA_CORRUPTIONS)}."}
+    extra_corruptions: bool = HfArg(
+        default=False, help=f"Add the 4 that mCE leaves out: {', '.join(EXTRA_CORRUPTIONS)}."
     )
-    severities: list[int] = field(
-        default_factory=lambda: list(SEVERITIES), metadata={"help": "Which severities, of 1 to 5."}
+    severities: list[Annotated[int, Range(1, 5)]] = HfArg(
+        default_factory=lambda: list(SEVERITIES), help="Which severities, of 1 to 5."
     )
 
     def __post_init__(self):
+        check(self)
         if self.extra_corruptions:
             self.corruptions += [name for name in EXTRA_CORRUPTIONS if name not in self.corruptions]
         for values, known in ((self.corruptions, CORRUPTIONS + EXTRA_CORRUPTIONS), (self.severities, SEVERITIES)):
@@ -82,13 +81,11 @@ class RobustnessArguments:
 
 def open_folder(data_args: EvaluationDataArguments, source: str, *parts: str) -> ImageData:
     """Images of a local folder, or of a folder in a repository of the Hub."""
-    columns = {"image_column": data_args.image_column_name, "label_columns": data_args.label_column_name}
+    data_args = replace(data_args, split=None, dataset_config_name=None, max_samples=None)
     if Path(source).exists():
-        data = load_evaluation_data(str(Path(source, *parts)), **columns)
-    else:
-        data = load_evaluation_data(source, data_dir="/".join(parts) or None, **columns)
-    data.labels.require_classes("Evaluation", data.validation)
-    return data
+        return load_evaluation_data(replace(data_args, dataset_name=None, image_dir=str(Path(source, *parts))))
+    data_args = replace(data_args, dataset_name=source, image_dir=None)
+    return load_evaluation_data(data_args, data_dir="/".join(parts) or None)
 
 
 def open_subsets(args: RobustnessArguments, data_args: EvaluationDataArguments) -> dict:
@@ -115,49 +112,45 @@ class Evaluator:
 
     def __init__(self, name: str, args: EvaluationArguments, data_args: EvaluationDataArguments, journal: Journal):
         self.name, self.args, self.data_args, self.journal = name, args, data_args, journal
-        self.model, self.transform = load_classifier(name), load_transform(name)
-        if pixel_type(self.transform.image_processor) != "uint8":
+        self.model, self.preparation = load_classifier(name), Preparation.load(name)
+        if self.preparation.pixel_type != "uint8":
             raise ValueError(f"'{name}' takes images of more than 8 bits, for which no corruptions are defined.")
-        self.key = {"model": fingerprint(name)}
 
     def is_imagenet(self, names: list[str]) -> bool:
         return self.model.config.num_labels == 1000 and (imagenet_indices(names) is not None or len(names) == 1000)
 
     def accuracy(self, key: dict, data: ImageData, transform=None, subset=None) -> float:
-        key, labels = {**self.key, **key, "data": self.data_args.key(data)}, data.labels
-        known = self.journal.get(key)
-        if known is not None:
-            return known
-        columns = map_classes(labels.names, self.model)
-        num_channels = getattr(self.model.config, "num_channels", 3)  # timm models do not say
-        transform = transform or self.transform
-        dataset = self.data_args.build(data, transform, num_channels)
-        logits, targets = predict(self.model, dataset, **self.args.options())
+        key = {"model": fingerprint(self.name), **key, "data": data_key(self.data_args, data)}
+        return self.journal.result(key, lambda: self._measure(data, transform or self.preparation, subset))
+
+    def _measure(self, data: ImageData, transform, subset) -> float:
+        names = data.labels.names
+        columns = map_classes(names, self.model)
+        logits, targets = predict(self.model, ImageDataset.of(data, data.validation, transform), self.args)
         targets[targets >= 0] = [columns[target] for target in targets[targets >= 0]]
         if subset is None:
             subset = range(logits.shape[1])
-        elif imagenet_indices(labels.names) is not None and self.model.config.num_labels == 1000:
+        elif imagenet_indices(names) is not None and self.model.config.num_labels == 1000:
             subset = imagenet_indices(subset)
         else:  # not ImageNet: the classes that the data set has
             subset = sorted(columns)
-        result = subset_accuracy(logits, targets, list(subset))
-        self.journal.add(key, result)
-        return result
+        return subset_accuracy(logits, targets, list(subset))
 
 
 def corrupted_accuracies(evaluator: Evaluator, args: RobustnessArguments) -> tuple[dict[tuple[str, int], float], bool]:
     """Error rates by (corruption, severity), and whether they are ImageNet's."""
     errors = {}
     if args.imagenet_c is None:
-        data = evaluator.data_args.load()
+        data = load_evaluation_data(evaluator.data_args)
+        evaluator.args.say(data)
     for name in args.corruptions:
         for severity in args.severities:
             key = {"benchmark": "corrupted", "source": args.imagenet_c, "corruption": name, "severity": severity}
             if args.imagenet_c is None:
-                transform = Corrupt(evaluator.transform, name, severity)
+                transform = Corrupt(evaluator.preparation, name, severity)
             else:
                 data = open_folder(evaluator.data_args, args.imagenet_c, name, str(severity))
-                transform = evaluator.transform.without_crop
+                transform = evaluator.preparation.without_crop
             errors[name, severity] = 1 - evaluator.accuracy(key, data, transform)
     return errors, evaluator.is_imagenet(data.labels.names)
 
@@ -183,7 +176,7 @@ def main():
     args, data_args, robustness_args = parse_arguments(
         (EvaluationArguments, EvaluationDataArguments, RobustnessArguments), description=__doc__
     )
-    check_models(args.models, load_classifier, load_transform)
+    check_models(args.models, load_classifier, Preparation.load)
     subsets = open_subsets(robustness_args, data_args)
     published = [getattr(robustness_args, f"imagenet_{name}") for name in ("c", "a", "r", "sketch")]
     with args.open_output_dir([*data_args.sources(), *published]) as (output_dir, journal):

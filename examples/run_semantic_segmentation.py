@@ -16,6 +16,7 @@ from pathlib import Path
 
 from transformers import set_seed
 
+from supmae_hf.cli import parse_arguments, run
 from supmae_hf.data.dataset import collate
 from supmae_hf.evaluation.models import check_models
 from supmae_hf.evaluation.segmentation import (
@@ -34,8 +35,7 @@ from supmae_hf.records import require_apart
 from supmae_hf.training.arguments import SegmentationArguments
 from supmae_hf.training.checkpointing import open_run
 from supmae_hf.training.cpu import prepare_cpu
-from supmae_hf.training.recipes import parse_arguments, run
-from supmae_hf.training.runs import describe_recipe
+from supmae_hf.training.job import describe_recipe
 from supmae_hf.training.trainer import RecipeTrainer
 
 
@@ -62,7 +62,7 @@ def train(
         )
         if trainer.is_world_process_zero():
             (Path(args.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-            save_masks(shown, data_args.num_classes, Path(args.output_dir) / "masks.png")
+            save_masks(shown, data_args.num_classes, Path(args.output_dir) / "masks.png", image_processor)
     return {"model": name, **{metric: 100 * metrics[metric] for metric in ("mIoU", "aAcc", "mAcc")}}
 
 

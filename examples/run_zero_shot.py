@@ -9,26 +9,31 @@ A class is scored by the words of its name. Prints a table, writes results.json,
 After an interruption the same command goes on.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from supmae_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
+from transformers.hf_argparser import HfArg
+
+from supmae_hf.cli import parse_arguments, run
+from supmae_hf.data.arguments import EvaluationDataArguments
+from supmae_hf.data.dataset import ImageDataset
+from supmae_hf.data.image_data import ImageData
+from supmae_hf.evaluation.arguments import EvaluationArguments, evaluate_models
 from supmae_hf.evaluation.metrics import accuracy_row
-from supmae_hf.evaluation.models import check_models, fingerprint, load_transform, predict
-from supmae_hf.evaluation.tables import write_accuracies
+from supmae_hf.evaluation.models import predict
 from supmae_hf.evaluation.zero_shot import class_tokens, load_captioner, zero_shot_function
-from supmae_hf.training.recipes import parse_arguments, run
+from supmae_hf.preparation import Preparation
 
 
 @dataclass
 class ZeroShotArguments:
     """How the classes are named."""
 
-    prompts: list[str] = field(
+    prompts: list[str] = HfArg(
         default_factory=lambda: ["{}"],
-        metadata={"help": "Texts in which {} stands for a class's name; scores are averaged over them."},
+        help="Texts in which {} stands for a class's name; scores are averaged over them.",
     )
-    class_names: list[str] | None = field(
-        default=None, metadata={"help": "Names of the classes, in their order; default: those of the data set."}
+    class_names: list[str] | None = HfArg(
+        default=None, help="Names of the classes, in their order; default: those of the data set."
     )
 
 
@@ -36,28 +41,19 @@ def main():
     args, data_args, zero_shot = parse_arguments(
         (EvaluationArguments, EvaluationDataArguments, ZeroShotArguments), description=__doc__
     )
-    check_models(args.models, load_captioner, load_transform)
-    with args.open_output_dir(data_args.sources()) as (output_dir, journal):
-        data = data_args.load()
+
+    def measure(name: str, data: ImageData) -> dict:
         names = zero_shot.class_names or data.labels.names
         if len(names) != len(data.labels.names):
             raise ValueError(
                 f"`--class_names` names {len(names)} classes, but the data set has {len(data.labels.names)}."
             )
-        data_key, rows = data_args.key(data), []
-        for name in args.models:
-            key = {"model": fingerprint(name), "data": data_key, **vars(zero_shot)}
-            row = journal.get(key)
-            if row is None:
-                model = load_captioner(name)
-                function = zero_shot_function(model, class_tokens(model, names, zero_shot.prompts))
-                dataset = data_args.build(data, load_transform(name), model.config.num_channels)
-                scores, targets = predict(model, dataset, **args.options(), function=function)
-                row = accuracy_row(name, scores, targets)
-                journal.add(key, row)
-            rows.append(row)
-        if args.state.is_main_process:
-            write_accuracies(rows, output_dir)
+        model = load_captioner(name)
+        function = zero_shot_function(model, class_tokens(model, names, zero_shot.prompts))
+        images = ImageDataset.of(data, data.validation, Preparation.load(name))
+        return accuracy_row(name, *predict(model, images, args, function))
+
+    evaluate_models(args, data_args, (load_captioner, Preparation.load), measure, **vars(zero_shot))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ from torchvision.transforms import v2
 from transformers import get_cosine_schedule_with_warmup
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
+from supmae_hf.cli import Parser
+from supmae_hf.data.arguments import EvaluationDataArguments
 from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.data.sources import load_splits
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, corrupt
 from supmae_hf.evaluation.tables import Journal, say_written
 from supmae_hf.training.optimization import parameter_groups
-from supmae_hf.training.recipes import Parser
 
 
 # fields of the configuration of a model that trains in minutes on a CPU core
@@ -46,6 +47,10 @@ SMALL_MODEL = {
 IMAGE_SIZE = SMALL_MODEL["image_size"]
 
 
+def to_grey(image: Image.Image) -> torch.Tensor:
+    return v2.functional.pil_to_tensor(image.convert("L"))
+
+
 def load_images(source: str) -> dict:
     """
     The splits train and test of a data set or folder of grey images: `images` and `test_images` `(num_images, 1, 32, 32)` of type
@@ -54,7 +59,8 @@ def load_images(source: str) -> dict:
     Raises:
         ValueError: if a split is missing, or the images are of several sizes or larger.
     """
-    splits = load_splits(source)
+    named = {"image_dir" if Path(source).is_dir() else "dataset_name": source}
+    splits = load_splits(EvaluationDataArguments(**named))
     missing = {"train", "test"} - set(splits)
     if missing:
         raise ValueError(
@@ -62,13 +68,7 @@ def load_images(source: str) -> dict:
         )
     data = {"num_labels": len(splits["train"].labels.names)}
     for name, prefix in (("train", ""), ("test", "test_")):
-        items = ImageDataset(
-            splits[name].validation,
-            splits[name].labels,
-            v2.functional.pil_to_tensor,
-            num_channels=1,
-            image_column=splits[name].image_column,
-        )
+        items = ImageDataset.of(splits[name], splits[name].validation, to_grey)
         items = [items[index] for index in range(len(items))]
         shapes = {tuple(item["pixel_values"].shape[1:]) for item in items}
         if len(shapes) > 1 or max(map(max, shapes)) > IMAGE_SIZE:

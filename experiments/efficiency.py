@@ -35,11 +35,11 @@ from sklearn.model_selection import train_test_split
 from torchvision.transforms import v2
 
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
+from supmae_hf.cli import run as run_script
 from supmae_hf.cost import Schedule, classification_flops, pretraining_flops
 from supmae_hf.data.sources import load_digits
 from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.evaluation.tables import write_table
-from supmae_hf.training.recipes import run as run_script
 
 
 METHODS = ("SupMAE", "MAE", "ViT from scratch")

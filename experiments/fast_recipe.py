@@ -32,10 +32,10 @@ from comparison import (
 )
 
 from supmae_hf import SupMAEConfig, SupMAEForPreTraining
+from supmae_hf.cli import run as run_script
 from supmae_hf.cost import classification_flops
 from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.evaluation.tables import write_table
-from supmae_hf.training.recipes import run as run_script
 from supmae_hf.training.schedules import StepSchedule, scheduled, scheduled_flops
 
 

@@ -52,6 +52,7 @@ from matplotlib.figure import Figure
 from torchvision.transforms import v2
 
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
+from supmae_hf.cli import run as run_script
 from supmae_hf.cost import classification_flops, forward_flops, pretraining_flops
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from supmae_hf.evaluation.probes import select_probe
@@ -59,7 +60,6 @@ from supmae_hf.evaluation.tables import write_table
 from supmae_hf.supervision_supmae import UNLABELED
 from supmae_hf.training.knn import NUM_NEIGHBORS, knn_scores
 from supmae_hf.training.objective import BranchCheck, branch_gradient_share, pseudo_label_loss
-from supmae_hf.training.recipes import run as run_script
 
 
 MEASURES = {

@@ -36,13 +36,13 @@ from comparison import (
 )
 
 from supmae_hf import SupMAEBackbone, SupMAEConfig, SupMAEForPreTraining
+from supmae_hf.cli import run as run_script
 from supmae_hf.cost import classification_flops, pretraining_flops
 from supmae_hf.data.targets import Captions, train_word_tokenizer
 from supmae_hf.evaluation.metrics import count_pixels, segmentation_scores
 from supmae_hf.evaluation.segmentation import IGNORED, build_upernet, make_shapes
 from supmae_hf.evaluation.tables import write_table
 from supmae_hf.evaluation.zero_shot import class_tokens, zero_shot_function
-from supmae_hf.training.recipes import run as run_script
 
 
 SIZE, PIECE, BATCH = 64, 28, 64  # pixels of a picture and of a piece in it; images of a step

@@ -28,6 +28,9 @@ from sklearn.datasets import load_digits, load_sample_images
 from transformers.utils import logging
 
 from supmae_hf import SupMAEConfig
+from supmae_hf.data.arguments import DataArguments, EvaluationDataArguments
+from supmae_hf.data.image_data import ImageData
+from supmae_hf.data.sources import load_evaluation_data, load_training_data
 from supmae_hf.supervision_supmae import UNLABELED, SupMAESupervision
 
 
@@ -140,6 +143,18 @@ def reference_config(**fields) -> SupMAEConfig:
             **fields,
         }
     )
+
+
+def load_data(train_dir=None, problem_type=None, num_labels=None, **arguments) -> ImageData:
+    """Training data of a folder, or the digits; `arguments` are those of the command line."""
+    folder = None if train_dir is None else str(train_dir)
+    return load_training_data(DataArguments(train_dir=folder, **arguments), problem_type, num_labels)
+
+
+def load_images(image_dir=None, **arguments) -> ImageData:
+    """The same for an evaluation."""
+    folder = None if image_dir is None else str(image_dir)
+    return load_evaluation_data(EvaluationDataArguments(image_dir=folder, **arguments))
 
 
 class BrightnessHead(SupMAESupervision):

@@ -17,7 +17,7 @@ from transformers import (
 
 import supmae_hf
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
-from supmae_hf.data.transforms import build_image_processor
+from supmae_hf.preparation import build_image_processor
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from supmae_hf import SupMAEBackbone, SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
-from supmae_hf.data.transforms import build_image_processor
+from supmae_hf.preparation import build_image_processor
 
 
 NOISE = torch.rand(8, 16, generator=torch.Generator().manual_seed(0))

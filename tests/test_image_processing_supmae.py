@@ -17,8 +17,9 @@ from transformers import AutoImageProcessor, ViTImageProcessor, pipeline
 from supmae_hf import SupMAEForImageClassification, SupMAEImageProcessor
 from supmae_hf.data.dataset import UNREADABLE, ImageDataset
 from supmae_hf.data.labels import Labels
-from supmae_hf.data.transforms import TrainTransform, build_finetune_transform, build_image_processor, to_pil
+from supmae_hf.data.transforms import TrainTransform, build_finetune_transform
 from supmae_hf.image_processing_supmae import read_image, to_pixels
+from supmae_hf.preparation import build_image_processor, to_pil
 
 
 RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)

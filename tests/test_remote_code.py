@@ -11,7 +11,7 @@ import torch
 from conftest import reference_config
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
-from supmae_hf.data.transforms import build_image_processor
+from supmae_hf.preparation import build_image_processor
 
 
 CODE = """

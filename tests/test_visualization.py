@@ -4,7 +4,7 @@ from conftest import reference_config
 from PIL import Image
 
 from supmae_hf import SupMAEForPreTraining
-from supmae_hf.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from supmae_hf.preparation import Preparation, build_image_processor
 from supmae_hf.visualization import reconstruct, save_curves, save_reconstructions
 
 
@@ -39,7 +39,7 @@ def test_picture_of_reconstructions(tmp_path, digits, num_channels):
     model = SupMAEForPreTraining(reference_config(num_channels=num_channels))
     path = tmp_path / "reconstructions.png"
     images = digits[:4, :num_channels]
-    save_reconstructions(model, images, path, IMAGENET_MEAN[:num_channels], IMAGENET_STD[:num_channels], NOISE[:4])
+    save_reconstructions(model, images, path, Preparation(build_image_processor(model.config)), NOISE[:4])
     width, height = Image.open(path).size
     assert width > 600 and height > 600
 

@@ -913,6 +913,13 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
             targets = (targets - mean) / std
         return (at_least_float32(logits) - targets).square().mean(dim=-1)
 
+    def weighted_loss(self, reconstruction_loss: torch.Tensor, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """SupMAE's objective: the reconstruction loss and the losses of the kinds of supervision, weighted (section 3)."""
+        loss, weights = self.config.reconstruction_loss_weight * reconstruction_loss, self.config.supervision_weights
+        for kind, supervised in losses.items():
+            loss = loss + weights[kind] * (supervised.to(loss.device) if hasattr(supervised, "to") else supervised)
+        return loss
+
     def _check_targets(
         self, heads: dict[str, SupMAESupervision], targets: dict[str, torch.Tensor | None], shape: torch.Size
     ):
@@ -986,9 +993,8 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         logits, decoded = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size)
         hidden = outputs.mask.to(logits.device)
         reconstruction_loss = (self.patch_losses(pixel_values, logits) * hidden).sum() / hidden.sum().clamp(min=1)
-        loss = self.config.reconstruction_loss_weight * reconstruction_loss
 
-        losses, predictions, weights = {}, {}, self.config.supervision_weights
+        losses, predictions = {}, {}
         for kind, head in heads.items():
             target = targets[head.argument]
             if target is None and self.training:
@@ -999,10 +1005,9 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
             if target is not None:
                 target = target.to(predictions[kind].device)
                 losses[kind] = head.loss(predictions[kind], target, outputs.mask.to(target.device))
-                loss = loss + weights[kind] * losses[kind].to(loss.device)
 
         return SupMAEForPreTrainingOutput(
-            loss=loss,
+            loss=self.weighted_loss(reconstruction_loss, losses),
             reconstruction_loss=reconstruction_loss,
             classification_loss=losses.pop("labels", None),
             logits=logits,

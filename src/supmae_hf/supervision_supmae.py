@@ -56,6 +56,17 @@ def classification_loss(
     Raises:
         ValueError: if the labels do not fit the problem type or, on a CPU, a label is out of range.
     """
+    losses, labeled = labeled_losses(logits, labels, config, temperature)
+    return losses.sum() / labeled.sum().clamp(min=1)
+
+
+def labeled_losses(
+    logits: torch.Tensor, labels: torch.Tensor, config: SupMAEConfig, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The terms of [`classification_loss`], 0 for what is not labelled, and what is labelled: `(batch_size, 1)` for single-label
+    classification, else of the shape of `logits`.
+    """
     num_labels = logits.shape[-1]
     if config.problem_type is None:
         is_float = labels.is_floating_point()
@@ -78,8 +89,8 @@ def classification_loss(
                 f"Label {wrong} is outside [0, {num_labels}): set `num_labels` to at least the number of classes, or "
                 f"mark images without a label with {UNLABELED}."
             )
-        total = nn.functional.cross_entropy(logits / temperature, labels, ignore_index=UNLABELED, reduction="sum")
-        return total / (labels != UNLABELED).sum().clamp(min=1)
+        losses = nn.functional.cross_entropy(logits / temperature, labels, ignore_index=UNLABELED, reduction="none")
+        return losses.unsqueeze(1), (labels != UNLABELED).unsqueeze(1)
 
     if labels.ndim == 1 and num_labels == 1:
         labels = labels.unsqueeze(-1)
@@ -97,7 +108,7 @@ def classification_loss(
         losses = nn.functional.binary_cross_entropy_with_logits(logits / temperature, targets, reduction="none")
     else:
         losses = nn.functional.mse_loss(logits, targets, reduction="none")
-    return (losses * labeled).sum() / labeled.sum().clamp(min=1)
+    return losses * labeled, labeled
 
 
 class SupMAESupervision(nn.Module):
@@ -110,6 +121,7 @@ class SupMAESupervision(nn.Module):
     - `argument`: of [`SupMAEForPreTraining`]'s `forward`, and of a batch: the targets, a tensor with an entry for every image.
     - `loss_name`: under which the log has the loss.
     - `count_name`: under which it is counted what the loss is the average of.
+    - `metrics` (*optional*): what `summarize` returns, by name: a title for people, and a type of metric on the Hub.
 
     Args:
         config ([`SupMAEConfig`]): The configuration.
@@ -118,6 +130,11 @@ class SupMAESupervision(nn.Module):
     argument: str
     loss_name: str
     count_name: str
+    metrics: dict[str, tuple[str, str]] = {}
+
+    def counts(self) -> tuple[str, ...]:
+        """The counted names of which the log has the average of a step."""
+        return (self.count_name,)
 
     def forward(
         self, pooled: torch.Tensor, patches: torch.Tensor, ids_restore: torch.Tensor, decoded: torch.Tensor
@@ -191,6 +208,7 @@ class SupMAEClassificationHead(SupMAEMLPHead):
     """`"labels"`: the paper's branch. Class logits `(batch_size, num_labels)`; targets as for [`classification_loss`]."""
 
     argument, loss_name, count_name = "labels", "classification_loss", "labels"
+    metrics = {"accuracy": ("accuracy on visible patches", "accuracy")}
 
     def __init__(self, config: SupMAEConfig):
         super().__init__(config, config.num_labels)
@@ -200,7 +218,11 @@ class SupMAEClassificationHead(SupMAEMLPHead):
         return classification_loss(logits, targets, self.config, self.config.classification_temperature)
 
     def losses(self, logits: torch.Tensor, targets: torch.Tensor, mask=None) -> torch.Tensor:
-        return torch.vmap(lambda scores, label: self.loss(scores[None], label[None]))(logits, targets)
+        losses, labeled = labeled_losses(logits, targets, self.config, self.config.classification_temperature)
+        return losses.flatten(1).sum(dim=1) / labeled.flatten(1).sum(dim=1).clamp(min=1)
+
+    def counts(self) -> tuple[str, ...]:
+        return ("labeled_images",)  # not labels, of which an image may have several
 
     def count(self, targets: torch.Tensor) -> torch.Tensor:
         return (targets != UNLABELED).reshape(len(targets), -1).sum(dim=1).float()
@@ -225,6 +247,7 @@ class SupMAECaptionHead(SupMAEMLPHead):
     """
 
     argument, loss_name, count_name = "caption_ids", "caption_loss", "captioned_images"
+    metrics = {"caption_accuracy": ("best word in the caption", "accuracy")}
 
     def __init__(self, config: SupMAEConfig):
         if config.caption_vocab_size < 1:
@@ -287,6 +310,7 @@ class SupMAEDenseHead(SupMAESupervision):
     """
 
     argument, loss_name, count_name = "segmentation_maps", "dense_loss", "densely_labeled_images"
+    metrics = {"patch_miou": ("mIoU of patches", "mean_iou")}
 
     def __init__(self, config: SupMAEConfig):
         super().__init__()

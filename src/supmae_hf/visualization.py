@@ -9,6 +9,7 @@ from torch import nn
 
 from .configuration_supmae import to_pair
 from .modeling_supmae import SupMAEForPreTraining
+from .preparation import Preparation
 
 
 @torch.no_grad()
@@ -50,26 +51,22 @@ def save_reconstructions(
     model: SupMAEForPreTraining,
     pixel_values: torch.Tensor,
     path: str | Path,
-    image_mean,
-    image_std,
+    preparation: Preparation,
     noise: torch.Tensor | None = None,
-    stretch: bool = False,
 ):
     """
-    Draw a picture with one column per image and the rows original, masked, reconstruction and pasted.
+    Draw a picture with one column per image and the rows original, masked, reconstruction and pasted. If the images have more
+    than 8 bits, the darkest and brightest hundredth of each become black and white: instruments use little of their range.
 
     Args:
-        image_mean, image_std: The image processor's, which turn `pixel_values` back into colours.
         path: File to write; the ending decides the format.
-        stretch: Whether the darkest and brightest hundredth of each image become black and white, for instruments that
-            use little of their range.
+        preparation: Turns `pixel_values` back into colours.
 
     See [`reconstruct`] for the others.
     """
     rows = reconstruct(model, pixel_values, noise)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
-    rows = {name: images.cpu() * std + mean for name, images in rows.items()}
-    if stretch:
+    rows = {name: preparation.denormalize(images) for name, images in rows.items()}
+    if preparation.pixel_type != "uint8":
         levels = rows["original"].flatten(1)
         low, high = (levels.quantile(share, dim=1).view(-1, 1, 1, 1) for share in (0.01, 0.99))
         rows = {name: (images - low) / (high - low).clamp(min=1e-6) for name, images in rows.items()}

@@ -10,15 +10,15 @@ import pytest
 import tifffile
 import torch
 from accelerate import skip_first_batches
-from conftest import digit_images, make_dataset, reference_config
+from conftest import digit_images, load_data, make_dataset, reference_config
 from PIL import Image
 from timm.data import Mixup
 from torch.utils.data import DataLoader
 
-from supmae_hf.data.dataset import EpochSampler, ImageDataset, ImageStream, MixupCollator, collate
+from supmae_hf.data.dataset import Dealing, EpochSampler, ImageDataset, ImageStream, MixupCollator, collate
 from supmae_hf.data.labels import Labels
-from supmae_hf.data.sources import load_training_data
-from supmae_hf.data.transforms import TrainTransform, build_image_processor
+from supmae_hf.data.transforms import TrainTransform
+from supmae_hf.preparation import build_image_processor
 
 
 CLASSES = datasets.ClassLabel(names=["cat", "dog"])
@@ -32,7 +32,7 @@ def test_image_dataset(num_channels, image_size, photographs):
     dataset = make_dataset({"image": images, "label": [1, None]}, {"image": datasets.Image(), "label": CLASSES})
     labels = Labels.of(dataset)
     for transform in (TrainTransform(build_image_processor(config)), build_image_processor(config)):
-        batch = collate([*ImageDataset(dataset, labels, transform, num_channels)])
+        batch = collate([*ImageDataset(dataset, labels, transform)])
         height, width = (32, 32) if image_size == 32 else image_size
         assert batch["pixel_values"].shape == (2, num_channels, height, width)
         assert batch["labels"].tolist() == [1, -100]
@@ -49,7 +49,7 @@ def test_evaluation_has_a_fixed_mask_for_each_image():
 
 def test_images_that_cannot_be_decoded_are_named(digit_folder):
     (digit_folder / "train" / "digit-3" / "broken.png").write_bytes(b"not an image")
-    data = load_training_data(str(digit_folder / "train"), validation_source=str(digit_folder / "held_out"))
+    data = load_data(str(digit_folder / "train"), validation_dir=str(digit_folder / "held_out"))
     items = ImageDataset(data.train, data.labels, build_image_processor(reference_config()))
     with pytest.raises(ValueError, match=r"digit-3/broken.png \(image \d+\) cannot be decoded.*repair it or remove"):
         collate([items[index] for index in range(len(items))])
@@ -256,7 +256,8 @@ def stream(num_images=16, seed=3):
     items = train_dataset(20)
     dataset = items.dataset.to_iterable_dataset(num_shards=4)
     dataset = dataset.cast_column("image", datasets.Image())
-    return ImageStream(dataset, items.labels, items.transform, seed=seed, num_patches=16, num_images=num_images)
+    dealing = Dealing(num_images=num_images)
+    return ImageStream(dataset, items.labels, items.transform, seed=seed, num_patches=16, dealing=dealing)
 
 
 def take(images: ImageStream, epoch: int, count: int = 20) -> list[dict]:
@@ -292,7 +293,8 @@ def part_of_stream(process_index=0, num_processes=1, num_images=16, num_shards=4
     items = train_dataset(20)
     dataset = known(items.dataset, num_shards).cast_column("image", datasets.Image())
     arguments |= {"process_index": process_index, "num_processes": num_processes, "num_images": num_images}
-    return ImageStream(dataset, items.labels, items.transform, seed=3, num_patches=16, **arguments)
+    dealing = Dealing(**arguments)
+    return ImageStream(dataset, items.labels, items.transform, seed=3, num_patches=16, dealing=dealing)
 
 
 def noises(batches) -> list[float]:
@@ -383,7 +385,7 @@ def test_an_epoch_sees_every_image_of_uneven_files(tmp_path, form, num_processes
                 entry = tarfile.TarInfo(f"{place:04d}.png")
                 entry.size = len(file)
                 tar.addfile(entry, io.BytesIO(file))
-    data = load_training_data(str(tmp_path), streaming=True)
+    data = load_data(str(tmp_path), streaming=True)
     counts = collections.Counter()
     for index in range(num_processes):
         images = ImageStream(
@@ -392,10 +394,7 @@ def test_an_epoch_sees_every_image_of_uneven_files(tmp_path, form, num_processes
             lambda image: torch.tensor(image.getpixel((0, 0))),
             image_column=data.image_column,
             seed=0,
-            num_images=sum(sizes),
-            batch_size=5,
-            process_index=index,
-            num_processes=num_processes,
+            dealing=Dealing(sum(sizes), batch_size=5, process_index=index, num_processes=num_processes),
         )
         loader = DataLoader(images, 5, num_workers=num_workers, collate_fn=collate)
         for _, batch in zip(range(len(images) // 5), loader):

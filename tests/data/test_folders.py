@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_data, load_images
 from PIL import Image
 
 from supmae_hf.data.folders import find_splits, read_folder, to_dataset
-from supmae_hf.data.sources import load_evaluation_data, load_training_data
 
 
 def save(path: Path, count: int = 3, ending: str = "png"):
@@ -39,7 +39,7 @@ def test_names_of_folders_do_not_matter(tmp_path, name):
     save(tmp_path / name / "dog")
     save(tmp_path / "starfish" / "red")
     assert classes_of(f"{tmp_path}/{name}") == {"cat": 3, "dog": 3}
-    data = load_training_data(f"{tmp_path}/{name}")
+    data = load_data(f"{tmp_path}/{name}")
     assert data.labels.names == ["cat", "dog"]
 
 
@@ -140,7 +140,7 @@ def test_folders_without_images_are_refused(tmp_path):
         read_folder("nowhere")
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ValueError, match="There is no image in .*: 1 .txt files, such as notes.txt"):
-        load_training_data(str(tmp_path))
+        load_data(str(tmp_path))
 
 
 # --- splits ---
@@ -153,19 +153,19 @@ def test_splits_in_a_folder(photos, train, held_out):
     photos.rename(root / train)
     save(root / held_out / "dog", 2)  # not every class
     save(root / "other", 1)
-    data = load_training_data(str(root))
+    data = load_data(str(root))
     assert data.labels.names == ["cat", "dog"] and (len(data.train), len(data.validation)) == (6, 2)
     assert set(data.validation["label"]) == {1}
     assert "has the splits" in data.notes[0] and data.notes[1].endswith("beside the splits: other")
     # the held-out images are what is evaluated on
-    assert len(load_evaluation_data(str(root)).validation) == 2
-    assert len(load_evaluation_data(str(root), split="train").validation) == 6
+    assert len(load_images(str(root)).validation) == 2
+    assert len(load_images(str(root), split="train").validation) == 6
 
 
 def test_splits_without_classes(tmp_path):
     save(tmp_path / "train", 4)
     save(tmp_path / "val", 2)
-    data = load_training_data(str(tmp_path))
+    data = load_data(str(tmp_path))
     assert (len(data.train), len(data.validation)) == (4, 2) and not data.labels.columns
 
 
@@ -181,12 +181,12 @@ def test_held_out_classes_must_be_known(photos, tmp_path, name, message):
     with pytest.raises(
         ValueError, match=f"val has the class '{name}', which the training images do not have.*{message}"
     ):
-        load_training_data(str(photos), validation_source=str(tmp_path / "val"))
+        load_data(str(photos), validation_dir=str(tmp_path / "val"))
 
 
 def test_held_out_images_without_classes(photos, tmp_path):
     save(tmp_path / "flat")
-    data = load_training_data(str(photos), validation_source=str(tmp_path / "flat"))
+    data = load_data(str(photos), validation_dir=str(tmp_path / "flat"))
     assert data.labels.names == ["cat", "dog"] and data.validation["label"] == [None] * 3
     assert "the held-out images have no labels" in data.notes
 
@@ -194,7 +194,7 @@ def test_held_out_images_without_classes(photos, tmp_path):
 def test_unlabeled_folders(photos, tmp_path):
     save(tmp_path / "more" / "x", 2)
     sources = [str(tmp_path / "more"), str(photos / "cat")]
-    data = load_training_data(str(photos), unlabeled_sources=sources, train_val_split=0.2)
+    data = load_data(str(photos), unlabeled_dir=sources, train_val_split=0.2)
     labels = data.labels.classes(data.train)
     assert len(data.train) + len(data.validation) == 8 and (labels == -100).sum() == 2
     assert any("3 images of" in note and "are there already" in note for note in data.notes)
@@ -206,14 +206,14 @@ def test_unlabeled_folders(photos, tmp_path):
 def test_images_that_metadata_do_not_list_are_unlabeled(tmp_path):
     save(tmp_path, 4)
     (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,cat\n./2.png,NA\n")
-    data = load_training_data(str(tmp_path), train_val_split=0)
+    data = load_data(str(tmp_path), train_val_split=0)
     assert data.labels.names == ["NA", "cat"] and data.labels.classes(data.train).tolist() == [1, -100, 0, -100]
 
 
 def test_numbers_with_leading_zeros_are_names(tmp_path):
     save(tmp_path, 3)
     (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,007\n1.png,\n2.png,010\n")
-    assert load_training_data(str(tmp_path), train_val_split=0).labels.names == ["007", "010"]
+    assert load_data(str(tmp_path), train_val_split=0).labels.names == ["007", "010"]
 
 
 @pytest.mark.parametrize(
@@ -228,25 +228,25 @@ def test_wrong_metadata_are_refused(tmp_path, text, message):
     save(tmp_path, 2)
     (tmp_path / "metadata.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        load_training_data(str(tmp_path))
+        load_data(str(tmp_path))
 
 
 def test_no_label_in_spite_of_folders_is_an_error(photos):
     (photos / "metadata.jsonl").write_text('{"file_name": "cat/0.png", "caption": "a cat"}\n')
     with pytest.raises(ValueError, match="has sub-folders, such as cat, but its metadata give no image a label"):
-        load_training_data(str(photos))
-    assert not load_training_data(str(photos), use_labels=False).labels.columns
-    assert load_training_data(str(photos), label_columns=["caption"]).labels.names == ["a cat"]
+        load_data(str(photos))
+    assert not load_data(str(photos), classification_branch=False).labels.columns
+    assert load_data(str(photos), label_column_name=["caption"]).labels.names == ["a cat"]
 
 
 def test_fingerprints_follow_the_data(photos):
     def fingerprint():
-        return load_training_data(str(photos)).fingerprint()
+        return load_data(str(photos)).fingerprint()
 
     before = fingerprint()
     assert before == fingerprint()
     moved = photos.rename(photos.with_name("moved"))
-    assert load_training_data(str(moved)).fingerprint() == before
+    assert load_data(str(moved)).fingerprint() == before
     (moved / "cat" / "0.png").rename(moved / "dog" / "9.png")
     photos = moved
     assert fingerprint() != before
@@ -257,4 +257,4 @@ def test_metadata_of_several_types_are_refused(tmp_path):
     lines = ('{"file_name": "0.png", "label": "cat"}', '{"file_name": "1.png", "label": 3}')
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     with pytest.raises(ValueError, match="metadata.jsonl has a column with values of several types.*label"):
-        load_training_data(str(tmp_path))
+        load_data(str(tmp_path))

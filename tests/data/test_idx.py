@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TINY, make_mnist, run_example, write_idx
+from conftest import TINY, load_data, load_images, make_mnist, run_example, write_idx
 from evaluation.zoo import make_model
 from sklearn.datasets import load_digits
 
 from supmae_hf.data.dataset import ImageDataset
-from supmae_hf.data.sources import load_evaluation_data, load_training_data
 
 
 DIGITS = load_digits()
@@ -32,11 +31,11 @@ def test_mnist(tmp_path, layout):
             path.rename(path.with_name(path.name.replace("-idx", ".idx")))
     else:
         make_mnist(tmp_path, ending=".gz" if layout == "gzipped" else "")
-    data = load_training_data(str(tmp_path))
+    data = load_data(str(tmp_path))
     assert len(data.train) == 60 and data.labels.names == list("0123456789")
     assert np.array_equal(data.labels.classes(data.validation), DIGITS.target[60:100])
     assert np.array_equal(decoded(data), PIXELS[60:100])
-    assert np.array_equal(decoded(load_evaluation_data(str(tmp_path))), PIXELS[60:100])
+    assert np.array_equal(decoded(load_images(str(tmp_path))), PIXELS[60:100])
 
 
 def test_emnist_is_turned_and_its_classes_are_characters(tmp_path):
@@ -46,10 +45,10 @@ def test_emnist_is_turned_and_its_classes_are_characters(tmp_path):
         "\n".join(f"{code} {65 + code} {97 + code}" for code in range(10))
     )
     with pytest.raises(ValueError, match="has the sets digits, mnist: name one of them with `--dataset_config_name`"):
-        load_training_data(str(tmp_path))
+        load_data(str(tmp_path))
     with pytest.raises(ValueError, match="has the sets digits, mnist"):
-        load_training_data(str(tmp_path), "letters")
-    data = load_training_data(str(tmp_path), "digits")
+        load_data(str(tmp_path), dataset_config_name="letters")
+    data = load_data(str(tmp_path), dataset_config_name="digits")
     assert data.labels.names[:2] == ["A/a", "B/b"] and np.array_equal(decoded(data), PIXELS[60:100])
     assert any("rows and columns exchanged" in note for note in data.notes)
 
@@ -59,16 +58,16 @@ def test_qmnist_has_more_than_classes(tmp_path):
     for split, places in (("train", range(60)), ("test", range(60, 100))):
         more = np.stack([DIGITS.target[list(places)], np.arange(len(places)) + 1000], axis=1)
         write_idx(tmp_path / f"qmnist-{split}-labels-idx2-int.gz", more, ">i4")
-    data = load_training_data(str(tmp_path))
+    data = load_data(str(tmp_path))
     assert np.array_equal(data.labels.classes(data.validation), DIGITS.target[60:100])
 
 
 def test_without_labels_and_as_unlabelled_images(tmp_path):
     make_mnist(tmp_path / "blank", labels=False)
-    data = load_training_data(str(tmp_path / "blank"))
+    data = load_data(str(tmp_path / "blank"))
     assert not data.labels.columns and len(data.train) == 60
     make_mnist(tmp_path / "labelled")
-    data = load_training_data(str(tmp_path / "labelled"), unlabeled_sources=[str(tmp_path / "blank")])
+    data = load_data(str(tmp_path / "labelled"), unlabeled_dir=[str(tmp_path / "blank")])
     assert len(data.train) == 160 and (data.labels.classes(data.train) >= 0).sum() == 60
 
 
@@ -86,7 +85,7 @@ def test_bad_files_are_named(tmp_path, damage):
         write_idx(tmp_path / "train-labels-idx1-ubyte.gz", DIGITS.target[:59])
     message = {"labels": "has 59 labels for the 60 images", "shape": r"shape \(8, 8\), not images"}
     with pytest.raises(ValueError, match=message.get(damage, f"{path} is not an IDX file, or it is damaged")):
-        load_training_data(str(tmp_path))
+        load_data(str(tmp_path))
 
 
 def test_scripts_take_them(tmp_path):

@@ -5,10 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TINY, run_example
+from conftest import TINY, load_data, run_example
 from PIL import Image
-
-from supmae_hf.data.sources import load_training_data
 
 
 @pytest.fixture
@@ -52,7 +50,7 @@ def opened(split) -> dict[str, Image.Image]:
 def test_same_classes_and_splits_in_smaller_files(photos):
     printed = pack(photos, "--image_dir", "photos")
     assert "20 images in 4 files" in printed and "(before: " in printed
-    packed, before = (load_training_data(str(photos / name)) for name in ("packed", "photos"))
+    packed, before = (load_data(str(photos / name)) for name in ("packed", "photos"))
     assert packed.labels.names == before.labels.names == ["china", "flower"]
     for split, other in ((packed.train, before.train), (packed.validation, before.validation)):
         assert np.array_equal(packed.labels.classes(split), before.labels.classes(other))
@@ -89,7 +87,7 @@ def test_broken_images(photos):
     error = pack(photos, "--image_dir", "photos", fails=True)
     assert "flower/3.jpg cannot be decoded" in error and "--on_bad_image skip" in error
     pack(photos, "--image_dir", "photos", "--on_bad_image", "skip", "--overwrite_output_dir", "True")
-    packed = load_training_data(str(photos / "packed"))
+    packed = load_data(str(photos / "packed"))
     assert np.bincount(packed.labels.classes(packed.train)).tolist() == [10, 5]
 
 

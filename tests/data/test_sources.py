@@ -7,20 +7,20 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import digit_images, make_dataset
+from conftest import digit_images, load_data, load_images, make_dataset
 from PIL import Image
 from sklearn.datasets import load_digits as load_scikit_learn_digits
 
+from supmae_hf.data.arguments import DataArguments
 from supmae_hf.data.labels import Labels
 from supmae_hf.data.sources import (
     find_image_column,
     load_digits,
-    load_evaluation_data,
+    load_labeled_data,
     load_training_data,
     number_of_images,
     take,
 )
-from supmae_hf.training.arguments import DataArguments
 
 
 CLASSES = datasets.ClassLabel(names=["cat", "dog"])
@@ -57,9 +57,9 @@ def test_digits_are_scikit_learns_and_split_evenly():
 
 
 def test_the_same_digits_are_held_out_every_time():
-    first, second = load_training_data(), load_training_data()
+    first, second = load_data(), load_data()
     assert first.validation["label"][:50] == second.validation["label"][:50]
-    assert len(load_evaluation_data().validation) == 360
+    assert len(load_images().validation) == 360
 
 
 # --- tables and data sets ---
@@ -96,32 +96,32 @@ def test_data_sets_in_folders(tmp_path, form):
                 image.save(folder / "images" / f"{index}.png")
             rows["path"] = "images/" + rows["path"]
             rows.to_csv(folder / "train.csv", index=False)
-    loaded = load_training_data(str(folder), train_val_split=0.25)
+    loaded = load_data(str(folder), train_val_split=0.25)
     assert (len(loaded.train), len(loaded.validation)) == ((12, 4) if form == "saved splits" else (9, 3))
     assert len(loaded.labels.names) == 2 and set(loaded.labels.classes(loaded.train)) == {0, 1}
     record = loaded.train[0][loaded.image_column]
     assert record["bytes"] is not None or record["path"].startswith(str(tmp_path))
-    found = load_evaluation_data(str(folder))
+    found = load_images(str(folder))
     assert len(found.validation) == (4 if form == "saved splits" else 12)
 
 
 def test_data_sets_that_do_not_exist_are_refused():
-    for load in (load_training_data, load_evaluation_data):
+    for load in (load_data, load_images):
         with pytest.raises(FileNotFoundError, match="There is no data set 'no/where' that can be read"):
-            load("no/where")
+            load(dataset_name="no/where")
 
 
 def test_broken_tables_are_refused(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"no table")
     with pytest.raises(ValueError, match="cannot be read as a table"):
-        load_training_data(str(tmp_path))
+        load_data(str(tmp_path))
 
 
 # --- what is held out ---
 
 
 def test_holding_out_is_balanced_and_always_the_same(digit_folder):
-    first, second = (load_training_data(str(digit_folder / "train"), train_val_split=0.25) for _ in range(2))
+    first, second = (load_data(str(digit_folder / "train"), train_val_split=0.25) for _ in range(2))
     assert (len(first.train), len(first.validation)) == (30, 10)
     assert sorted(first.validation["label"]) == list(range(10))
     assert first.validation["label"] == second.validation["label"]
@@ -138,47 +138,47 @@ def test_splits_without_labels_are_not_held_out(tmp_path):
     """As of ImageNet and others on the Hub, whose test labels are -1."""
     blank = labeled(4).remove_columns("label").add_column("label", [-1] * 4, feature=CLASSES)
     folder = save_splits(tmp_path, train=labeled(), test=blank)
-    data = load_training_data(folder)
+    data = load_data(folder)
     assert (len(data.train) + len(data.validation)) == 12 and set(data.validation["label"]) <= {0, 1}
     assert "the split 'test' has no labels and is not used" in data.notes
     save_splits(tmp_path, validation=labeled(6))
-    assert len(load_training_data(folder).validation) == 6
+    assert len(load_data(folder).validation) == 6
 
 
 def test_classes_that_only_held_out_images_have_are_known(tmp_path):
     features = {"image": datasets.Image(), "label": datasets.Value("int64")}
     folder = save_splits(tmp_path, train=labeled(features=features), validation=labeled(3, features, label=[0, 1, 2]))
-    data = load_training_data(folder)
+    data = load_data(folder)
     assert data.labels.names == ["0", "1", "2"] and "no training image: 2" in data.table()
 
 
 def test_rare_classes_stay_in_training(tmp_path):
     features = {"image": datasets.Image(), "label": datasets.Value("string")}
     values = ["cat", "dog"] * 5 + ["rare", "cat"]
-    data = load_training_data(save_splits(tmp_path, train=labeled(12, features, label=values)), train_val_split=0.3)
+    data = load_data(save_splits(tmp_path, train=labeled(12, features, label=values)), train_val_split=0.3)
     assert data.labels.names == ["cat", "dog", "rare"] and "rare" in data.train["label"]
 
 
 def test_some_labels_are_held_out_if_there_are_some(tmp_path):
     data = labeled(20).remove_columns("label").add_column("label", [0, 0, 1, 1] + [None] * 16, feature=CLASSES)
-    loaded = load_training_data(save_splits(tmp_path, train=data))
+    loaded = load_data(save_splits(tmp_path, train=data))
     assert (loaded.labels.classes(loaded.validation) >= 0).any()
 
 
 def test_nothing_is_held_out_if_asked_for(digit_folder):
-    data = load_training_data(str(digit_folder / "train"), train_val_split=0)
+    data = load_data(str(digit_folder / "train"), train_val_split=0)
     assert len(data.train) == 40 and data.validation is None
 
 
 def test_too_few_images_to_hold_out_are_refused(tmp_path):
     with pytest.raises(ValueError, match="too few to hold out some of each class.*--train_val_split 0"):
-        load_training_data(save_splits(tmp_path, train=labeled(2)))
+        load_data(save_splits(tmp_path, train=labeled(2)))
 
 
 def test_limits(digit_folder):
-    data = load_training_data(str(digit_folder / "train"), max_train_samples=5, max_eval_samples=2)
+    data = load_data(str(digit_folder / "train"), max_train_samples=5, max_eval_samples=2)
     assert (len(data.train), len(data.validation)) == (5, 2)
-    assert len(set(load_training_data(str(digit_folder / "train"), max_train_samples=12).train["label"])) > 3
+    assert len(set(load_data(str(digit_folder / "train"), max_train_samples=12).train["label"])) > 3
 
 
 @pytest.mark.parametrize("names", [["label"], ["kind"]])
@@ -186,7 +186,7 @@ def test_labels_that_were_asked_for_must_be_there(tmp_path, names):
     data = labeled().remove_columns("label").add_column("label", [None] * 12, feature=CLASSES)
     message = "No training image has a label" if names == ["label"] else "no label column 'kind'"
     with pytest.raises(ValueError, match=message):
-        load_training_data(save_splits(tmp_path, train=data), label_columns=names)
+        load_data(save_splits(tmp_path, train=data), label_column_name=names)
 
 
 # --- the table ---
@@ -194,7 +194,7 @@ def test_labels_that_were_asked_for_must_be_there(tmp_path, names):
 
 def test_the_table_says_what_was_read(digit_folder):
     (digit_folder / "train" / "notes.zip").write_bytes(b"")
-    lines = load_training_data(str(digit_folder / "train")).table().splitlines()
+    lines = load_data(str(digit_folder / "train")).table().splitlines()
     assert lines[2:4] == [
         "| training | 36 | 36 |",
         "| held out (10% of the training images, the same in every run) | 4 | 4 |",
@@ -244,7 +244,7 @@ def test_names_of_tables_are_no_patterns(tmp_path, name, ending):
         rows.to_parquet(path) if ending == "parquet" else rows.to_csv(
             path, index=False, sep="\t" if ending == "tsv" else ","
         )
-    data = load_training_data(str(tmp_path / name), train_val_split=0)
+    data = load_data(str(tmp_path / name), train_val_split=0)
     assert len(data.train) == 3
 
 
@@ -252,8 +252,8 @@ def test_names_of_tables_are_no_patterns(tmp_path, name, ending):
 
 
 def test_streams(digit_folder):
-    folders = str(digit_folder / "train"), None, str(digit_folder / "held_out")
-    data = load_training_data(*folders, streaming=True)
+    folders = {"train_dir": digit_folder / "train", "validation_dir": str(digit_folder / "held_out")}
+    data = load_data(**folders, streaming=True)
     assert isinstance(data.train, datasets.IterableDataset) and data.labels.names[0] == "digit-0"
     assert number_of_images(data.train) == 40 and number_of_images(data.train, 30) == 30
     # a part of a stream is not its head
@@ -271,7 +271,7 @@ def test_streams(digit_folder):
 def test_what_streams_cannot_do_is_refused(digit_folder, fields, message):
     folders = {"train_dir": str(digit_folder / "train"), "validation_dir": str(digit_folder / "held_out")}
     with pytest.raises(ValueError, match=message):
-        DataArguments(**{**folders, "streaming": True, **fields}).load()
+        load_data(**{**folders, "streaming": True, **fields})
 
 
 def test_a_part_of_the_labels_of_a_stream_is_for_pretraining(digit_folder):
@@ -281,11 +281,11 @@ def test_a_part_of_the_labels_of_a_stream_is_for_pretraining(digit_folder):
         streaming=True,
         label_fraction=0.5,
     )
-    assert isinstance(data_args.load().train, datasets.IterableDataset)
+    assert isinstance(load_training_data(data_args).train, datasets.IterableDataset)
     with pytest.raises(
         ValueError, match="Fine-tuning on a part of the labels reads all images: leave out `--streaming`"
     ):
-        data_args.load_labeled("Fine-tuning")
+        load_labeled_data(data_args, "Fine-tuning")
 
 
 def test_streams_must_know_their_length():
@@ -311,14 +311,14 @@ def test_tars_of_webdataset(tmp_path):
                         entry = tarfile.TarInfo(f"{place:04d}.{ending}")
                         entry.size = len(content)
                         tar.addfile(entry, io.BytesIO(content))
-    whole = load_training_data(str(tmp_path))
+    whole = load_data(str(tmp_path))
     assert len(whole.train) == 60 and whole.labels.names == list("0123456789") and whole.image_column == "png"
     with pytest.raises(ValueError, match="does not name its classes.*`--model_config '{\"num_labels\": 1000}'`"):
-        load_training_data(str(tmp_path), streaming=True)
-    stream = load_training_data(str(tmp_path), streaming=True, num_labels=10)
+        load_data(str(tmp_path), streaming=True)
+    stream = load_data(str(tmp_path), streaming=True, num_labels=10)
     assert stream.labels.names == list("0123456789") and stream.train.num_shards == 2
     labels = [stream.labels.encode(record) for record in stream.train]
     assert sorted(labels) == sorted(digits.target[:60])
-    few = load_training_data(str(tmp_path), streaming=True, num_labels=5)
+    few = load_data(str(tmp_path), streaming=True, num_labels=5)
     with pytest.raises(ValueError, match="The label '[5-9]' is not one of the classes"):
         [few.labels.encode(record) for record in few.train]

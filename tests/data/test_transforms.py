@@ -10,14 +10,8 @@ from torchvision.transforms import v2
 
 from supmae_hf.data.dataset import ImageDataset, collate
 from supmae_hf.data.labels import Labels
-from supmae_hf.data.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    TrainTransform,
-    build_finetune_transform,
-    build_image_processor,
-    seeded,
-)
+from supmae_hf.data.transforms import TrainTransform, build_finetune_transform, seeded
+from supmae_hf.preparation import IMAGENET_MEAN, IMAGENET_STD, build_image_processor
 
 
 def test_train_transform(photographs):

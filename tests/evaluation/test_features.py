@@ -15,9 +15,12 @@ from evaluation.zoo import ENCODERS, make_model
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
+from supmae_hf.data.arguments import EvaluationDataArguments
 from supmae_hf.data.sources import load_splits
+from supmae_hf.evaluation.arguments import FeatureArguments
 from supmae_hf.evaluation.features import extract_features, read_features
-from supmae_hf.evaluation.models import ImageEncoder, load_transform
+from supmae_hf.evaluation.models import ImageEncoder
+from supmae_hf.preparation import Preparation
 
 
 SCRIPT = "extract_features.py"
@@ -50,10 +53,11 @@ def test_nearest_neighbours_of_the_digits_equal_those_of_the_probe(tmp_path):
 @pytest.mark.parametrize("family", ENCODERS)
 def test_any_encoder_with_tokens(tmp_path, family, digit_folder):
     model = make_model(family, tmp_path)
-    encoder, transform = ImageEncoder(model), load_transform(model)
-    splits = load_splits(str(digit_folder / "train"))
+    encoder, transform = ImageEncoder(model), Preparation.load(model)
+    splits = load_splits(EvaluationDataArguments(image_dir=str(digit_folder / "train")))
     (tmp_path / "out").mkdir()
-    extract_features(encoder, splits, transform, tmp_path / "out", 16, use_cpu=True, with_tokens=True)
+    options = {"output_dir": str(tmp_path / "out"), "per_device_eval_batch_size": 16, "use_cpu": True}
+    extract_features(encoder, splits, transform, FeatureArguments(model=model, tokens=True, **options))
     rows = rows_of(tmp_path / "out")
     assert len(rows["path"]) == 40 and len(set(rows["path"])) == 40
     for place in (0, 17, 39):
@@ -108,12 +112,13 @@ class Interrupted(Exception):
 
 def test_interrupted_runs_go_on(tmp_path, digit_folder):
     model = make_model("supmae", tmp_path)
-    encoder, transform = ImageEncoder(model), load_transform(model)
-    splits = load_splits(str(digit_folder / "train"))
+    encoder, transform = ImageEncoder(model), Preparation.load(model)
+    splits = load_splits(EvaluationDataArguments(image_dir=str(digit_folder / "train")))
 
     def extract(folder, encoder=encoder):
         folder.mkdir(exist_ok=True)
-        extract_features(encoder, splits, transform, folder, 4, use_cpu=True, images_per_file=8)
+        options = {"output_dir": str(folder), "per_device_eval_batch_size": 4, "use_cpu": True}
+        extract_features(encoder, splits, transform, FeatureArguments(model=model, images_per_file=8, **options))
 
     extract(tmp_path / "whole")
 

@@ -9,10 +9,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from supmae_hf import SupMAEForPreTraining
-from supmae_hf.data.transforms import build_image_processor
+from supmae_hf.evaluation.arguments import DeviceArguments
 from supmae_hf.evaluation.few_shot import BENCHMARK, FewShotTask, FineTuning, draw_shots, load_few_shot_data
-from supmae_hf.evaluation.models import load_transform
 from supmae_hf.evaluation.probes import select_probe
+from supmae_hf.preparation import build_image_processor
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def digits_data():
 
 
 def make_task(name, data):
-    return FewShotTask(name, "model", data, load_transform(name), use_cpu=True)
+    return FewShotTask(name, "model", data, DeviceArguments(use_cpu=True))
 
 
 def test_shots_are_balanced_and_follow_the_seed():

@@ -9,9 +9,9 @@ from supmae_hf import SupMAEModel
 from supmae_hf.evaluation.models import (
     ImageEncoder,
     load_classifier,
-    load_transform,
     map_classes,
 )
+from supmae_hf.preparation import Preparation
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def image(photographs):
 @pytest.mark.parametrize("family", ENCODERS)
 def test_transform_in_two_steps_is_the_processor(family, tmp_path, image):
     name = make_model(family, tmp_path)
-    transform = load_transform(name)
+    transform = Preparation.load(name)
     expected = AutoImageProcessor.from_pretrained(name)(image, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(transform(image), expected)
     cropped = transform.crop(image)
@@ -35,7 +35,7 @@ def test_transform_in_two_steps_is_the_processor(family, tmp_path, image):
 def test_classifiers_load(family, tmp_path, image):
     name = make_model(family, tmp_path)
     model = load_classifier(name)
-    logits = model(load_transform(name)(image)[None]).logits[0]
+    logits = model(Preparation.load(name)(image)[None]).logits[0]
     best = pipeline("image-classification", model=name)(image, top_k=1)[0]
     assert best["label"] == model.config.id2label[logits.argmax().item()]
     assert map_classes(list("9876543210"), model) == list(range(9, -1, -1))
@@ -53,7 +53,7 @@ def test_missing_models(tmp_path):
     name = make_model("vit", tmp_path)
     (tmp_path / "vit" / "preprocessor_config.json").unlink()
     with pytest.raises(OSError, match="has no image processor"):
-        load_transform(name)
+        Preparation.load(name)
 
 
 def tokens_of(family, name, images):

@@ -9,6 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from supmae_hf import SupMAEForImageClassification
 from supmae_hf.data.dataset import collate
+from supmae_hf.evaluation.arguments import DeviceArguments
 from supmae_hf.evaluation.probes import (
     LinearProbe,
     LinearProbeArguments,
@@ -17,6 +18,9 @@ from supmae_hf.evaluation.probes import (
     fit_logistic,
 )
 from supmae_hf.training.knn import knn_scores
+
+
+DEVICE = DeviceArguments(per_device_eval_batch_size=16, use_cpu=True)
 
 
 def arguments(tmp_path, **fields):
@@ -102,7 +106,7 @@ def test_lars_steps_equal_the_formula(tmp_path):
 @pytest.mark.parametrize("use_mean_pooling", [True, False])
 def test_features_are_what_the_classifier_sees(tmp_path, use_mean_pooling):
     model = build(use_mean_pooling).eval()
-    features, labels = compute_features(model, items(), batch_size=16)
+    features, labels = compute_features(model, items(), DEVICE)
     assert features.shape == (60, 64) and labels.tolist() == load_digits().target[:60].tolist()
     with torch.no_grad():
         expected = model(digit_pixel_values(range(60))).logits
@@ -113,7 +117,7 @@ def test_features_are_what_the_classifier_sees(tmp_path, use_mean_pooling):
 def test_logistic_regression_becomes_the_classifier(tmp_path, classes, num_labels):
     model = build(num_labels=num_labels).eval()
     train = items(100, classes)
-    features, labels = compute_features(model, train, batch_size=16)
+    features, labels = compute_features(model, train, DEVICE)
     fit_logistic(model, features, labels, c=0.5)
     scaler = StandardScaler().fit(features)
     regression = LogisticRegression(C=0.5, max_iter=2000).fit(scaler.transform(features), labels)
@@ -126,7 +130,7 @@ def test_logistic_regression_becomes_the_classifier(tmp_path, classes, num_label
 
 def test_neighbors_vote(tmp_path):
     model = build().eval()
-    features, labels = compute_features(model, items(100), batch_size=16)
+    features, labels = compute_features(model, items(100), DEVICE)
     scores = knn_scores(features[:80], labels[:80], features[80:], num_labels=12, num_neighbors=5)
     expected = KNeighborsClassifier(5, weights="distance", metric="cosine").fit(features[:80], labels[:80])
     assert scores.shape == (20, 12) and scores[:, 10:].sum() == 0

@@ -7,7 +7,6 @@ from sklearn.metrics import accuracy_score
 from timm.data import ImageNetInfo
 
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, Corrupt, corrupt
-from supmae_hf.evaluation.models import load_transform
 from supmae_hf.evaluation.robustness import (
     ALEXNET_ERRORS,
     corruption_errors,
@@ -16,6 +15,7 @@ from supmae_hf.evaluation.robustness import (
     subset_accuracy,
     subset_classes,
 )
+from supmae_hf.preparation import Preparation
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_bad_corruptions(photographs):
 
 
 def test_corruption_comes_between_crop_and_normalisation(tmp_path, photographs):
-    transform = load_transform(make_model("vit", tmp_path))
+    transform = Preparation.load(make_model("vit", tmp_path))
     image = Image.fromarray(photographs[0])
     result = Corrupt(transform, "contrast", 5)(image)  # which is not random
     torch.testing.assert_close(result, transform.normalize(corrupt(transform.crop(image), "contrast", 5)))

@@ -9,8 +9,8 @@ from conftest import ROOT, reference_config, run_example
 
 from supmae_hf import SupMAEForPreTraining
 from supmae_hf.data.targets import train_word_tokenizer
-from supmae_hf.data.transforms import build_image_processor
 from supmae_hf.evaluation.zero_shot import class_tokens, load_captioner, zero_shot_function
+from supmae_hf.preparation import build_image_processor
 
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -10,7 +10,7 @@ from conftest import reference_config
 from safetensors.torch import save_file
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
-from supmae_hf.data.transforms import build_image_processor
+from supmae_hf.preparation import build_image_processor
 
 
 SIZES = {

@@ -4,14 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, TINY, run_example
+from conftest import ROOT, TINY, load_data, run_example
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from supmae_hf import SupMAEForPreTraining
 from supmae_hf.data.dataset import ImageDataset, collate
-from supmae_hf.data.sources import load_training_data
-from supmae_hf.data.transforms import load_image_processor
+from supmae_hf.preparation import load_image_processor
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def vit(tmp_path_factory) -> str:
     }
     model = ViTForImageClassification(ViTConfig(image_size=32, **fields, num_labels=10))
     processor = ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.3] * 3, image_std=[0.4] * 3)
-    data = load_training_data()
+    data = load_data()
     parts = []
     for split in (data.train, data.validation):
         dataset = ImageDataset(split, data.labels, processor)
@@ -72,7 +71,7 @@ def go_on(vit: str | None, cwd, *arguments) -> tuple[SupMAEForPreTraining, list[
 
 def neighbors_of_the_vit(vit: str) -> float:
     """The accuracy of nearest neighbours by the stock ViT's class token, on the images of [`go_on`]."""
-    data, processor = load_training_data(max_train_samples=700, max_eval_samples=180), load_image_processor(vit)
+    data, processor = load_data(max_train_samples=700, max_eval_samples=180), load_image_processor(vit)
     model, parts = ViTForImageClassification.from_pretrained(vit), []
     for split in (data.train, data.validation):
         batch = collate(list(ImageDataset(split, data.labels, processor)))

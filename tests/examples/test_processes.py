@@ -13,9 +13,10 @@ from evaluation.zoo import make_model
 from safetensors.torch import load_file
 
 from supmae_hf import SupMAEConfig, SupMAEForPreTraining
-from supmae_hf.data.dataset import collate
-from supmae_hf.training.arguments import DataArguments, ModelArguments, PreTrainingArguments, prepare_pretraining
-from supmae_hf.training.recipes import parse_arguments
+from supmae_hf.cli import parse_arguments
+from supmae_hf.data.arguments import DataArguments
+from supmae_hf.training.arguments import ModelArguments, PreTrainingArguments
+from supmae_hf.training.job import prepare_pretraining
 from supmae_hf.training.trainer import PreTrainer
 
 
@@ -99,11 +100,9 @@ def test_two_processes_evaluate_what_they_save(tmp_path, script):
     said = [entry for entry in log if "eval_accuracy" in entry][-1]
     classes = (ModelArguments, DataArguments, PreTrainingArguments)
     argv = ["--model_name_or_path", str(tmp_path / "out"), "--output_dir", str(tmp_path / "again"), "--use_cpu"]
-    model_args, data_args, args = parse_arguments(classes, "pretrain", DIGITS, argv=[*argv, "--report_to", "none"])
-    model_args.model_config = {}
-    model, processor, train_dataset, eval_dataset = prepare_pretraining(model_args, data_args, args, data_args.load())
-    trainer = PreTrainer(model, args, eval_dataset=eval_dataset, data_collator=collate, processing_class=processor)
-    measured = trainer.evaluate()
+    parsed = parse_arguments(classes, "pretrain", DIGITS, argv=[*argv, "--report_to", "none"])
+    parsed[0].model_config = {}
+    measured = PreTrainer(**prepare_pretraining(parsed).for_trainer()).evaluate()
     for name in ("eval_reconstruction_loss", "eval_classification_loss", "eval_accuracy"):
         assert measured[name] == pytest.approx(said[name], rel=1e-6)
 

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import TINY
+from conftest import TINY, load_images
 from conftest import run_example as run
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.data.dataset import ImageDataset
-from supmae_hf.data.sources import load_evaluation_data
-from supmae_hf.evaluation.models import load_classifier, load_transform, predict
+from supmae_hf.evaluation.arguments import DeviceArguments
+from supmae_hf.evaluation.models import load_classifier, predict
+from supmae_hf.preparation import Preparation
 
 
 SHORT = ["--num_train_epochs", 2, "--warmup_epochs", 0, "--per_device_train_batch_size", 4, "--report_to", "none"]
@@ -68,14 +69,14 @@ def test_from_the_folder_to_the_pipeline(tmp_path, form, fields, flags):
     printed = run(
         "run_finetune.py", "--model_name_or_path", "pre", *data, *learn, "--output_dir", "fine", cwd=tmp_path
     )
-    assert "top1 100.00%" in printed and ("of pre" in printed)  # the same normalisation
+    assert "top-1 accuracy 100.00%" in printed and ("of pre" in printed)  # the same normalisation
     run("run_eval.py", "--models", "fine", "--image_dir", "data", "--output_dir", "table", "--use_cpu", cwd=tmp_path)
     assert json.loads((tmp_path / "table" / "results.json").read_text())[0]["images"] == 24
 
     name = str(tmp_path / "fine")
-    found = load_evaluation_data(str(tmp_path / "data"))
-    images = ImageDataset(found.validation, found.labels, load_transform(name), fields.get("num_channels", 3))
-    logits, _ = predict(load_classifier(name), images, batch_size=5, use_cpu=True)
+    found = load_images(str(tmp_path / "data"))
+    images = ImageDataset(found.validation, found.labels, Preparation.load(name))
+    logits, _ = predict(load_classifier(name), images, DeviceArguments(per_device_eval_batch_size=5, use_cpu=True))
     classify = pipeline("image-classification", model=name, device="cpu")
     for record, row in zip(found.validation, logits):
         file = record["image"]["path"]

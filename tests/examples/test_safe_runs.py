@@ -23,7 +23,7 @@ from test_records import tree, write
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining, records
-from supmae_hf.data.transforms import build_image_processor
+from supmae_hf.preparation import build_image_processor
 from supmae_hf.records import MANIFEST, complete_checkpoint, find_checkpoint, list_checkpoints
 
 

@@ -37,7 +37,7 @@ def test_pretrain_then_finetune_on_the_digits(tmp_path):
 
     arguments = ["--model_name_or_path", "pre", "--output_dir", "fine", *limits]
     printed = run("run_finetune.py", *arguments, cwd=tmp_path)
-    assert "held-out images: top1" in printed and "top5" in printed
+    assert "held-out images: top-1 accuracy" in printed and "top5" in printed
     digit = Image.fromarray((load_digits().images[0] * 15).astype(np.uint8))
     labels = pipeline("image-classification", model=str(tmp_path / "fine"))(digit)
     assert {label["label"] for label in labels} <= set("0123456789")
@@ -100,7 +100,7 @@ def test_linear_probes(tmp_path):
     for probe in ("lars", "logistic", "knn"):
         arguments = ["--model_name_or_path", "pre", "--probe", probe, "--output_dir", probe, *limits]
         printed = run("run_linear_probe.py", *arguments, cwd=tmp_path)
-        assert f"Probed ({probe})" in printed and "top1" in printed
+        assert f"Probed ({probe})" in printed and "top-1" in printed
         assert "eval_top1" in json.loads((tmp_path / probe / "eval_results.json").read_text())
     for probe in ("lars", "logistic"):
         digit = Image.fromarray((load_digits().images[0] * 15).astype(np.uint8))

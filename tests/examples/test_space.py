@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, TINY, digit_images, free_port, run_example
 from PIL import Image
 
-from supmae_hf.data.transforms import IMAGENET_MEAN
+from supmae_hf.preparation import IMAGENET_MEAN
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

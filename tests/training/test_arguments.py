@@ -3,16 +3,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from supmae_hf.cli import parse_arguments, read_recipe
+from supmae_hf.data.arguments import DataArguments
 from supmae_hf.evaluation.probes import LinearProbeArguments
 from supmae_hf.evaluation.segmentation import SegmentationDataArguments, UperNetArguments
 from supmae_hf.training.arguments import (
-    DataArguments,
     FineTuningArguments,
     ModelArguments,
     PreTrainingArguments,
     SegmentationArguments,
 )
-from supmae_hf.training.recipes import parse_arguments, read_recipe
 
 
 CLASSES = (ModelArguments, DataArguments, PreTrainingArguments)

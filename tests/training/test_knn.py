@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, example_command, run_command, run_example
+from conftest import TINY, example_command, load_data, run_command, run_example
 from sklearn.neighbors import KNeighborsClassifier
 
 from supmae_hf import SupMAEForPreTraining, SupMAEModel
 from supmae_hf.data.dataset import ImageDataset, collate
-from supmae_hf.data.sources import load_training_data
-from supmae_hf.data.transforms import load_image_processor
+from supmae_hf.preparation import load_image_processor
 
 
 RUN = ["--model_config", json.dumps(TINY), "--num_train_epochs", 2, "--warmup_epochs", 1, "--report_to", "none"]
@@ -24,7 +23,7 @@ def log_of(folder) -> list[dict]:
 
 def expected_accuracy(folder) -> float:
     """By the saved encoder, on whole images, with scikit-learn."""
-    data = load_training_data(max_train_samples=300, max_eval_samples=90)
+    data = load_data(max_train_samples=300, max_eval_samples=90)
     encoder, processor = SupMAEModel.from_pretrained(folder), load_image_processor(folder)
     parts = []
     for split in (data.train, data.validation):
@@ -62,7 +61,7 @@ def test_two_processes_have_the_accuracy_of_one(tmp_path):
     run = [*RUN, "--max_eval_samples", 89, "--output_dir", "out"]
     run_command(example_command("run_pretrain.py", *run, processes=2), tmp_path)
     log = [entry["eval_knn_top1"] for entry in log_of(tmp_path / "out") if "eval_knn_top1" in entry]
-    data = load_training_data(max_train_samples=300, max_eval_samples=89)
+    data = load_data(max_train_samples=300, max_eval_samples=89)
     assert all(np.isclose(value * len(data.validation) % 1, 0, atol=1e-6) for value in log)
 
 

@@ -8,10 +8,11 @@ import torch
 from conftest import FIXTURES, ROOT, reference_config
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
-from supmae_hf.checkpoints.convert import revert_original_state_dict
-from supmae_hf.training.arguments import DataArguments, FineTuningArguments, ModelArguments, PreTrainingArguments
+from supmae_hf.cli import parse_arguments
+from supmae_hf.data.arguments import DataArguments
+from supmae_hf.interchange.convert import revert_original_state_dict
+from supmae_hf.training.arguments import FineTuningArguments, ModelArguments, PreTrainingArguments
 from supmae_hf.training.optimization import create_optimizer, create_scheduler, parameter_groups
-from supmae_hf.training.recipes import parse_arguments
 
 
 def recipe(name: str, arguments_class, accumulation: int):

@@ -12,10 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 
-from supmae_hf.data.dataset import ImageDataset, ImageStream, collate_views
+from supmae_hf.data.dataset import Dealing, ImageDataset, ImageStream, collate_views
 from supmae_hf.data.labels import Labels
 from supmae_hf.data.sources import load_digits
-from supmae_hf.data.transforms import TrainTransform, build_image_processor
+from supmae_hf.data.transforms import TrainTransform
+from supmae_hf.preparation import build_image_processor
 
 
 def photographs(count: int) -> datasets.Dataset:
@@ -30,9 +31,9 @@ def photographs(count: int) -> datasets.Dataset:
 
 def of(dataset, num_views: int, **options) -> ImageDataset:
     kind = ImageDataset if isinstance(dataset, datasets.Dataset) else ImageStream
-    transform = TrainTransform(build_image_processor(reference_config()))
+    transform = TrainTransform(build_image_processor(reference_config()), num_views=num_views)
     options = {"num_patches": 16, "seed": 0, **options}
-    return kind(dataset, Labels.of(dataset), transform, num_views=num_views, **options)
+    return kind(dataset, Labels.of(dataset), transform, **options)
 
 
 def test_views_are_crops_of_one_image():
@@ -64,7 +65,7 @@ def test_broken_images_are_counted_once():
 
 def test_streams_pass_over_whole_batches_of_views():
     images = load_digits()["train"].select(range(24))
-    stream = of(images.to_iterable_dataset(num_shards=2), 2, num_images=24, batch_size=4)
+    stream = of(images.to_iterable_dataset(num_shards=2), 2, dealing=Dealing(num_images=24, batch_size=4))
     stream.epoch = 1
     first = list(itertools.islice(stream, 24))
     stream.skip_batches(2)  # of four images, twice each

@@ -15,7 +15,8 @@ from supmae_hf.data.dataset import ImageDataset, collate
 from supmae_hf.data.labels import Labels
 from supmae_hf.data.sources import load_digits
 from supmae_hf.data.targets import Captions, Column, DenseLabels, find_objects, train_word_tokenizer, with_masks
-from supmae_hf.data.transforms import TrainTransform, build_image_processor
+from supmae_hf.data.transforms import TrainTransform
+from supmae_hf.preparation import build_image_processor
 from supmae_hf.supervision_supmae import SUPERVISIONS, UNLABELED
 from supmae_hf.training.arguments import PreTrainingArguments
 from supmae_hf.training.trainer import PreTrainer
@@ -85,7 +86,7 @@ def test_masks_are_cropped_and_flipped_with_their_images():
     data = datasets.Dataset.from_dict(columns, features=features)
     processor = build_image_processor(reference_config(), image_mean=[0.0] * 3, image_std=[1.0] * 3)
     targets = [DenseLabels(["a", "b", "c"], "mask")]
-    for options, transform in (({"seed": 0, "num_views": 2}, TrainTransform(processor)), ({}, processor)):
+    for options, transform in (({"seed": 0}, TrainTransform(processor, num_views=2)), ({}, processor)):
         images = ImageDataset(data, Labels(), transform, targets=targets, **options)
         for position in range(12 if options else 4):
             item = images[position]

@@ -6,21 +6,23 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import Mixup
-from transformers import ViTImageProcessor
 from transformers.utils import logging
 
-from ..image_processing_supmae import SupMAEImageProcessor, channels_last, read_bytes, read_image, to_pixels
+from ..image_processing_supmae import channels_last, read_bytes, read_image
+from ..preparation import Transform
 from ..supervision_supmae import UNLABELED
+from .image_data import ImageData, Split
 from .labels import Labels
 from .sources import find_image_column, shard_sizes, undecoded
 from .targets import Captions, Column, DenseLabels
-from .transforms import FineTuneTransform, TrainTransform, fit_mask, pixel_options, seeded, to_pil
+from .transforms import TrainTransform, as_transform, seeded
 
 
 logger = logging.get_logger(__name__)
@@ -30,8 +32,6 @@ _AGAIN = 10**6
 
 _ROWS_AT_A_TIME = 32  # of a stream
 _GOLDEN = (5**0.5 - 1) / 2  # whose multiples are spread evenly over every interval
-
-_AS_READ = {"input_data_format": "channels_first", "return_tensors": "pt"}
 
 
 # what an image that cannot be decoded or used raises
@@ -55,31 +55,43 @@ class _Images:
 
     def __init__(
         self,
-        dataset: datasets.Dataset | datasets.IterableDataset,
+        dataset: Split,
         labels: Labels,
         transform,
-        num_channels: int = 3,
         image_column: str | None = None,
         num_patches: int | None = None,
         seed: int | None = None,
         skip_bad_images: bool = False,
-        num_views: int = 1,
         targets: Sequence[Captions | DenseLabels | Column] = (),
     ):
         self.image_column = find_image_column(dataset.features, image_column)
         self.dtype = getattr(dataset.features[self.image_column], "dtype", None)  # of a column of arrays
         self.dataset = undecoded(dataset, self.image_column)
-        self.labels = labels
-        self.transform = transform
-        self.num_channels = num_channels
+        self.labels, self.transform, self.seed, self.skip_bad_images = labels, transform, seed, skip_bad_images
         self.num_patches = num_patches
-        self.seed = seed
-        self.skip_bad_images = skip_bad_images
-        self.num_views = num_views
         self.dense = next((target for target in targets if isinstance(target, DenseLabels)), None)
         self.targets = [target for target in targets if target is not self.dense]
         if self.dense is not None and isinstance(self.dataset.features.get(self.dense.column), datasets.Image):
             self.dataset = self.dataset.cast_column(self.dense.column, datasets.Image(decode=False))
+
+    @classmethod
+    def of(cls, data: ImageData, split: Split, transform=None, **options):
+        """The images of a split of `data`, or of a part of one; see [`ImageDataset`] for `transform` and `options`."""
+        options = {"image_column": data.image_column, "skip_bad_images": data.skip_bad_images, **options}
+        return cls(split, data.labels, transform, **options)
+
+    @property
+    def transform(self) -> Transform:
+        return self._transform
+
+    @transform.setter
+    def transform(self, transform):
+        self._transform = as_transform(transform)
+
+    @property
+    def num_views(self) -> int:
+        """Number of views of an image; if above 1, an item's tensors have the shape `(num_views, ...)`: see [`collate_views`]."""
+        return getattr(self.transform, "num_views", 1)
 
     @staticmethod
     def read_file(encoded: dict) -> bytes | None:
@@ -119,26 +131,12 @@ class _Images:
     def _view(self, image, file: bytes | None, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """Pixel values of an image, and its dense labels if there are any, cropped and flipped alike."""
         if mask is None:
-            return {"pixel_values": self._pixels(image, file)}
-        if isinstance(self.transform, TrainTransform):
+            return {"pixel_values": self.transform(image, file)}
+        if hasattr(self.transform, "with_mask"):
             pixels, mask = self.transform.with_mask(image, file, mask)
         else:
-            pixels, mask = self._pixels(image, file), fit_mask(mask, self.transform)
+            pixels, mask = self.transform(image, file), self.transform.fit_mask(mask)
         return {"pixel_values": pixels, self.dense.argument: mask}
-
-    def _pixels(self, image, file: bytes | None) -> torch.Tensor:
-        if isinstance(self.transform, TrainTransform):  # which does not decode all of the image
-            return self.transform(image, file)
-        if isinstance(self.transform, FineTuneTransform):
-            return self.transform(image)
-        processor = getattr(self.transform, "image_processor", self.transform)
-        if isinstance(processor, SupMAEImageProcessor):
-            pixels = to_pixels(image, **pixel_options(processor))
-            return processor(pixels, channels=None, pixel_range=None, **_AS_READ)["pixel_values"][0]
-        image = to_pil(image, self.num_channels)
-        if isinstance(self.transform, ViTImageProcessor):
-            return self.transform(image, return_tensors="pt")["pixel_values"][0]
-        return self.transform(image)
 
     def _item(self, record: dict, place: str, key: tuple[int, ...]) -> dict | None:
         """The model's inputs, or `None` if the image cannot be decoded and is to be skipped."""
@@ -179,15 +177,12 @@ class ImageDataset(_Images, torch.utils.data.Dataset):
     Args:
         dataset (`datasets.Dataset`): The records.
         labels ([`Labels`]): The meaning of the label column.
-        transform: From an image to `pixel_values` of shape `(num_channels, height, width)`: a [`TrainTransform`], a
-            [`FineTuneTransform`], an image processor, or any function of 8-bit PIL images.
-        num_channels: Of the PIL images for the last of these: 1 (grey), 3 (RGB) or 4 (RGBA).
+        transform: From an image to `pixel_values` of shape `(num_channels, height, width)`: a [`Transform`], an image processor,
+            or any function of 8-bit RGB images.
         image_column: Its name, if there are several; see [`find_image_column`].
-        num_patches: For pre-training: items come with masking `noise` of this shape.
+        num_patches: For pre-training: items have masking `noise` of this shape.
         seed: For training: the data set is then indexed by `epoch * len(dataset) + index`, as by [`EpochSampler`].
         skip_bad_images: Whether the next image takes the place of one that cannot be decoded.
-        num_views: Several views of an image, each with its crop and noise, as one item of tensors `(num_views, ...)`; see
-            [`collate_views`].
         targets: What items have beside their label: captions, dense labels, columns of numbers.
         labeled (`Iterable[int]`, *optional*): Indices of the images whose label is used; of all that have one by
             default.
@@ -260,6 +255,33 @@ class EpochSampler(torch.utils.data.Sampler):
         yield from (epochs * self.num_images + order).tolist()
 
 
+@dataclass(frozen=True)
+class Dealing:
+    """
+    Which images of a stream are used, and which of them this process is dealt.
+
+    Args:
+        num_images: For training: the images of an epoch, over all processes. `None` for evaluation.
+        batch_size: For training: images of a batch of one process.
+        shuffle_buffer_size: For training: images among which the next one is drawn.
+        process_index, num_processes: Number of this process, and of all.
+        part: Share of the images that are used at all.
+        label_fraction: Share of the images whose label is used.
+        label_seed: Seed that decides which images these are.
+        labeled_only: Whether images without a label are passed over.
+    """
+
+    num_images: int | None = None
+    batch_size: int = 1
+    shuffle_buffer_size: int = 10_000
+    process_index: int = 0
+    num_processes: int = 1
+    part: float = 1.0
+    label_fraction: float = 1.0
+    label_seed: int = 0
+    labeled_only: bool = False
+
+
 class ImageStream(_Images, torch.utils.data.IterableDataset):
     """
     [`ImageDataset`] for a `datasets.IterableDataset`. What is random about an item follows from the seed, the epoch and
@@ -271,44 +293,22 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
     starts over on its own.
 
     Args:
-        num_images (`int`, *optional*): For training: the images of an epoch, over all processes.
-        batch_size (`int`, *optional*, defaults to 1): For training: images of a batch of one process.
-        shuffle_buffer_size (`int`, *optional*): For training: images among which the next one is drawn.
-        process_index, num_processes: Which process this is, and of how many.
-        part: Share of the images that are used at all.
-        label_fraction, label_seed: Share of the images whose label is used, and which.
-        labeled_only: Whether images without a label are passed over.
+        dealing: For training, and which images and labels are used.
 
     The other arguments are those of [`ImageDataset`]; set `epoch` before each epoch. Items have the number `repeated`: 1 for an
     image that comes again in an epoch, else 0.
     """
 
-    def __init__(
-        self,
-        *args,
-        num_images: int | None = None,
-        batch_size: int = 1,
-        shuffle_buffer_size: int = 10_000,
-        process_index: int = 0,
-        num_processes: int = 1,
-        part: float = 1.0,
-        label_fraction: float = 1.0,
-        label_seed: int = 0,
-        labeled_only: bool = False,
-        **kwargs,
-    ):
+    def __init__(self, *args, dealing: Dealing = Dealing(), **kwargs):
         super().__init__(*args, **kwargs)
-        self.num_images, self.batch_size, self.shuffle_buffer_size = num_images, batch_size, shuffle_buffer_size
-        self.process_index, self.num_processes = process_index, num_processes
-        self.part, self.label_fraction, self.label_seed = part, label_fraction, label_seed
-        self.labeled_only = labeled_only
+        self.dealing, self.num_images, self.batch_size = dealing, dealing.num_images, dealing.batch_size
         self._passed_over = (None, 0)
 
     def __len__(self) -> int:
         """This process's images of an epoch."""
         if self.num_images is None:
             raise TypeError("The stream does not know its length.")
-        return self.num_images // self.num_processes
+        return self.num_images // self.dealing.num_processes
 
     @property
     def epoch(self) -> int:
@@ -338,9 +338,9 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
         num_batches = len(self) // self.batch_size
         # batches are taken from the workers in turn
         shares = [len(range(place, num_batches, num_workers)) * self.batch_size for place in range(worker + 1)]
-        start = self.process_index * len(self) + sum(shares[:-1])
+        start = self.dealing.process_index * len(self) + sum(shares[:-1])
         end = start + shares[-1]
-        are_rows = are_rows and self.part == 1 and self.num_images <= sum(sizes)
+        are_rows = are_rows and self.dealing.part == 1 and self.num_images <= sum(sizes)
         if not are_rows:
             start, end = (place / max(self.num_images, 1) * sum(sizes) for place in (start, end))
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(sizes))
@@ -366,10 +366,10 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
         if self.num_images is None:  # evaluation, where `datasets` deals whole files
             yield from self.dataset
             return
-        generator = np.random.default_rng((self.seed, self.epoch, again, self.process_index, _worker()[0]))
+        generator = np.random.default_rng((self.seed, self.epoch, again, self.dealing.process_index, _worker()[0]))
         buffer = []
         for record in self._records():
-            if len(buffer) < self.shuffle_buffer_size:
+            if len(buffer) < self.dealing.shuffle_buffer_size:
                 buffer.append(record)
                 continue
             place = generator.integers(len(buffer))
@@ -388,9 +388,11 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
                 content = zlib.crc32(
                     (image["bytes"] or image["path"].encode()) if isinstance(image, dict) else repr(image).encode()
                 )
-                if not _is_among(content, self.part, 0):
+                if not _is_among(content, self.dealing.part, 0):
                     continue
-                if self.labeled_only and not self.labels.is_label(*(record[name] for name in self.labels.columns)):
+                if self.dealing.labeled_only and not self.labels.is_label(
+                    *(record[name] for name in self.labels.columns)
+                ):
                     continue
                 if num_passed_over:
                     num_passed_over, decoded = num_passed_over - 1, decoded + 1
@@ -400,7 +402,7 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
                 if item is None:
                     skipped += 1
                     continue
-                if not _is_among(content, self.label_fraction, self.label_seed):
+                if not _is_among(content, self.dealing.label_fraction, self.dealing.label_seed):
                     item["labels"] = torch.full_like(item["labels"], UNLABELED)
                 counts = {"skipped": skipped} if self.skip_bad_images else {}
                 if self.num_images is not None:

@@ -32,7 +32,7 @@ class ImageData:
         notes: What was decided about them, and left out, a line each.
         more_columns: Of captions and dense labels.
         labeled_only: Whether a training stream passes over images without a label.
-        pixel_type: Of the images, once somebody has looked at them; see [`pixel_fields`].
+        skip_bad_images: Whether images that cannot be decoded are left out, or replaced by the next ones.
     """
 
     train: Split | None
@@ -41,7 +41,7 @@ class ImageData:
     labels: Labels
     held_out: str = ""
     notes: list[str] = field(default_factory=list)
-    pixel_type: str = "uint8"
+    skip_bad_images: bool = False
     more_columns: list[str] = field(default_factory=list)
     labeled_only: bool = False
     _classes: dict = field(default_factory=dict, repr=False)

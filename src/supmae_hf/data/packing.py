@@ -76,24 +76,16 @@ class _PackedFiles(Dataset):
 
 
 def write_packed(
-    data: ImageData,
-    start: int,
-    stop: int,
-    path: Path,
-    size: int,
-    quality: int = 90,
-    num_workers: int = 0,
-    skip_bad_images: bool = False,
+    data: ImageData, places: range, path: Path, size: int, quality: int = 90, num_workers: int = 0
 ) -> int:
     """
-    Write the images from `start` to `stop` of `data.validation`, with their labels, as a Parquet file, which appears complete
-    or not at all.
+    Write images of `data.validation`, with their labels, as a Parquet file, which appears complete or not at all.
 
     Args:
-        data: As [`load_splits`] gives it.
+        data: One of the splits of [`load_splits`].
+        places: Places of the images.
         size, quality: See [`pack_image`].
         num_workers: Processes that decode and encode.
-        skip_bad_images: Whether those that cannot be decoded are left out.
 
     Returns:
         The number of images.
@@ -101,9 +93,10 @@ def write_packed(
     Raises:
         ValueError: if an image cannot be decoded; the message names it.
     """
-    records = data.validation.select(range(start, stop))
-    images = ImageDataset(records, data.labels, None, image_column=data.image_column, skip_bad_images=skip_bad_images)
-    loader = DataLoader(_PackedFiles(images, size, quality), 64, num_workers=num_workers, collate_fn=list)
+    records = data.validation.select(places)
+    loader = DataLoader(
+        _PackedFiles(ImageDataset.of(data, records), size, quality), 64, num_workers=num_workers, collate_fn=list
+    )
     with torch.no_grad():
         files = [file for batch in loader for file in batch]
     kept = [index for index, file in enumerate(files) if file is not None]

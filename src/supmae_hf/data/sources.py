@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn import datasets as scikit_learn
 
 from ..supervision_supmae import UNLABELED
+from .arguments import DataArguments, EvaluationDataArguments, ImageArguments
 from .folders import HELD_OUT_SPLITS, check_names, find_splits, read_folder, to_dataset
 from .idx import idx_folder, read_idx
 from .image_data import ImageData, Split, paths_of, shortened
@@ -252,78 +253,68 @@ def undecoded(split: Split, column: str) -> Split:
     return split.cast_column(column, datasets.Image(decode=False))
 
 
-def load_evaluation_data(
-    source: str | None = None,
-    config: str | None = None,
-    split: str | None = None,
-    max_samples: int | None = None,
-    image_column: str | None = None,
-    label_columns: Sequence[str] | None = None,
-    data_dir: str | None = None,
-) -> ImageData:
+def _open(args: ImageArguments, data_dir: str | None = None) -> tuple[dict[str, Split], list[str]]:
+    """The splits that arguments name, by default the digits, and what was left out; `data_dir`: a folder on the Hub."""
+    args.require_folders()
+    source, streaming = args.source, getattr(args, "streaming", False)
+    if data_dir is not None:
+        return load_dataset(source, args.dataset_config_name, data_dir=data_dir), []
+    if source is not None:
+        return open_splits(source, args.dataset_config_name, streaming)
+    return ({name: _stream(split) for name, split in load_digits().items()} if streaming else load_digits()), []
+
+
+def _choose_split(splits: dict[str, Split], name: str | None) -> str:
+    if name not in splits:
+        raise ValueError(f"The data set has no split '{name}', only {sorted(splits)}: name one with `--split`.")
+    return name
+
+
+def load_evaluation_data(args: EvaluationDataArguments, data_dir: str | None = None) -> ImageData:
     """
     Images to evaluate on, as `validation` of the result: those of a folder (if it has splits, the held-out ones), of a split (by
-    default the held-out one) of a data set, or the held-out digits. `data_dir` is a folder in a repository of the Hub.
+    default the held-out one) of a data set, or the held-out digits.
+
+    Args:
+        data_dir: A folder in a repository of the Hub.
 
     Raises:
         FileNotFoundError: if the folder or data set does not exist.
-        ValueError: if there is no such split, or no column of images.
+        ValueError: if there is no such split, no column of images, or not one class per image.
     """
-    if data_dir is not None:
-        splits, notes = load_dataset(source, config, data_dir=data_dir), []
-    else:
-        splits, notes = open_splits(source, config) if source else (load_digits(), [])
-    if split is None and list(splits) == ["train"] and (data_dir or Path(source).is_dir()):
-        split = "train"  # a folder without splits
-    split = split or next((name for name in HELD_OUT_SPLITS if name in splits), None)
-    if split not in splits:
-        raise ValueError(f"The data set has no split '{split}', only {sorted(splits)}: name one with `--split`.")
-    data = splits[split]
-    image_column = find_image_column(data.features, image_column)
-    labels = Labels.of(list(splits.values()) if len(splits) > 1 else data, label_columns)
-    where = f"split '{split}'" if len(splits) > 1 else f"from {source}"
-    return ImageData(None, take(undecoded(data, image_column), max_samples), image_column, labels, where, notes)
+    splits, notes = _open(args, data_dir)
+    name = args.split or next((name for name in HELD_OUT_SPLITS if name in splits), None)
+    if name is None and list(splits) == ["train"] and (data_dir or Path(args.source).is_dir()):
+        name = "train"  # a folder without splits
+    data = splits[_choose_split(splits, name)]
+    labels = Labels.of(list(splits.values()) if len(splits) > 1 else data, args.label_column_name)
+    labels.require_classes("Evaluation", data)
+    return _images_of(args, data, labels, f"split '{name}'" if len(splits) > 1 else "", notes)
 
 
-def load_splits(
-    source: str | None = None,
-    config: str | None = None,
-    split: str | None = None,
-    max_samples: int | None = None,
-    image_column: str | None = None,
-    label_columns: Sequence[str] | None = None,
-) -> dict[str, ImageData]:
+def load_splits(args: EvaluationDataArguments) -> dict[str, ImageData]:
     """
-    Every split, or one, of a folder, a data set or (by default) the digits, as `validation` of an [`ImageData`] of its own.
-    Arguments and errors are those of [`load_evaluation_data`] and [`open_splits`].
+    Every split, or `args.split`, of a folder, a data set or (by default) the digits, as `validation` of an [`ImageData`] of its
+    own. Errors are those of [`load_evaluation_data`], but images may have no labels.
     """
-    splits, notes = open_splits(source, config) if source else (load_digits(), [])
-    if split is not None and split not in splits:
-        raise ValueError(f"The data set has no split '{split}', only {sorted(splits)}: name one with `--split`.")
+    splits, notes = _open(args)
     loaded = {}
-    for name in splits if split is None else [split]:
-        column = find_image_column(splits[name].features, image_column)
-        labels = Labels.of(splits[name], label_columns)
-        images = take(undecoded(splits[name], column), max_samples)
-        where = f"split '{name}'" if len(splits) > 1 else f"from {source}"
-        loaded[name] = ImageData(None, images, column, labels, where, notes if not loaded else [])
+    for name in splits if args.split is None else [_choose_split(splits, args.split)]:
+        labels = Labels.of(splits[name], args.label_column_name)
+        where = f"split '{name}'" if len(splits) > 1 else ""
+        loaded[name] = _images_of(args, splits[name], labels, where, notes if not loaded else [])
     return loaded
 
 
+def _images_of(args: EvaluationDataArguments, split: Split, labels: Labels, where: str, notes: list[str]) -> ImageData:
+    column = find_image_column(split.features, args.image_column_name)
+    where = where or f"from {args.source}"
+    images = take(undecoded(split, column), args.max_samples)
+    return ImageData(None, images, column, labels, where, notes, skip_bad_images=args.skip_bad_images)
+
+
 def load_training_data(
-    source: str | None = None,
-    config: str | None = None,
-    validation_source: str | None = None,
-    unlabeled_sources: Sequence[str] = (),
-    image_column: str | None = None,
-    label_columns: Sequence[str] | None = None,
-    problem_type: str | None = None,
-    num_labels: int | None = None,
-    train_val_split: float = 0.1,
-    streaming: bool = False,
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-    use_labels: bool | None = None,
+    args: DataArguments, problem_type: str | None = None, num_labels: int | None = None
 ) -> ImageData:
     """
     A data set, a folder or (by default) the digits. Without a held-out split of its own, `train_val_split` of the training
@@ -331,24 +322,16 @@ def load_training_data(
     `IterableDataset`.
 
     Args:
-        source, config: A folder or a data set of the Hub, and its configuration; see [`open_splits`].
-        validation_source: A folder of held-out images.
-        unlabeled_sources: Folders of more training images, without labels.
-        image_column, label_columns: See [`find_image_column`] and [`find_label_columns`].
+        args: Which images; the command line's `--help` describes each.
         problem_type, num_labels: See [`Labels.of`].
-        use_labels: Whether to: `False` leaves them aside; by default where there are any.
 
     Raises:
         FileNotFoundError: if a folder does not exist.
         ValueError: if there are no training images, or a stream has no held-out split; if no image is labelled although
             the user named a label column, or the folder has sub-folders.
     """
-    if source is None:
-        splits, notes = load_digits(), []
-        if streaming:
-            splits = {name: _stream(split) for name, split in splits.items()}
-    else:
-        splits, notes = open_splits(source, config, streaming)
+    splits, notes = _open(args)
+    source, label_columns, streaming = args.source, args.label_column_name, args.streaming
     if "train" not in splits:
         raise ValueError(
             f"The data set has no split 'train', only {sorted(splits)}: choose another data set or folder."
@@ -360,24 +343,24 @@ def load_training_data(
             "data set's features with it."
         )
     held_out = {name: splits[name] for name in HELD_OUT_SPLITS if name in splits}
-    if validation_source is not None:
+    if args.validation_dir is not None:
         if held_out:
             notes.append(f"{', '.join(held_out)} of {source} is not used: `--validation_dir` is")
-        more, more_notes = open_splits(validation_source)
+        more, more_notes = open_splits(args.validation_dir)
         if len(more) > 1:
             raise ValueError(
-                f"`--validation_dir` {validation_source} has the splits {sorted(more)}: name one of them."
+                f"`--validation_dir` {args.validation_dir} has the splits {sorted(more)}: name one of them."
             )
-        held_out, notes = {str(validation_source): more["train"]}, notes + more_notes
+        held_out, notes = {str(args.validation_dir): more["train"]}, notes + more_notes
     if not streaming:
         for name, split in held_out.items():
             held_out[name] = _with_classes_of(train, split, name)
 
-    image_column = find_image_column(train.features, image_column)
+    image_column = find_image_column(train.features, args.image_column_name)
     labels = Labels()
-    if use_labels is not False:
+    if args.classification_branch is not False:
         labels = Labels.of([train, *held_out.values()], label_columns, problem_type, num_labels)
-        _require_labels(train, labels, image_column, label_columns, source, use_labels)
+        _require_labels(train, labels, image_column, args)
     if labels.columns and not label_columns and labels.columns != ["label"]:
         notes.append(f"the labels are the column '{labels.columns[0]}'")
     if image_column != "image" or sum(isinstance(x, datasets.Image) for x in train.features.values()) > 1:
@@ -385,9 +368,9 @@ def load_training_data(
     train = undecoded(train, image_column)
     held_out = {name: undecoded(split, image_column) for name, split in held_out.items()}
 
-    name, validation = _choose_held_out(train, held_out, labels, is_given=validation_source is not None)
+    name, validation = _choose_held_out(train, held_out, labels, is_given=args.validation_dir is not None)
     if name is not None:
-        words = f"from {name}" if validation_source else f"split '{name}'"
+        words = f"from {name}" if args.validation_dir else f"split '{name}'"
         blank = isinstance(validation, datasets.Dataset) and (labels.classes(validation) == UNLABELED).all()
         if labels.columns and blank:
             notes.append("the held-out images have no labels")
@@ -399,24 +382,59 @@ def load_training_data(
                 f"A stream needs a held-out split, but there is only {sorted(splits)}: name one (`--validation_dir`), or "
                 "leave out `--streaming`."
             )
-        train, validation = _hold_out(train, labels.classes(train), train_val_split)
-        words = f"{train_val_split:.0%} of the training images, the same in every run"
-    train, more_notes = _add_unlabeled(train, validation, unlabeled_sources, image_column)
+        train, validation = _hold_out(train, labels.classes(train), args.train_val_split)
+        words = f"{args.train_val_split:.0%} of the training images, the same in every run"
+    train, more_notes = _add_unlabeled(train, validation, args.unlabeled_dir or (), image_column)
     if not streaming:  # a stream draws the images of an epoch itself
-        train = take(train, max_train_samples)
-    validation = None if validation is None else take(validation, max_eval_samples)
-    return ImageData(train, validation, image_column, labels, words, notes + more_notes)
+        train = take(train, args.max_train_samples)
+    validation = None if validation is None else take(validation, args.max_eval_samples)
+    notes += more_notes
+    return ImageData(train, validation, image_column, labels, words, notes, skip_bad_images=args.skip_bad_images)
 
 
-def _require_labels(train: Split, labels: Labels, image_column: str, label_columns, source, use_labels: bool | None):
+def load_labeled_data(args: DataArguments, job: str, num_labels: int | None = None) -> ImageData:
+    """
+    [`load_training_data`] with one class per image, without the training images that have no label.
+
+    Args:
+        job: What needs labels, for errors.
+
+    Raises:
+        ValueError: if the label column holds anything else, or a single class.
+    """
+    if args.classification_branch is False:
+        raise ValueError(f"{job} needs labels: leave out `--classification_branch False`.")
+    data = load_training_data(args, num_labels=num_labels)
+    data.labels.require_classes(job, data.train)
+    if isinstance(data.train, datasets.IterableDataset):
+        data.labeled_only = True
+        if args.label_fraction < 1:
+            raise ValueError(f"{job} on a part of the labels reads all images: leave out `--streaming`.")
+        return data
+    labeled = data.labels.find_labeled(data.train, args.label_fraction, args.label_seed)
+    if not labeled:
+        raise ValueError(f"{job} needs labels, but column '{data.labels.columns[0]}' has none.")
+    if len(data.labels.names) == 1:
+        raise ValueError(
+            f"{job} needs two classes or more, but all images are of the class '{data.labels.names[0]}': a class is a "
+            "sub-folder, or a value of the label column."
+        )
+    if len(labeled) < len(data.train):
+        data.notes.append(f"{len(data.train) - len(labeled)} training images without a label are left out")
+        data.train = data.train.select(labeled)
+    return data
+
+
+def _require_labels(train: Split, labels: Labels, image_column: str, args: DataArguments):
     if isinstance(train, datasets.IterableDataset) or (labels.classes(train) != UNLABELED).any():
         return
     way_out = "pass `--classification_branch False` to train without labels (MAE)."
-    if label_columns or use_labels:
+    if args.label_column_name or args.classification_branch:
         where = f"in {labels.columns}" if labels.columns else f"among the columns {list(train.features)}"
         raise ValueError(
             f"No training image has a label {where}: name a column with `--label_column_name`, or {way_out}"
         )
+    source = args.source
     if source is not None and Path(source).is_dir() and not is_table(source):
         root = find_splits(source).get("train", Path(source))
         below = [path for path in paths_of(train, image_column) if path and Path(path).parent != root]

@@ -10,11 +10,13 @@ import torch
 
 from ..configuration_supmae import SupMAEConfig
 from ..image_processing_supmae import SupMAEImageProcessor, to_pixels
+from ..preparation import IMAGENET_MEAN, IMAGENET_STD, load_image_processor
+from .arguments import DataArguments
 from .dataset import UNREADABLE, ImageDataset, name_of, say_unreadable
 from .image_data import ImageData
 from .labels import Labels
 from .sources import take
-from .transforms import IMAGENET_MEAN, IMAGENET_STD, load_image_processor, normalization
+from .transforms import as_transform
 
 
 _NUM_LOOKED_AT = 100  # images, for their type
@@ -22,10 +24,9 @@ MAX_IMAGES = 2_000  # for mean and standard deviation
 _UNSIGNED_16_BIT = (0, 65535)
 
 
-def _images(data: ImageData, count: int, skip_bad_images: bool) -> Iterator:
+def _images(data: ImageData, count: int) -> Iterator:
     """Pairs of a name and an image as [`read_image`] gives it, drawn from the training images."""
-    train = take(data.train, count)
-    reader = ImageDataset(train, Labels(), None, image_column=data.image_column)
+    reader = ImageDataset(take(data.train, count), Labels(), None, image_column=data.image_column)
     for index, record in enumerate(islice(reader.dataset, count)):
         encoded = record[data.image_column]
         name = name_of(encoded, f"image {index}")
@@ -34,7 +35,7 @@ def _images(data: ImageData, count: int, skip_bad_images: bool) -> Iterator:
             if hasattr(image, "load"):
                 image.load()
         except UNREADABLE as error:
-            if not skip_bad_images:
+            if not data.skip_bad_images:
                 raise ValueError(say_unreadable(name, error)) from error
             continue
         yield name, image
@@ -46,7 +47,7 @@ def _type_of(image) -> str:
 
 
 def channel_statistics(
-    data: ImageData, options: dict, max_images: int = MAX_IMAGES, skip_bad_images: bool = False
+    data: ImageData, options: dict, max_images: int = MAX_IMAGES
 ) -> tuple[list[float], list[float]]:
     """
     Mean and standard deviation of each channel over all pixels of at most `max_images` training images.
@@ -55,7 +56,7 @@ def channel_statistics(
         options: See [`to_pixels`].
     """
     count, total, squares = 0, 0, 0
-    for _, image in _images(data, max_images, skip_bad_images):
+    for _, image in _images(data, max_images):
         pixels = to_pixels(image, **options)
         pixels = (pixels / 255 if pixels.dtype == torch.uint8 else pixels).flatten(1).double()
         count += pixels.shape[1]
@@ -67,33 +68,24 @@ def channel_statistics(
 
 
 def pixel_fields(
-    data: ImageData,
-    config: SupMAEConfig,
-    source: str | None = None,
-    channels: Sequence[int] | None = None,
-    pixel_range: Sequence[float] | None = None,
-    image_mean: Sequence[float] | None = None,
-    image_std: Sequence[float] | None = None,
-    from_data: bool = False,
-    skip_bad_images: bool = False,
+    data: ImageData, args: DataArguments, config: SupMAEConfig, checkpoint: str | None = None
 ) -> tuple[dict, str]:
     """
-    How the pixels of a data set become a model's input: what [`build_image_processor`] is to be given, and a line that says
-    so. What is not given is the starting checkpoint's, or else follows from a look at 100 training images.
+    How the pixels of a data set become a model's input: arguments for [`build_image_processor`], and a line that describes
+    them. What `args` leaves open is the starting checkpoint's, or else follows from a look at 100 training images.
 
     Args:
-        source: The checkpoint that training starts from.
-        channels, pixel_range: See [`to_pixels`].
-        image_mean, image_std: Of each channel, or one number for all.
-        from_data: Whether to compute them from the training images, in any case.
+        args: Channels, range of pixels, mean and standard deviation, as far as they are given.
+        checkpoint: The checkpoint that training starts from.
 
     Raises:
         ValueError: if an image looked at has pixels of an unknown range, or other channels than the model.
     """
-    fields, known = {"channels": channels, "pixel_range": pixel_range}, load_image_processor(source)
+    fields = {"channels": args.channels, "pixel_range": args.pixel_range}
+    known = load_image_processor(checkpoint)
     if isinstance(known, SupMAEImageProcessor):
         fields = {name: getattr(known, name) if value is None else value for name, value in fields.items()}
-    looked_at = list(_images(data, _NUM_LOOKED_AT, skip_bad_images))
+    looked_at = list(_images(data, _NUM_LOOKED_AT))
     if not looked_at:
         raise ValueError("None of the images looked at can be decoded.")
     types = {_type_of(image) for _, image in looked_at}
@@ -116,21 +108,19 @@ def pixel_fields(
     is_plain_rgb = (
         fields == {"channels": None, "pixel_range": None, "pixel_type": "uint8"} and config.num_channels == 3
     )
-    if image_mean is not None:
-        mean, std, whose = _each(image_mean, config, "image_mean"), _each(image_std, config, "image_std"), "as given"
-    elif (
-        not from_data
-        and normalization(known) is not None
-        and len(np.atleast_1d(normalization(known)[0])) in (1, config.num_channels)
-    ):
-        mean, std = (_each(values, config, "image_mean") for values in normalization(known))
-        whose = f"of {source}"
+    from_data = args.normalization == "dataset"
+    theirs = None if known is None or from_data else as_transform(known)
+    if args.image_mean is not None:
+        mean, std, whose = args.image_mean, args.image_std, "as given"
+    elif theirs is not None and len(np.atleast_1d(theirs.mean or [])) in (1, config.num_channels):
+        mean, std, whose = theirs.mean, theirs.std, f"of {checkpoint}"
     elif is_plain_rgb and not from_data:
-        mean, std, whose = list(IMAGENET_MEAN), list(IMAGENET_STD), "of ImageNet"
+        mean, std, whose = IMAGENET_MEAN, IMAGENET_STD, "of ImageNet"
     else:
-        mean, std = channel_statistics(data, options, skip_bad_images=skip_bad_images)
+        mean, std = channel_statistics(data, options)
         number = MAX_IMAGES if isinstance(data.train, datasets.IterableDataset) else min(len(data.train), MAX_IMAGES)
         whose = f"of {number} training images"
+    mean, std = _each(mean, config, "image_mean"), _each(std, config, "image_std")
     channel_words = "" if fields["channels"] is None else f" (of each image {list(fields['channels'])})"
     if fields["pixel_range"] is not None and not words:
         words = f", from {fields['pixel_range'][0]:g} (black) to {fields['pixel_range'][1]:g} (white)"

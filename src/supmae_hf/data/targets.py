@@ -22,7 +22,6 @@ BOXES, CATEGORIES = "bbox", "category"
 BACKGROUND = "background"
 IGNORED = 255  # in masks, as segmentation data sets have it
 
-_NAMES = "`dense_classes` in `--model_config`"
 _CHUNK = 1000  # captions at a time
 
 
@@ -117,36 +116,6 @@ def check_num_classes(num_classes: int, name: str):
         )
 
 
-def classes_of_mask(
-    mask: np.ndarray, size: tuple[int, int], num_classes: int, reduce_labels: bool, where: str, name: str
-) -> np.ndarray:
-    """
-    The classes of pixels, -100 where there is none: at 255, and with `reduce_labels` at 0.
-
-    Args:
-        mask: The values of pixels.
-        size: Height and width of its image.
-        where, name: Of the mask and of the number of classes, for errors.
-
-    Raises:
-        ValueError: if the mask is not of its image's size, or holds a value that is no class.
-    """
-    if mask.shape != size:
-        raise ValueError(
-            f"{where} has the shape {mask.shape}, but its image is {size[0]}x{size[1]} pixels (height x width)"
-        )
-    mask = mask.astype(np.int64)
-    nothing = (mask == IGNORED) | (reduce_labels & (mask == 0))
-    mask -= reduce_labels
-    wrong = mask[~nothing & ((mask < 0) | (mask >= num_classes))]
-    if wrong.size:
-        raise ValueError(
-            f"{where} holds class {wrong[0]}, outside [0, {num_classes}): correct {name}, or pass `--reduce_labels` if 0 means no "
-            "class"
-        )
-    return np.where(nothing, UNLABELED, mask)
-
-
 class DenseLabels:
     """
     Masks, or boxes drawn on one, as classes of pixels: see [`SupMAEDenseHead`]. Pixels that no box covers are of class 0,
@@ -157,7 +126,8 @@ class DenseLabels:
         column: Of masks, images of class indices (255 is no class), or of objects in the format of COCO on the Hub: `bbox` of left,
             top, width and height in pixels, and `category`.
         categories: Of objects, what stands for the classes from 1 on.
-        reduce_labels: Mask value 0 is no class, and class 0 is stored as 1, as in ADE20K.
+        reduce_labels: Whether mask value 0 is no class and class 0 is stored as 1, as in ADE20K.
+        flag: The setting that names the classes, for errors.
 
     Raises:
         ValueError: if masks have more than 255 classes.
@@ -165,11 +135,18 @@ class DenseLabels:
 
     argument = "segmentation_maps"
 
-    def __init__(self, names: list[str], column: str, categories: list | None = None, reduce_labels: bool = False):
-        self.names, self.column, self.reduce_labels = names, column, reduce_labels
+    def __init__(
+        self,
+        names: list[str],
+        column: str,
+        categories: list | None = None,
+        reduce_labels: bool = False,
+        flag: str = "`dense_classes` in `--model_config`",
+    ):
+        self.names, self.column, self.reduce_labels, self.flag = names, column, reduce_labels, flag
         self._places = None if categories is None else {value: place for place, value in enumerate(categories, 1)}
         if categories is None:
-            check_num_classes(len(names), _NAMES)
+            check_num_classes(len(names), flag)
 
     def encode(self, record: Mapping, size: tuple[int, int], read: Callable) -> torch.Tensor:
         """
@@ -190,7 +167,20 @@ class DenseLabels:
     def _read(self, encoded, size: tuple[int, int], read: Callable) -> np.ndarray:
         where = (encoded.get("path") if isinstance(encoded, dict) else None) or "a mask"
         mask = np.array(read(encoded)[0]).squeeze()
-        return classes_of_mask(mask, size, len(self.names), self.reduce_labels, where, _NAMES)
+        if mask.shape != size:
+            raise ValueError(
+                f"{where} has the shape {mask.shape}, but its image is {size[0]}x{size[1]} pixels (height x width)"
+            )
+        mask = mask.astype(np.int64)
+        nothing = (mask == IGNORED) | (self.reduce_labels & (mask == 0))
+        mask -= self.reduce_labels
+        wrong = mask[~nothing & ((mask < 0) | (mask >= len(self.names)))]
+        if wrong.size:
+            raise ValueError(
+                f"{where} holds class {wrong[0]}, outside [0, {len(self.names)}): correct {self.flag}, or pass `--reduce_labels` if "
+                "0 means no class"
+            )
+        return np.where(nothing, UNLABELED, mask)
 
     def _draw(self, objects: Mapping, size: tuple[int, int]) -> np.ndarray:
         mask = np.zeros(size, dtype=np.int64)

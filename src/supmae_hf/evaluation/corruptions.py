@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ..data.transforms import seed_of, seeded
+from ..preparation import Preparation, Transform
 
 
 # in the order of the paper's tables
@@ -74,15 +75,19 @@ def corrupt(image: Image.Image, name: str, severity: int, *key: int) -> Image.Im
     return Image.fromarray(pixels).convert(image.mode)
 
 
-class Corrupt:
+class Corrupt(Transform):
     """
-    An [`ImageTransform`] that corrupts each image after it was cropped and before it is normalised, as ImageNet-C was
-    made. What is random about it follows from the image.
+    Corrupts each image between crop and normalisation, as ImageNet-C was made. The random part follows from the image.
+
+    Args:
+        preparation ([`Preparation`]): What the image goes through.
+        name, severity: See [`corrupt`].
     """
 
-    def __init__(self, transform, name: str, severity: int):
-        self.transform, self.name, self.severity = transform, name, severity
+    def __init__(self, preparation: Preparation, name: str, severity: int):
+        self.preparation, self.name, self.severity = preparation, name, severity
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        image = self.transform.crop(image)
-        return self.transform.normalize(corrupt(image, self.name, self.severity, zlib.crc32(image.tobytes())))
+    def __call__(self, image: Image.Image | np.ndarray, file: bytes | None = None) -> torch.Tensor:
+        image = self.preparation.crop(image)
+        corrupted = corrupt(image, self.name, self.severity, zlib.crc32(image.tobytes()))
+        return self.preparation.normalize(corrupted)

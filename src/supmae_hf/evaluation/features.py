@@ -20,8 +20,11 @@ from tqdm.auto import tqdm
 from ..data.dataset import ImageDataset, collate
 from ..data.image_data import ImageData
 from ..data.labels import Labels
+from ..image_processing_supmae import read_bytes, read_image
+from ..preparation import Preparation
 from ..records import Record, on_main_process, set_aside, unfinished_name
 from ..supervision_supmae import UNLABELED
+from .arguments import FeatureArguments
 from .models import ImageEncoder
 
 
@@ -35,8 +38,9 @@ class Part:
     path: Path
 
 
-def parts_of(sizes: dict[str, int], folder: str | Path, images_per_file: int) -> list[Part]:
-    """The files of splits of these sizes."""
+def parts_of(splits: dict[str, ImageData], folder: str | Path, images_per_file: int) -> list[Part]:
+    """The files of splits."""
+    sizes = {name: len(data.validation) for name, data in splits.items()}
     return [
         Part(split, start, min(start + images_per_file, size), Path(folder) / f"{split}-{number:05d}.parquet")
         for split, size in sizes.items()
@@ -83,35 +87,20 @@ def _label_feature(labels: Labels):
 
 @torch.no_grad()
 def extract_features(
-    encoder: ImageEncoder,
-    splits: dict[str, ImageData],
-    transform,
-    folder: str | Path,
-    batch_size: int,
-    num_workers: int = 0,
-    use_cpu: bool = False,
-    images_per_file: int = 2000,
-    with_tokens: bool = False,
-    skip_bad_images: bool = False,
-    num_channels: int = 3,
+    encoder: ImageEncoder, splits: dict[str, ImageData], preparation: Preparation, args: FeatureArguments
 ):
     """
-    Write one row per image of `splits` into `folder`: `path` (if the image is a file), `index` (its place in the split),
-    `label` (class name, or what there is; `None` for an image without a label), `vector`, and, `with_tokens`, `tokens`
-    `(num_patches, hidden_size)`. Each file appears complete or not at all, and those that are there are left alone: an
+    Write one row per image of `splits` into `args.output_dir`: `path` (if the image is a file), `index` (its place in the
+    split), `label` (class name, or what there is; `None` for an image without a label), `vector`, and, with `args.tokens`,
+    `tokens` `(num_patches, hidden_size)`. Each file appears complete or not at all, and those that are there are left alone: an
     interrupted run goes on, and the processes that `accelerate launch` started share the files among them.
-
-    Args:
-        transform: See [`ImageDataset`].
-        images_per_file: Rows of a file.
-        skip_bad_images: Whether images that cannot be decoded are left out.
 
     Raises:
         ValueError: if the model has no tokens, or an image cannot be decoded.
     """
-    accelerator = Accelerator(cpu=use_cpu)
+    accelerator = Accelerator(cpu=args.use_cpu)
     encoder.to(accelerator.device).eval()
-    parts = parts_of({name: len(data.validation) for name, data in splits.items()}, folder, images_per_file)
+    parts = parts_of(splits, args.output_dir, args.images_per_file)
     # what is missing is shared out, so that no process is left with files that are there
     missing = on_main_process(missing_parts, parts)
     mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -123,15 +112,12 @@ def extract_features(
     for part in mine:
         data = splits[part.split]
         records = data.validation.select(range(part.start, part.stop))
-        dataset = ImageDataset(
-            records,
-            data.labels,
-            transform,
-            num_channels,
-            image_column=data.image_column,
-            skip_bad_images=skip_bad_images,
+        loader = torch.utils.data.DataLoader(
+            ImageDataset.of(data, records, preparation),
+            args.per_device_eval_batch_size,
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
         )
-        loader = torch.utils.data.DataLoader(dataset, batch_size, collate_fn=collate, num_workers=num_workers)
         columns = {"vector": [], "tokens": []}
         kept = []
         for batch in loader:
@@ -141,7 +127,7 @@ def extract_features(
             keep = batch.get("skipped", torch.zeros(len(vectors))) == 0
             kept.append(keep.numpy())
             columns["vector"].append(vectors.float().cpu()[keep].numpy())
-            if with_tokens:
+            if args.tokens:
                 if tokens is None:
                     raise ValueError(f"'{encoder.name}' has no tokens of patches: leave out `--tokens`.")
                 columns["tokens"].append(tokens.float().cpu()[keep].numpy())
@@ -195,20 +181,18 @@ def read_features(folder: str | Path) -> datasets.Dataset:
 
 @torch.no_grad()
 def nearest(
-    encoder: ImageEncoder, features: datasets.Dataset, pictures: list[str], transform, num_channels: int, number: int
+    encoder: ImageEncoder, features: datasets.Dataset, pictures: list[str], preparation: Preparation, number: int
 ) -> Iterator[tuple[str, list[dict]]]:
     """
     For each file of `pictures` the `number` rows of `features` (see [`read_features`]) whose vectors have the largest cosine
     similarity to its own, with that as `similarity`.
     """
-    files = datasets.Dataset.from_dict({"image": [str(path) for path in pictures]})
-    files = files.cast_column("image", datasets.Image(decode=False))
-    dataset = ImageDataset(files, Labels(), transform, num_channels)
+    device = next(encoder.parameters()).device
     index = NearestNeighbors(n_neighbors=min(number, len(features)), metric="cosine")
     index.fit(features.with_format("numpy")["vector"][:])
-    for place, path in enumerate(pictures):
-        device = next(encoder.parameters()).device
-        vector = encoder(dataset[place]["pixel_values"].unsqueeze(0).to(device)).float().cpu().numpy()
+    for path in pictures:
+        pixel_values = preparation(read_image(read_bytes(path))).unsqueeze(0)
+        vector = encoder(pixel_values.to(device)).float().cpu().numpy()
         distances, rows = index.kneighbors(vector)
         found = features.remove_columns("vector").select(rows[0])
         yield path, [{**row, "similarity": 1 - float(d)} for row, d in zip(found, distances[0])]

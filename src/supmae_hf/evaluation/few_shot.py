@@ -7,21 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.model_selection import StratifiedShuffleSplit
 from torch import nn
-from torchvision.transforms import v2
 from transformers import PrinterCallback
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging
 
+from ..data.arguments import DataArguments
 from ..data.dataset import ImageDataset, collate
 from ..data.image_data import ImageData
+from ..data.sources import load_labeled_data
 from ..data.transforms import TrainTransform, seed_of
-from ..image_processing_supmae import SupMAEImageProcessor
-from ..training.arguments import DataArguments, RecipeArguments
-from ..training.trainer import RecipeTrainer, leave
-from .models import ImageEncoder, ImageTransform, predict
+from ..preparation import Preparation
+from ..training.arguments import RecipeArguments
+from ..training.loop import leave
+from ..training.trainer import RecipeTrainer
+from .models import ImageEncoder, predict
 from .probes import select_probe
 
 
@@ -66,7 +67,7 @@ def load_few_shot_data(name: str) -> ImageData:
         arguments = DataArguments(dataset_name=BENCHMARK[name], label_column_name=["cls"])
     else:
         arguments = DataArguments(dataset_name=name)
-    data = arguments.load_labeled("Few-shot transfer")
+    data = load_labeled_data(arguments, "Few-shot transfer")
     print(f"\n{name}\n\n{data.table()}\n", flush=True)
     return data
 
@@ -94,25 +95,6 @@ def draw_shots(classes: np.ndarray, shots: int, seed: int) -> np.ndarray:
             logger.warning(f"Class {label} has only {len(places)} training images of the {shots} asked for.")
         drawn.append(places)
     return np.sort(np.concatenate(drawn))
-
-
-class Augment:
-    """
-    An [`ImageTransform`] with random resized crops and flips instead of its crop, for fine-tuning on 8-bit images;
-    [`TrainTransform`] does the same for others.
-    """
-
-    def __init__(self, transform: ImageTransform, size: tuple[int, int], flip: bool):
-        self.transform = transform
-        self.augmentation = v2.Compose(
-            [
-                v2.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
-                v2.RandomHorizontalFlip(0.5 if flip else 0.0),
-            ]
-        )
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self.transform.normalize(self.augmentation(image))
 
 
 class EncoderClassifier(nn.Module):
@@ -152,34 +134,16 @@ class FewShotTask:
         name: The encoder's checkpoint.
         pooling: See [`ImageEncoder`].
         data: From [`load_few_shot_data`].
-        transform: The checkpoint's.
-        batch_size, num_workers, use_cpu: See [`predict`].
+        args ([`DeviceArguments`]): Batch size, workers and device.
     """
 
-    def __init__(
-        self,
-        name: str,
-        pooling: str,
-        data: ImageData,
-        transform: ImageTransform,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        use_cpu: bool = False,
-    ):
-        self.transform = transform
-        self.options = {"batch_size": batch_size, "num_workers": num_workers, "use_cpu": use_cpu}
-        self.encoder = ImageEncoder(name, pooling)
-        self.data = data
-        self.classes = data.labels.classes(data.train)
+    def __init__(self, name: str, pooling: str, data: ImageData, args):
+        self.preparation, self.encoder = Preparation.load(name), ImageEncoder(name, pooling)
+        self.data, self.args, self.classes = data, args, data.labels.classes(data.train)
         self._test_features = None
 
-    def _dataset(self, data, transform=None, seed: int | None = None) -> ImageDataset:
-        num_channels = getattr(self.encoder.config, "num_channels", 3)  # timm models do not say
-        transform, column = transform or self.transform, self.data.image_column
-        return ImageDataset(data, self.data.labels, transform, num_channels, image_column=column, seed=seed)
-
-    def _features(self, data) -> tuple[np.ndarray, np.ndarray]:
-        return predict(self.encoder, self._dataset(data), function=self.encoder, **self.options)
+    def _features(self, split) -> tuple[np.ndarray, np.ndarray]:
+        return predict(self.encoder, ImageDataset.of(self.data, split, self.preparation), self.args, self.encoder)
 
     def probe(self, shots: int, seed: int) -> dict:
         """Accuracy of a linear probe on the held-out images; its regularisation by cross-validation on the shots."""
@@ -219,11 +183,6 @@ class FewShotTask:
         torch.manual_seed(seed)
         model = EncoderClassifier(copy.deepcopy(self.encoder), len(self.data.labels.names))
         model.requires_grad_(True)
-        processor = self.transform.image_processor
-        if isinstance(processor, SupMAEImageProcessor):
-            augment = TrainTransform(processor, (0.5, 1.0), settings.flip)
-        else:
-            augment = Augment(self.transform, self.transform.size, settings.flip)
         with tempfile.TemporaryDirectory() as folder:
             arguments = RecipeArguments(
                 output_dir=folder,
@@ -235,8 +194,8 @@ class FewShotTask:
                 lr_scheduler_type="cosine",
                 warmup_steps=0.1,  # of all
                 seed=seed,
-                use_cpu=self.options["use_cpu"],
-                dataloader_num_workers=self.options["num_workers"],
+                use_cpu=self.args.use_cpu,
+                dataloader_num_workers=self.args.dataloader_num_workers,
                 dataloader_drop_last=False,
                 eval_strategy="no",
                 save_strategy="no",
@@ -244,15 +203,16 @@ class FewShotTask:
                 report_to="none",
                 disable_tqdm=True,
             )
-            train_dataset = self._dataset(self.data.train.select(places), augment, seed)
+            augment = TrainTransform(self.preparation, (0.5, 1.0), settings.flip)
+            train_dataset = ImageDataset.of(self.data, self.data.train.select(places), augment, seed=seed)
             trainer = RecipeTrainer(model, arguments, train_dataset=train_dataset, data_collator=collate)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         if trainer.was_stopped:
-            leave(arguments)
+            leave(arguments, trainer.monitor.stop)
         return model
 
-    def _accuracy(self, model: EncoderClassifier, data) -> float:
-        scores, labels = predict(model, self._dataset(data), **self.options)
+    def _accuracy(self, model: EncoderClassifier, split) -> float:
+        scores, labels = predict(model, ImageDataset.of(self.data, split, self.preparation), self.args)
         labeled = labels >= 0
         return float((scores[labeled].argmax(axis=1) == labels[labeled]).mean())

@@ -9,94 +9,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import nn
-from torchvision.transforms.v2.functional import to_pil_image
 from transformers import (
     MODEL_MAPPING,
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     PreTrainedModel,
 )
 from transformers.utils import logging
 
-from ..data.dataset import ImageDataset, collate
+from ..data.dataset import collate
 from ..data.labels import imagenet_indices
 from ..loading import load_pretrained
 from ..modeling_supmae import SupMAEForImageClassification
 
 
 logger = logging.get_logger(__name__)
-
-
-class ImageTransform:
-    """
-    What an image processor does with a PIL image, also in two steps, between which the image may be corrupted.
-
-    Args:
-        image_processor: Of any image model of Transformers, timm's among them.
-
-    Calling it returns `pixel_values` of shape `(num_channels, height, width)`.
-    """
-
-    def __init__(self, image_processor):
-        self.image_processor = image_processor
-        # timm's is a torchvision pipeline: crops, conversion to a tensor, normalisation
-        self._steps = getattr(getattr(image_processor, "val_transforms", None), "transforms", None)
-
-    def _process(self, image: Image.Image, **options) -> torch.Tensor:
-        return self.image_processor(image, return_tensors="pt", **options)["pixel_values"][0]
-
-    def crop(self, image: Image.Image) -> Image.Image:
-        """Resized and cropped as the model wants it, but not normalised."""
-        if self._steps is None:
-            return to_pil_image(self._process(image, do_rescale=False, do_normalize=False))
-        for step in self._steps[: self._first_tensor_step]:
-            image = step(image)
-        return image
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the model's images."""
-        width, height = self.crop(Image.new("RGB", (64, 64))).size
-        return height, width
-
-    def normalize(self, image: Image.Image) -> torch.Tensor:
-        """An image of the model's size as its input."""
-        if self._steps is None:
-            return self._process(image, do_resize=False, do_center_crop=False)
-        for step in self._steps[self._first_tensor_step :]:
-            image = step(image)
-        return image
-
-    def without_crop(self, image: Image.Image) -> torch.Tensor:
-        """[`~ImageTransform.normalize`] of an image that has the model's size already, else the whole transform."""
-        return self.normalize(image) if image.size == self.crop(image).size else self(image)
-
-    @property
-    def _first_tensor_step(self) -> int:
-        return next(index for index, step in enumerate(self._steps) if "ToTensor" in type(step).__name__)
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self._process(image)
-
-
-def load_transform(name: str) -> ImageTransform:
-    """
-    The preprocessing of a checkpoint.
-
-    Raises:
-        OSError: if the checkpoint has no image processor.
-    """
-    try:
-        return ImageTransform(load_pretrained(AutoImageProcessor, name))
-    except OSError as error:
-        raise OSError(
-            f"'{name}' has no image processor, so it is unknown how to prepare its images: save one into its folder "
-            f"(`preprocessor_config.json`). ({error})"
-        ) from error
 
 
 def check_models(names: Sequence[str], *loaders: Callable):
@@ -176,26 +105,22 @@ def map_classes(names: Sequence[str], model: PreTrainedModel) -> list[int]:
 
 @torch.no_grad()
 def predict(
-    model: nn.Module,
-    dataset: ImageDataset,
-    batch_size: int,
-    num_workers: int = 0,
-    use_cpu: bool = False,
-    function: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    model: nn.Module, dataset, args, function: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    What a model makes of each image of a data set, in as many processes as `accelerate launch` started.
+    Run a model on each image of a data set, in as many processes as `accelerate launch` started.
 
     Args:
         model: Moved to the device.
-        batch_size, num_workers: Images at a time and processes that load them, per device.
-        use_cpu: Whether to leave accelerators alone.
+        dataset: An [`ImageDataset`] or another data set of `pixel_values` and `labels`.
+        args ([`DeviceArguments`] or [`~transformers.TrainingArguments`]): Batch size, workers and device.
         function: From `pixel_values` to a tensor with one row per image; by default the `logits` of the model.
 
     Returns:
         Rows `(num_images, ...)` and labels `(num_images,)`.
     """
-    accelerator = Accelerator(cpu=use_cpu)
+    accelerator = Accelerator(cpu=args.use_cpu)
+    batch_size, num_workers = args.per_device_eval_batch_size, args.dataloader_num_workers
     loader = torch.utils.data.DataLoader(dataset, batch_size, collate_fn=collate, num_workers=num_workers)
     loader = accelerator.prepare(loader)
     model.to(accelerator.device).eval()

@@ -1,7 +1,8 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Classifiers on frozen features: the linear probe of MAE and SupMAE, and scikit-learn's on features computed once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from timm.optim import Lars
 from torch import nn
+from transformers.hf_argparser import HfArg
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..cli import Count, Positive
 from ..modeling_supmae import SupMAEForImageClassification
 from ..supervision_supmae import classification_loss
 from ..training.arguments import RecipeArguments
@@ -27,20 +30,16 @@ class LinearProbeArguments(RecipeArguments):
 
     can_publish = False
 
-    probe: str = field(
+    probe: Literal["lars", "logistic", "knn"] = HfArg(
         default="lars",
-        metadata={
-            "help": "lars trains on augmented images, as the paper does; logistic (scikit-learn's regression) and knn "
-            "compute the features of each image once.",
-            "choices": ["lars", "logistic", "knn"],
-        },
+        help="lars trains on augmented images, as the paper does; logistic (scikit-learn's regression) and knn "
+        "compute the features of each image once.",
     )
-    use_mean_pooling: bool = field(
-        default=False,
-        metadata={"help": "Probe the mean of the patch tokens instead of the class token."},
+    use_mean_pooling: bool = HfArg(
+        default=False, help="Probe the mean of the patch tokens instead of the class token."
     )
-    num_neighbors: int = field(default=NUM_NEIGHBORS, metadata={"help": "Neighbours that vote, for `--probe knn`."})
-    inverse_regularization: float = field(default=1.0, metadata={"help": "scikit-learn's C, for `--probe logistic`."})
+    num_neighbors: Count = HfArg(default=NUM_NEIGHBORS, help="Neighbours that vote, for `--probe knn`.")
+    inverse_regularization: Positive = HfArg(default=1.0, help="scikit-learn's C, for `--probe logistic`.")
 
 
 class LinearProbe(nn.Module):
@@ -111,25 +110,12 @@ def set_classifier(model: SupMAEForImageClassification, weight: torch.Tensor, bi
         model.classifier.bias.copy_(bias)
 
 
-def compute_features(model: SupMAEForImageClassification, dataset, **options) -> tuple[np.ndarray, np.ndarray]:
+def compute_features(model: SupMAEForImageClassification, dataset, args) -> tuple[np.ndarray, np.ndarray]:
     """
-    What the classifier of `model` sees of each image of an [`ImageDataset`] or [`ImageStream`]; see [`predict`] for the
-    options.
-
-    Returns:
-        Features `(num_images, hidden_size)` and labels `(num_images,)`.
+    The features that the classifier of `model` is given for each image, `(num_images, hidden_size)`, and the labels
+    `(num_images,)`; see [`predict`].
     """
-    seen = []
-    hook = model.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-
-    def features(pixel_values: torch.Tensor) -> torch.Tensor:
-        model(pixel_values)
-        return seen.pop()
-
-    try:
-        return predict(model, dataset, function=features, **options)
-    finally:
-        hook.remove()
+    return predict(model, dataset, args, lambda pixel_values: model.fc_norm(model.vit(pixel_values).pooler_output))
 
 
 def select_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> tuple[Pipeline, float]:

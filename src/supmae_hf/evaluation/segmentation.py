@@ -1,7 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Semantic segmentation with UperNet: data, the model around a backbone, sliding-window evaluation, pictures."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -23,17 +23,19 @@ from transformers import (
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
+from transformers.hf_argparser import HfArg
 
+from ..cli import Count, check
 from ..configuration_supmae import SupMAEConfig, to_pair
 from ..data.dataset import ImageDataset
-from ..data.folders import HELD_OUT_SPLITS
+from ..data.folders import HELD_OUT_SPLITS, read_folder, to_dataset
 from ..data.labels import Labels
-from ..data.sources import load_dataset
-from ..data.targets import IGNORED, check_num_classes, classes_of_mask
-from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, load_image_processor, seeded, to_pil
+from ..data.sources import open_splits
+from ..data.targets import IGNORED, DenseLabels, check_num_classes, with_masks
 from ..image_processing_supmae import SupMAEImageProcessor
 from ..loading import load_pretrained
 from ..modeling_supmae import SupMAEBackbone
+from ..preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, Transform, load_image_processor, to_pil
 from ..supervision_supmae import UNLABELED
 from .metrics import count_pixels, segmentation_scores
 
@@ -42,27 +44,25 @@ from .metrics import count_pixels, segmentation_scores
 class SegmentationDataArguments:
     """Images and masks; by default synthetic shapes on photographs."""
 
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Data set on the Hub, or a local folder, with a column of images and one of masks."},
+    dataset_name: str | None = HfArg(
+        default=None, help="Data set on the Hub, or a local folder, with a column of images and one of masks."
     )
-    image_column_name: str = field(default="image", metadata={"help": "Its images."})
-    mask_column_name: str = field(default="annotation", metadata={"help": "Its masks: images of class indices."})
-    train_images: str | None = field(default=None, metadata={"help": "Folder of training images."})
-    train_masks: str | None = field(default=None, metadata={"help": "Folder of their masks, PNGs of the same names."})
-    validation_images: str | None = field(default=None, metadata={"help": "Folder of held-out images."})
-    validation_masks: str | None = field(default=None, metadata={"help": "Folder of their masks."})
-    num_classes: int = field(default=4, metadata={"help": "Classes: 150 in ADE20K. The synthetic shapes have 4."})
-    reduce_labels: bool = field(
-        default=False, metadata={"help": "Mask value 0 is no class, and class 0 is stored as 1, as in ADE20K."}
+    image_column_name: str = HfArg(default="image", help="Its images.")
+    mask_column_name: str = HfArg(default="annotation", help="Its masks: images of class indices.")
+    train_images: str | None = HfArg(default=None, help="Folder of training images.")
+    train_masks: str | None = HfArg(default=None, help="Folder of their masks, PNGs of the same names.")
+    validation_images: str | None = HfArg(default=None, help="Folder of held-out images.")
+    validation_masks: str | None = HfArg(default=None, help="Folder of their masks.")
+    num_classes: Count = HfArg(default=4, help="Classes: 150 in ADE20K. The synthetic shapes have 4.")
+    reduce_labels: bool = HfArg(
+        default=False, help="Mask value 0 is no class, and class 0 is stored as 1, as in ADE20K."
     )
-    crop_size: int = field(default=512, metadata={"help": "Side of training crops and evaluation windows."})
-    stride: int | None = field(
-        default=None, metadata={"help": "Steps of the sliding window; default: two thirds of the crop."}
-    )
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
+    crop_size: Count = HfArg(default=512, help="Side of training crops and evaluation windows.")
+    stride: Count | None = HfArg(default=None, help="Steps of the sliding window; default: two thirds of the crop.")
+    max_eval_samples: int | None = HfArg(default=None, help="Evaluate on this many images at most.")
 
     def __post_init__(self):
+        check(self)
         folders = (self.train_images, self.train_masks, self.validation_images, self.validation_masks)
         if any(folders) and not all(folders):
             raise ValueError(
@@ -90,15 +90,16 @@ class SegmentationDataArguments:
 class UperNetArguments:
     """Which encoders, and the decoder."""
 
-    models: list[str] = field(
-        default_factory=list, metadata={"help": "Checkpoints, in folders or on the Hub: one row of the table each."}
+    models: list[str] = HfArg(
+        default_factory=list, help="Checkpoints, in folders or on the Hub: one row of the table each."
     )
-    decoder_hidden_size: int = field(default=512, metadata={"help": "Width of UperNet's decoder."})
-    out_indices: list[int] | None = field(
-        default=None, metadata={"help": "Four blocks; default: at 1/3, 1/2, 2/3 and all of the depth."}
+    decoder_hidden_size: Count = HfArg(default=512, help="Width of UperNet's decoder.")
+    out_indices: list[int] | None = HfArg(
+        default=None, help="Four blocks; default: at 1/3, 1/2, 2/3 and all of the depth."
     )
 
     def __post_init__(self):
+        check(self)
         if not self.models:
             raise ValueError("`--models` is missing: name one checkpoint or more, in folders or on the Hub.")
 
@@ -137,23 +138,23 @@ def make_shapes(num_images: int, size: int, seed: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict(records, features=_FEATURES)
 
 
-def _pair_folders(images: str, masks: str) -> datasets.Dataset:
+def _read_folders(images: str, masks: str) -> datasets.Dataset:
     for folder in (images, masks):
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"'{folder}' is not a folder of images or masks.")
-    image_files = {path.stem: str(path) for path in sorted(Path(images).rglob("*")) if path.is_file()}
-    mask_files = {path.stem: str(path) for path in sorted(Path(masks).rglob("*")) if path.is_file()}
-    without = sorted(set(image_files) ^ set(mask_files))
-    if without or not image_files:
+    split = to_dataset(read_folder(images)).select_columns("image")
+    split = with_masks(split, "image", [images], masks, "annotation")
+    without = [row["image"]["path"] for row in split if row["annotation"] is None]
+    number = len(read_folder(masks))
+    if without or number > len(split):
         raise ValueError(
-            f"{images} has {len(image_files)} images, {masks} {len(mask_files)} masks; {len(without)} have no partner of the "
-            f"same name, such as {without[:1]}."
+            f"{images} has {len(split)} images, {masks} {number} masks; {len(without) or number - len(split)} have no partner of "
+            f"the same name{f', such as {without[0]}' if without else ''}."
         )
-    columns = {"image": list(image_files.values()), "annotation": [mask_files[stem] for stem in image_files]}
-    return datasets.Dataset.from_dict(columns, features=_FEATURES)
+    return split
 
 
-def load_segmentation_data(args: SegmentationDataArguments) -> datasets.DatasetDict:
+def load_segmentation_data(args: SegmentationDataArguments) -> dict[str, datasets.Dataset]:
     """
     The splits `train` and `validation`, with columns `image` and `annotation`.
 
@@ -162,29 +163,24 @@ def load_segmentation_data(args: SegmentationDataArguments) -> datasets.DatasetD
         ValueError: if images and masks do not match, or a column is missing.
     """
     if args.train_images:
-        train = _pair_folders(args.train_images, args.train_masks)
-        data = datasets.DatasetDict(
-            train=train, validation=_pair_folders(args.validation_images, args.validation_masks)
-        )
+        folders = (args.train_images, args.train_masks), (args.validation_images, args.validation_masks)
+        data = {name: _read_folders(*pair) for name, pair in zip(("train", "validation"), folders)}
     elif args.dataset_name:
-        data = datasets.DatasetDict(load_dataset(args.dataset_name))
-        for column in (args.image_column_name, args.mask_column_name):
-            if column not in data["train"].column_names:
+        splits, _ = open_splits(args.dataset_name)
+        held_out = next((name for name in HELD_OUT_SPLITS if name in splits), None)
+        if held_out is None:
+            raise ValueError(f"The data set has no held-out split, only {sorted(splits)}.")
+        data, renamed = {}, {args.image_column_name: "image", args.mask_column_name: "annotation"}
+        for name, split in (("train", splits["train"]), ("validation", splits[held_out])):
+            missing = sorted(set(renamed) - set(split.features))
+            if missing:
                 raise ValueError(
-                    f"There is no column '{column}', only {data['train'].column_names}: see `--image_column_name` and "
+                    f"There is no column '{missing[0]}', only {list(split.features)}: see `--image_column_name` and "
                     "`--mask_column_name`."
                 )
-        held_out = next((name for name in HELD_OUT_SPLITS if name in data), None)
-        if held_out is None:
-            raise ValueError(f"The data set has no held-out split, only {sorted(data)}.")
-        renamed = {args.image_column_name: "image", args.mask_column_name: "annotation"}
-        splits = {"train": data["train"], "validation": data[held_out]}
-        data = datasets.DatasetDict(
-            {name: split.select_columns(list(renamed)).rename_columns(renamed) for name, split in splits.items()}
-        )
+            data[name] = split.select_columns(list(renamed)).rename_columns(renamed)
     else:
-        size = args.crop_size
-        data = datasets.DatasetDict(train=make_shapes(240, size, seed=0), validation=make_shapes(60, size, seed=1))
+        data = {"train": make_shapes(240, args.crop_size, 0), "validation": make_shapes(60, args.crop_size, 1)}
     if args.max_eval_samples:
         data["validation"] = data["validation"].select(range(min(args.max_eval_samples, len(data["validation"]))))
     return data
@@ -209,16 +205,48 @@ def build_segmentation_processor(args: SegmentationDataArguments, name: str | No
     )
 
 
+class SegmentationTransform(Transform):
+    """
+    Images and masks of any size for UperNet: in training random scale (1/2 to 2), crop, flip and colours, as in ADE20K's usual
+    recipe; in evaluation the shorter side of the image is resized to the crop's, and masks keep their own size.
+
+    Args:
+        preparation: Says how pixels are normalised.
+        crop_size: Side of a crop in pixels.
+        is_training: Whether to augment.
+    """
+
+    def __init__(self, preparation: Preparation, crop_size: int, is_training: bool):
+        steps = [
+            v2.RandomResize(crop_size // 2, crop_size * 2),
+            v2.RandomCrop(crop_size, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: UNLABELED}),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)]),
+        ]
+        self.crop_size, self.augment = crop_size, v2.Compose(steps) if is_training else None
+        normalize = v2.Normalize(preparation.mean, preparation.std)
+        self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), normalize])
+
+    def with_mask(self, image, file: bytes | None, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """An image and the classes of its pixels `(height, width)`."""
+        image, mask = tv_tensors.Image(v2.functional.pil_to_tensor(to_pil(image))), tv_tensors.Mask(mask)
+        if self.augment is not None:
+            image, mask = self.augment(image, mask)
+        else:
+            image = v2.functional.resize(image, [self.crop_size])
+        return self.normalize(image).as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
+
+
 class SegmentationDataset(ImageDataset):
     """
-    Images and masks as UperNet takes them: `pixel_values` `(3, height, width)`, and `labels` `(height, width)` with 255 for pixels without a class.
+    Images and masks as UperNet takes them: `pixel_values` `(3, height, width)`, and `labels` `(height, width)` with 255 for
+    pixels without a class.
 
     Args:
         dataset: With columns `image` and `annotation`.
         args: Number of classes, crops, and what mask values mean.
         image_processor: Says how pixels are normalised.
-        seed: For training: random scale (1/2 to 2), crop, flip and colours, as in ADE20K's usual recipe. Without, the
-            shorter side is resized to the crop's, and masks are left in their own size.
+        seed: For training; see [`SegmentationTransform`].
 
     Raises:
         ValueError: when an image cannot be decoded, or a mask holds a value that is no class.
@@ -227,44 +255,16 @@ class SegmentationDataset(ImageDataset):
     def __init__(
         self, dataset: datasets.Dataset, args: SegmentationDataArguments, image_processor, seed: int | None = None
     ):
-        super().__init__(dataset, Labels(), None, image_column="image", seed=seed)
-        self.dataset = self.dataset.cast_column("annotation", datasets.Image(decode=False))
+        names = list(map(str, range(args.num_classes)))
+        masks = DenseLabels(names, "annotation", reduce_labels=args.reduce_labels, flag="`--num_classes`")
+        transform = SegmentationTransform(Preparation(image_processor), args.crop_size, seed is not None)
+        super().__init__(dataset, Labels(), transform, image_column="image", seed=seed, targets=[masks])
         self.segmentation = args
-        size = args.crop_size
-        self.augmentation = v2.Compose(
-            [
-                v2.RandomResize(size // 2, size * 2),
-                v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}),
-                v2.RandomHorizontalFlip(),
-                v2.RandomApply([v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)]),
-            ]
-        )
-        self.normalization = v2.Compose(
-            [
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(image_processor.image_mean, image_processor.image_std),
-            ]
-        )
 
-    def _item(self, record: dict, place: str, key: tuple[int, ...]) -> dict:
-        try:
-            image = v2.functional.pil_to_tensor(to_pil(self.read(record["image"])[0]))
-            mask = np.array(self.read(record["annotation"])[0]).squeeze()
-        except (OSError, SyntaxError, ValueError, TypeError) as error:
-            where = (record["image"] or {}).get("path") or place
-            raise ValueError(f"{where} or its mask cannot be decoded ({error}): repair it or remove it.") from error
-        args, where = self.segmentation, f"The mask of {record['annotation'].get('path') or place}"
-        mask = classes_of_mask(
-            mask, tuple(image.shape[1:]), args.num_classes, args.reduce_labels, where, "`--num_classes`"
-        )
-        mask = torch.from_numpy(np.where(mask == UNLABELED, IGNORED, mask).astype(np.uint8))
-        image, mask = tv_tensors.Image(image), tv_tensors.Mask(mask)
-        with seeded(*key):
-            if self.seed is not None:
-                image, mask = self.augmentation(image, mask)
-            else:
-                image = v2.functional.resize(image, [self.segmentation.crop_size])
-        return {"pixel_values": self.normalization(image).as_subclass(torch.Tensor), "labels": mask.long()}
+    def __getitem__(self, position: int) -> dict:
+        item = super().__getitem__(position)
+        mask = item["segmentation_maps"]
+        return {"pixel_values": item["pixel_values"], "labels": torch.where(mask == UNLABELED, IGNORED, mask)}
 
 
 def load_backbone(name: str, image_size: int, out_indices: list[int] | None = None, drop_path_rate: float = 0.0):
@@ -385,14 +385,20 @@ def evaluate_segmentation(model, dataset: SegmentationDataset) -> tuple[dict, li
     return segmentation_scores(sum(gather_object([pixels]))), shown
 
 
-def save_masks(shown: list[tuple[torch.Tensor, ...]], num_classes: int, path: str | Path):
-    """A picture with a column per image: the image, its mask and the predicted one; pixels without a class are white."""
+def save_masks(shown: list[tuple[torch.Tensor, ...]], num_classes: int, path: str | Path, image_processor):
+    """
+    Draw a picture with a column per image: the image, its mask and the predicted one; pixels without a class are white.
+
+    Args:
+        shown: See [`evaluate_segmentation`].
+        image_processor: Turns pixel values back into colours.
+    """
+    preparation = Preparation(image_processor)
     colors = colormaps["tab20"].resampled(max(num_classes, 2))(np.arange(num_classes))[:, :3]
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     figure = Figure(figsize=(2 * len(shown) + 0.6, 6), layout="constrained")
     axes = figure.subplots(3, len(shown), squeeze=False)
     for column, (image, mask, predicted) in enumerate(shown):
-        pictures = [(image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()]
+        pictures = [preparation.denormalize(image).clamp(0, 1).permute(1, 2, 0).numpy()]
         for classes in (mask, predicted):
             picture = np.ones((*classes.shape, 3))
             known = (classes != IGNORED).numpy()

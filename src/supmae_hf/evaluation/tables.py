@@ -2,7 +2,7 @@
 """Results as tables: Markdown on the screen, JSON and CSV for programs, bars for the eye."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas
@@ -99,3 +99,11 @@ class Journal:
         if self.is_writer:
             with open(self.path, "a") as file:
                 file.write(json.dumps(self.entries[-1]) + "\n")
+
+    def result(self, key: dict, measure: Callable):
+        """The result that was filed under `key`; if there is none, it is measured and filed."""
+        result = self.get(key)
+        if result is None:
+            result = measure()
+            self.add(key, result)
+        return result

@@ -10,7 +10,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.utils.data import DataLoader, Subset
 
 from ..data.dataset import ImageDataset, collate
-from ..data.image_data import ImageData
 from ..data.labels import Labels
 from ..modeling_supmae import SupMAEForPreTraining
 from ..supervision_supmae import UNLABELED
@@ -37,27 +36,24 @@ def knn_scores(
 class KnnEvaluation:
     """
     Top-1 accuracy of the nearest neighbours of held-out images among the labelled training images (at most 10,000 of them,
-    always the same), by what the classification branch is given of whole images. Whether a branch is trained makes no
-    difference: labels are read for this even if the run leaves them aside.
+    always the same), by the features that the classification branch is given, of whole images. Labels are read for this even
+    if the run leaves them aside.
 
     Args:
-        data: Training and held-out images.
-        train_dataset: Of the run; it knows which images keep their label.
-        image_processor: Of the evaluation.
-        label_columns: See [`find_label_columns`].
-        args: Of the run: batch sizes and workers.
+        job ([`Job`]): The run, with its data sets.
 
     Raises:
         ValueError: if there are no held-out images, no labels of one class an image, or the images are a stream.
     """
 
-    def __init__(self, data: ImageData, train_dataset, image_processor, label_columns, args):
+    def __init__(self, job):
+        data, train_dataset, args = job.data, job.train_dataset, job.args
         if isinstance(data.train, datasets.IterableDataset) or isinstance(data.validation, datasets.IterableDataset):
             raise ValueError("`--knn_eval` looks at the same images again and again: leave out `--streaming`.")
         if data.validation is None:
             raise ValueError("`--knn_eval` needs held-out images: leave out `--train_val_split 0`.")
         splits = [data.train, data.validation]
-        labels = data.labels if data.labels.columns else Labels.of(splits, label_columns)
+        labels = data.labels if data.labels.columns else Labels.of(splits, job.data_args.label_column_name)
         if not labels.columns or labels.problem_type != "single_label_classification":
             raise ValueError(
                 "`--knn_eval` needs labels of one class an image, in training and held-out images: name their column with "
@@ -71,15 +67,10 @@ class KnnEvaluation:
         if len(bank) > MAX_BANK:
             bank = np.sort(np.random.default_rng(0).choice(bank, MAX_BANK, replace=False))
         self.num_labels = len(labels.names)
+        options = {"image_column": data.image_column, "skip_bad_images": data.skip_bad_images}
         self.parts = [
-            ImageDataset(
-                split.select(places),
-                labels,
-                image_processor,
-                image_column=data.image_column,
-                skip_bad_images=train_dataset.skip_bad_images,
-            )
-            for split, places in ((data.train, bank), (data.validation, queries))
+            ImageDataset(split.select(places), labels, job.image_processor, **options)
+            for split, places in zip(splits, (bank, queries))
         ]
         self.batch_size, self.num_workers = args.eval_batch_size, args.dataloader_num_workers
 

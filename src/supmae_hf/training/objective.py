@@ -1,5 +1,5 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""The pre-training loss of a whole optimiser step, and the figures of its log."""
+"""The pre-training loss of a whole optimiser step, and the metrics of its log."""
 
 import copy
 
@@ -11,9 +11,13 @@ from transformers.utils import logging
 from ..configuration_supmae import SupMAEConfig
 from ..modeling_supmae import SupMAEForPreTraining, SupMAEForPreTrainingOutput
 from ..supervision_supmae import UNLABELED
+from .checkpointing import RunMonitor
+from .schedules import scheduled
 
 
 logger = logging.get_logger(__name__)
+
+Tensors = dict[str, torch.Tensor]
 
 
 def predictions_of(outputs: SupMAEForPreTrainingOutput, kind: str) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -21,47 +25,6 @@ def predictions_of(outputs: SupMAEForPreTrainingOutput, kind: str) -> tuple[torc
     if kind == "labels":
         return outputs.get("class_logits"), outputs.get("classification_loss")
     return tuple((outputs.get(f"supervision_{what}") or {}).get(kind) for what in ("logits", "losses"))
-
-
-def labels_of_step(
-    model: SupMAEForPreTraining, batches: list[dict[str, torch.Tensor]], accelerator: Accelerator
-) -> dict[str, torch.Tensor] | None:
-    """
-    Of every kind of supervision how much is labelled in an optimiser step, over its batches, of all processes; `None` for a step of
-    one batch, whose losses are averages as they are.
-    """
-    num_batches = len(batches) * accelerator.num_processes
-    if num_batches == 1:
-        return None
-    counts = {}
-    for kind, head in model.heads().items():
-        if head.argument in batches[0]:
-            counts[kind] = sum(head.count(batch[head.argument].to(model.device)).sum() for batch in batches)
-    return {kind: count / num_batches for kind, count in accelerator.reduce(counts).items()}
-
-
-def step_loss(
-    model: SupMAEForPreTraining,
-    outputs: SupMAEForPreTrainingOutput,
-    batch: dict[str, torch.Tensor],
-    labels_per_batch: dict[str, torch.Tensor] | None,
-) -> torch.Tensor:
-    """
-    A batch's loss, such that its average over the batches and processes of an optimiser step is the loss of all their
-    images together: the model averages a supervised loss over the batch's labelled images, of which batches may
-    have different numbers.
-
-    Args:
-        labels_per_batch: See [`labels_of_step`].
-    """
-    if not labels_per_batch:
-        return outputs["loss"].mean()  # mean(): DataParallel returns one loss per device
-    heads, weights = model.heads(), model.config.supervision_weights
-    loss = model.config.reconstruction_loss_weight * outputs["reconstruction_loss"].mean()
-    for kind, labels in labels_per_batch.items():
-        share = heads[kind].count(batch[heads[kind].argument]).sum() / labels.clamp(min=1e-6)
-        loss = loss + weights[kind] * (predictions_of(outputs, kind)[1].mean() * share)
-    return loss
 
 
 def pseudo_label_loss(
@@ -73,18 +36,19 @@ def pseudo_label_loss(
     threshold: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The classification loss of unlabelled images on what the model itself, in evaluation mode, says of them unmasked, where it
-    is confident (FixMatch, arXiv 2001.07685, equation 4, with masking as the strong augmentation; SSMAE, arXiv 2601.20072).
+    The classification loss of unlabelled images on what the model itself, in evaluation mode, predicts for them unmasked,
+    where it is confident (FixMatch, arXiv 2001.07685, equation 4, with masking as the strong augmentation; SSMAE, arXiv
+    2601.20072).
 
     Args:
         model: [`SupMAEForPreTraining`], in whatever it is wrapped.
-        outputs: Of the training step: its `class_logits` are those that learn.
-        labels: Of shape `(batch_size,)`; -100 for the images that are meant.
+        outputs: Outputs of the training step; the loss is computed from their `class_logits`.
+        labels: Labels of shape `(batch_size,)`; images labelled -100 are pseudo-labelled.
         threshold: Probability, of logits over the temperature, from which the model counts as confident.
 
     Returns:
-        The sum of the losses over the batch's images, over their number, so that batches of one size can be averaged; and how
-        many images were pseudo-labelled.
+        The sum of the losses divided by the number of images of the batch, so that batches of one size can be averaged; and
+        the number of pseudo-labelled images.
     """
     was_training = model.training
     model.eval()
@@ -99,106 +63,154 @@ def pseudo_label_loss(
     return (losses * confident).sum() / len(labels), confident.sum()
 
 
-def _supervised_figures(
-    model: SupMAEForPreTraining, outputs: SupMAEForPreTrainingOutput, batch: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """What the heads say of every image of a batch, but for the losses."""
-    figures = {}
+def _supervised_metrics(model: SupMAEForPreTraining, outputs: SupMAEForPreTrainingOutput, batch: Tensors) -> Tensors:
+    """The metrics of the heads for every image of a batch, and what they count; without the losses."""
+    metrics = {}
     for kind, head in model.heads().items():
         if head.argument in batch:
             logits, targets = predictions_of(outputs, kind)[0].detach(), batch[head.argument]
-            figures |= head.figures(logits, targets, outputs["mask"]) | {head.count_name: head.count(targets)}
-    return figures
+            metrics |= head.figures(logits, targets, outputs["mask"]) | {head.count_name: head.count(targets)}
+    return metrics
 
 
-def batch_figures(
-    model: SupMAEForPreTraining, outputs: SupMAEForPreTrainingOutput, batch: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def batch_metrics(model: SupMAEForPreTraining, outputs: SupMAEForPreTrainingOutput, batch: Tensors) -> Tensors:
     """
-    What the log needs to know of a training batch, as numbers that can be summed over batches and processes: images, what is
-    labelled of them and predicted right, and the losses times what they are averages of.
+    The metrics of a training batch, as numbers that can be summed over batches and processes: images, labelled images,
+    correct predictions, ..., and each loss times the number that it is an average over.
     """
     images = torch.tensor(float(len(outputs["logits"])), device=outputs["logits"].device)
-    figures = {name: rows.sum(dim=0) for name, rows in _supervised_figures(model, outputs, batch).items()}
+    metrics = {name: rows.sum(dim=0) for name, rows in _supervised_metrics(model, outputs, batch).items()}
     # mean(): DataParallel returns one loss per device
-    figures |= {"images": images, "reconstruction_loss": outputs["reconstruction_loss"].detach().mean() * images}
+    metrics |= {"images": images, "reconstruction_loss": outputs["reconstruction_loss"].detach().mean() * images}
     for kind, head in model.heads().items():
         if head.argument in batch:
             loss = predictions_of(outputs, kind)[1].detach().mean()
-            figures[head.loss_name] = loss * figures[head.count_name]
-    return figures
+            metrics[head.loss_name] = loss * metrics[head.count_name]
+    return metrics
 
 
-def image_figures(
-    model: SupMAEForPreTraining, outputs: SupMAEForPreTrainingOutput, batch: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def image_metrics(model: SupMAEForPreTraining, outputs: SupMAEForPreTrainingOutput, batch: Tensors) -> Tensors:
     """
-    [`batch_figures`] of every image of an evaluation batch, each of shape `(batch_size, ...)`, with the image's own losses, so
+    [`batch_metrics`] of every image of an evaluation batch, each of shape `(batch_size, ...)`, with the image's own losses, so
     that images can be left out: several processes repeat some to have batches of the same size.
     """
-    figures, mask = _supervised_figures(model, outputs, batch), outputs["mask"]
+    metrics, mask = _supervised_metrics(model, outputs, batch), outputs["mask"]
     losses = model.patch_losses(batch["pixel_values"], outputs["logits"]) * mask
     losses = losses.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-    figures |= {"images": torch.ones_like(losses), "reconstruction_loss": losses}
+    metrics |= {"images": torch.ones_like(losses), "reconstruction_loss": losses}
     for kind, head in model.heads().items():
         if head.argument in batch:
             losses = head.losses(predictions_of(outputs, kind)[0], batch[head.argument], mask)
-            figures[head.loss_name] = losses * figures[head.count_name]
-    return figures
+            metrics[head.loss_name] = losses * metrics[head.count_name]
+    return metrics
 
 
 def averages(model: SupMAEForPreTraining, sums: dict) -> dict[str, float]:
-    """The log's figures from the sums of [`batch_figures`]: averages over images, or over what is labelled."""
-    figures = {"reconstruction_loss": float(sums["reconstruction_loss"] / sums["images"])}
+    """Metrics for people from the sums of [`batch_metrics`]: averages over images, or over what is labelled."""
+    metrics = {"reconstruction_loss": float(sums["reconstruction_loss"] / sums["images"])}
     for head in model.heads().values():
         if sums.get(head.count_name):
-            figures[head.loss_name] = float(sums[head.loss_name] / sums[head.count_name])
-            figures |= {name: float(value) for name, value in head.summarize(sums).items()}
-    return figures
+            metrics[head.loss_name] = float(sums[head.loss_name] / sums[head.count_name])
+            metrics |= {name: float(value) for name, value in head.summarize(sums).items()}
+    return metrics
 
 
-def images_per_step(sums: dict, num_steps: int) -> dict[str, float]:
-    """How many images of a step were labelled, pseudo-labelled, ..., from the sums of [`batch_figures`]."""
-    counted = [name for name in sums if name.endswith("_images") and name not in ("skipped_images", "repeated_images")]
-    return {f"{name}_per_step": float(sums[name]) / num_steps for name in counted}
+def evaluation_loss(model: SupMAEForPreTraining, metrics: dict[str, float]) -> float:
+    """The model's objective from the averages of its losses over a whole data set."""
+    losses = {kind: metrics.get(head.loss_name, 0.0) for kind, head in model.heads().items()}
+    return model.weighted_loss(metrics["reconstruction_loss"], losses)
 
 
-def add(sums: dict | None, figures: dict) -> dict:
+def add(sums: dict | None, metrics: dict) -> dict:
     """The sum of two dictionaries of numbers with the same keys."""
-    return figures if sums is None else {name: sums[name] + value for name, value in figures.items()}
+    return metrics if sums is None else {name: sums[name] + value for name, value in metrics.items()}
 
 
-def batch_loss(
-    model: torch.nn.Module,
-    bare_model: SupMAEForPreTraining,
-    outputs: SupMAEForPreTrainingOutput,
-    batch: dict[str, torch.Tensor],
-    labels_per_batch: dict[str, torch.Tensor] | None,
-    pseudo_label_threshold: float | None,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+class Objective:
     """
-    What a training batch adds to the loss of its step, [`step_loss`] and, with a threshold, the weighted
-    [`pseudo_label_loss`]; to the log, [`batch_figures`]; and its losses by name.
+    The loss of pre-training, the same for the Trainer and the Accelerate loop, and what the log says of it.
+
+    The model averages a supervised loss over the labelled images of a batch, of which the batches and processes of a step may
+    have different numbers. The average of this loss over them is that of all images of the step together.
 
     Args:
-        model, bare_model: In whatever it is wrapped, and in no wrapper.
+        model: In no wrapper.
+        args ([`PreTrainingArguments`]): Schedules and pseudo-labels.
+        max_steps: Optimiser steps of the run.
+        monitor: Is given the losses of every batch.
     """
-    loss = step_loss(bare_model, outputs, batch, labels_per_batch)
-    figures = batch_figures(bare_model, outputs, batch)
-    losses = {"loss": loss, "reconstruction_loss": outputs["reconstruction_loss"]}
-    for kind, head in bare_model.heads().items():
-        if head.argument in batch:
-            losses[head.loss_name] = predictions_of(outputs, kind)[1]
-    if pseudo_label_threshold is not None:
-        more, count = pseudo_label_loss(
-            model, bare_model.config, outputs, batch["pixel_values"], batch["labels"], pseudo_label_threshold
-        )
-        losses["loss"] = loss = loss + bare_model.config.supervision_weights["labels"] * more
-        figures["pseudo_labeled_images"] = count.float()
-    return loss, figures, losses
+
+    def __init__(
+        self, model: SupMAEForPreTraining, args, accelerator: Accelerator, max_steps: int, monitor: RunMonitor
+    ):
+        self.model, self.accelerator, self.monitor, self.max_steps = model, accelerator, monitor, max_steps
+        self.threshold, self.schedules = args.pseudo_label_threshold, args.schedules()
+        self.check = BranchCheck(accelerator, max_steps)
+        self._targets_per_batch, self._sums = None, None
+
+    def begin_step(self, batches: list[Tensors]):
+        """
+        Count the targets (labelled images, or patches) of each kind of supervision over all batches and processes of one
+        optimiser step. A step of a single batch needs no count.
+        """
+        self._targets_per_batch = None
+        num_batches = len(batches) * self.accelerator.num_processes
+        if num_batches > 1:
+            counts = {}
+            for kind, head in self.model.heads().items():
+                if head.argument in batches[0]:
+                    targets = [batch[head.argument].to(self.model.device) for batch in batches]
+                    counts[kind] = sum(head.count(rows).sum() for rows in targets)
+            counts = self.accelerator.reduce(counts)
+            self._targets_per_batch = {kind: count / num_batches for kind, count in counts.items()}
+
+    def prepare(self, batch: Tensors, step: int) -> Tensors:
+        """A batch as the schedules want it in an optimiser step."""
+        batch = scheduled(batch, self.model.config, step / self.max_steps, *self.schedules)
+        self.check(self.model, batch, step)
+        return batch
+
+    def loss(self, model: torch.nn.Module, outputs: SupMAEForPreTrainingOutput, batch: Tensors) -> torch.Tensor:
+        """
+        The loss of a training batch.
+
+        Args:
+            model: In whatever it is wrapped.
+            outputs: Outputs of `model` for the batch.
+        """
+        losses, shares = {}, {}
+        for kind, head in self.model.heads().items():
+            if head.argument in batch:
+                losses[kind] = predictions_of(outputs, kind)[1].mean()  # mean(): DataParallel returns one per device
+                shares[kind] = losses[kind]
+                if self._targets_per_batch:
+                    count = head.count(batch[head.argument]).sum()
+                    shares[kind] = losses[kind] * (count / self._targets_per_batch[kind].clamp(min=1e-6))
+        loss = outputs["loss"].mean()
+        if self._targets_per_batch:
+            loss = self.model.weighted_loss(outputs["reconstruction_loss"].mean(), shares)
+        metrics = batch_metrics(self.model, outputs, batch)
+        if self.threshold is not None:
+            more, count = pseudo_label_loss(
+                model, self.model.config, outputs, batch["pixel_values"], batch["labels"], self.threshold
+            )
+            loss = loss + self.model.config.supervision_weights["labels"] * more
+            metrics["pseudo_labeled_images"] = count.float()
+        named = {head.loss_name: losses[kind] for kind, head in self.model.heads().items() if kind in losses}
+        self.monitor.add(loss=loss, reconstruction_loss=outputs["reconstruction_loss"], **named)
+        self._sums = add(self._sums, metrics)
+        return loss
+
+    def log(self, num_steps: int) -> dict[str, float]:
+        """The metrics of the steps since the last call, over all processes."""
+        sums = {name: value.cpu().double() for name, value in self.accelerator.reduce(self._sums).items()}
+        self._sums = None
+        counted = {name for head in self.model.heads().values() for name in head.counts()} | {"pseudo_labeled_images"}
+        per_step = {f"{name}_per_step": float(sums[name]) / num_steps for name in sums if name in counted}
+        return {**averages(self.model, sums), **per_step}
 
 
-def branch_gradient_share(model: SupMAEForPreTraining, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def branch_gradient_share(model: SupMAEForPreTraining, inputs: Tensors) -> torch.Tensor:
     """
     Norm of the gradient that the encoder gets from the supervised terms of a batch's loss, over that of the whole loss.
     Computed on a copy, so that gradients, BatchNorm's statistics and random numbers of the run stay as they are.
@@ -219,10 +231,10 @@ def branch_gradient_share(model: SupMAEForPreTraining, inputs: dict[str, torch.T
 
 class BranchCheck:
     """
-    Warns, once, if the supervised branch hardly moves the encoder. Models that are sharded over processes are not looked at.
+    Warns, once, if the supervised branch hardly moves the encoder. Models that are sharded over processes are not checked.
 
     Args:
-        max_steps: Of the run. It is looked at in its 20th step, or its last one: in the very first ones the gradient of the
+        max_steps: Steps of the run. Its 20th step is checked, or its last one: in the very first ones the gradient of the
             reconstruction is larger by an order of magnitude than soon after.
     """
 
@@ -231,10 +243,9 @@ class BranchCheck:
     def __init__(self, accelerator: Accelerator, max_steps: int):
         self.accelerator = accelerator
         self.step = min(self.STEP, max_steps)
-        sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        self.is_done = sharded
+        self.is_done = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
-    def __call__(self, model: SupMAEForPreTraining, inputs: dict[str, torch.Tensor], steps_done: int):
+    def __call__(self, model: SupMAEForPreTraining, inputs: Tensors, steps_done: int):
         """
         To be called by every process before the forward pass of a training batch.
 

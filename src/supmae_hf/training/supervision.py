@@ -8,7 +8,6 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..configuration_supmae import SupMAEConfig
-from ..data.image_data import ImageData
 from ..data.labels import values_of
 from ..data.targets import (
     BACKGROUND,
@@ -24,12 +23,6 @@ from ..loading import load_pretrained
 from ..modeling_supmae import SupMAEForPreTraining
 
 
-# the evaluation's metrics by kind of supervision
-METRICS = {
-    "labels": ("classification_loss", "accuracy"),
-    "captions": ("caption_loss", "caption_accuracy"),
-    "dense": ("dense_loss", "patch_miou"),
-}
 _MASKS = "_mask"  # the column of masks from a folder
 
 
@@ -58,17 +51,18 @@ class Supervision:
             model.supervision["captions"].set_frequencies(*self.frequencies)
 
 
-def prepare_supervision(model_args, data_args, args, data: ImageData) -> Supervision:
+def prepare_supervision(job) -> Supervision:
     """
     Read captions, masks and objects, and choose the kinds of supervision: those for which there is a column, unless
     `--model_config` names them. Adds to the data's notes what was found, and a column of masks from `--mask_dir` to its splits.
 
     Args:
-        model_args, data_args, args ([`ModelArguments`], [`DataArguments`], [`PreTrainingArguments`]): Of the run.
+        job ([`Job`]): The run, with its data.
 
     Raises:
         ValueError: if a column does not exist or holds something else, or a kind that is named has no column.
     """
+    args, data, model_config = job.args, job.data, job.model_args.model_config
     flags = {name: getattr(args, name) for name in ("caption_column_name", "mask_column_name", "objects_column_name")}
     named = {name: column for name, column in flags.items() if column is not None}
     if (named or args.mask_dir) and isinstance(data.train, datasets.IterableDataset):
@@ -80,7 +74,7 @@ def prepare_supervision(model_args, data_args, args, data: ImageData) -> Supervi
     kinds = ["labels"] if data.labels.columns else []
     kinds += ["captions"] if args.caption_column_name else []
     kinds += ["dense"] if args.mask_dir or args.mask_column_name or args.objects_column_name else []
-    wanted = model_args.model_config.get("supervision", kinds or "labels")
+    wanted = model_config.get("supervision", kinds or "labels")
     wanted = list(SupMAEConfig(supervision=wanted).supervision_weights)
     for kind, flag in (("captions", "caption_column_name"), ("dense", "mask_column_name")):
         if kind in wanted and kind not in kinds:
@@ -91,21 +85,24 @@ def prepare_supervision(model_args, data_args, args, data: ImageData) -> Supervi
     if "labels" in wanted:
         supervision.fields |= data.labels.config_fields()
     if "captions" in wanted:
-        _add_captions(supervision, args, model_args.model_name_or_path, data)
+        _add_captions(supervision, job)
     if "dense" in wanted:
-        _add_dense(supervision, model_args.model_config, data_args, args, data)
+        _add_dense(supervision, job)
     data.more_columns = [target.column for target in supervision.targets]
     return supervision
 
 
-def _add_captions(supervision: Supervision, args, source: str | None, data: ImageData):
+def _add_captions(supervision: Supervision, job):
+    args, data, checkpoint = job.args, job.data, job.model_args.model_name_or_path
     column = args.caption_column_name
     value = data.train.features[column]
     if getattr(getattr(value, "feature", value), "dtype", "") not in ("string", "large_string"):
         raise ValueError(f"`--caption_column_name` {column} of the type {value} holds no texts.")
     tokenizer, what = None, ""
-    if args.tokenizer_name or (source and "captions" in load_pretrained(SupMAEConfig, source).supervision_weights):
-        name = args.tokenizer_name or source
+    if args.tokenizer_name or (
+        checkpoint and "captions" in load_pretrained(SupMAEConfig, checkpoint).supervision_weights
+    ):
+        name = args.tokenizer_name or checkpoint
         try:
             tokenizer, what = load_pretrained(AutoTokenizer, name), f"tokens of '{name}'"
         except (OSError, ValueError) as error:
@@ -128,7 +125,8 @@ def _add_captions(supervision: Supervision, args, source: str | None, data: Imag
     )
 
 
-def _add_dense(supervision: Supervision, model_config: dict, data_args, args, data: ImageData):
+def _add_dense(supervision: Supervision, job):
+    args, data = job.args, job.data
     given = [
         name for name in ("mask_dir", "mask_column_name", "objects_column_name") if getattr(args, name) is not None
     ]
@@ -143,7 +141,7 @@ def _add_dense(supervision: Supervision, model_config: dict, data_args, args, da
         names, categories = find_objects(data.train, column)
         names = [BACKGROUND, *names]
     else:
-        names = model_config.get("dense_classes")
+        names = job.model_args.model_config.get("dense_classes")
         if not names:
             raise ValueError(
                 'Masks hold numbers of classes, and it must be said which: `--model_config \'{"dense_classes": ["sky", '
@@ -152,7 +150,7 @@ def _add_dense(supervision: Supervision, model_config: dict, data_args, args, da
         check_num_classes(names if isinstance(names, int) else len(names), "`dense_classes` in `--model_config`")
         names = list(map(str, range(names))) if isinstance(names, int) else list(names)
     if args.mask_dir:
-        roots = [folder for folder in (data_args.train_dir, data_args.validation_dir) if folder]
+        roots = [folder for folder in (job.data_args.train_dir, job.data_args.validation_dir) if folder]
         column, masks = _MASKS, (data.image_column, roots, args.mask_dir, _MASKS)
         data.train = with_masks(data.train, *masks)
         data.validation = None if data.validation is None else with_masks(data.validation, *masks)

@@ -5,29 +5,20 @@ killed, and runs that go on from them as if nothing had happened.
 """
 
 import math
-import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
 from safetensors import SafetensorError
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalPrediction, HubStrategy
 from transformers.utils import logging
 
 from ..data.dataset import (
-    EpochSampler,
-    ImageDataset,
     ImageStream,
     MixupCollator,
-    collate_views,
     images_of_epoch,
 )
-from ..data.transforms import seed_of
 from ..records import Record
 from .checkpointing import (
     RESULTS,
@@ -35,91 +26,29 @@ from .checkpointing import (
     StopRequest,
     check_writer,
     finish_checkpoint,
-    ignore_stop_request,
     require_sharding,
     start_checkpoint,
     writing_failed,
 )
 from .knn import KnnEvaluation
-from .objective import BranchCheck, add, averages, batch_loss, image_figures, images_per_step, labels_of_step
+from .loop import (
+    Interval,
+    begin_epoch,
+    build_dataloader,
+    epoch_order,
+    leave,
+    prepare_batch_norm,
+    seed_step,
+    share_buffers,
+    take_counts,
+)
+from .objective import Objective, averages, evaluation_loss, image_metrics
 from .optimization import create_optimizer, create_scheduler
-from .schedules import scheduled
+from .report import write_card, write_report
 from .uploads import START_SECONDS, Uploads, within
 
 
 logger = logging.get_logger(__name__)
-
-
-def seed_step(seed: int, step: int, process_index: int):
-    """Seed what a training step draws (dropout, stochastic depth), so that it does not depend on the steps before."""
-    torch.manual_seed(seed_of(seed, step, process_index))
-
-
-def build_dataloader(dataset, args, collate: Callable, train: bool) -> DataLoader:
-    """
-    Batches of an [`ImageDataset`], an [`ImageStream`] or any other data set: shuffled (unless
-    `args.train_sampling_strategy` is sequential) and without an incomplete last one (if `args.dataloader_drop_last`) for
-    training, all of them in order for evaluation.
-    """
-    sampler, num_views = None, getattr(dataset, "num_views", 1)
-    if train and not isinstance(dataset, IterableDataset):
-        shuffle = args.train_sampling_strategy == "random"
-        if isinstance(dataset, ImageDataset) and dataset.seed is not None:
-            sampler = EpochSampler(dataset, shuffle, getattr(args, "labeled_share", 0.0))
-        elif shuffle:
-            sampler = torch.utils.data.RandomSampler(dataset)
-    num_workers = args.dataloader_num_workers
-    return DataLoader(
-        dataset,
-        batch_size=(args.train_batch_size if train else args.eval_batch_size) // num_views,
-        sampler=sampler,
-        drop_last=train and not isinstance(dataset, IterableDataset) and args.dataloader_drop_last,
-        collate_fn=collate if num_views == 1 else collate_views,
-        num_workers=num_workers,
-        pin_memory=args.dataloader_pin_memory,
-        persistent_workers=args.dataloader_persistent_workers and train and num_workers > 0,
-        prefetch_factor=args.dataloader_prefetch_factor if num_workers else None,
-        multiprocessing_context=args.dataloader_multiprocessing_context if num_workers else None,
-        worker_init_fn=ignore_stop_request,
-    )
-
-
-def take_counts(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Remove from a batch, and add up, what is counted of its images: those that were skipped, those that came again."""
-    return {f"{name}_images": batch.pop(name).sum() for name in ("skipped", "repeated") if name in batch}
-
-
-def epoch_order(loader: DataLoader) -> EpochSampler | ImageStream | None:
-    """What decides the order of the images, whose `epoch` is to be set before each."""
-    return next((x for x in (loader.sampler, loader.dataset) if isinstance(x, (EpochSampler, ImageStream))), None)
-
-
-def prepare_batch_norm(model: torch.nn.Module, args) -> torch.nn.Module:
-    """Synchronise BatchNorm across processes if `args.sync_batchnorm`; else say whose statistics it sees."""
-    if not any(isinstance(module, torch.nn.BatchNorm1d) for module in model.modules()):
-        return model
-    if args.sync_batchnorm:
-        return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    batches = [f"{args.world_size} processes"] if args.world_size > 1 else []
-    batches += (
-        [f"{args.gradient_accumulation_steps} batches of a step"] if args.gradient_accumulation_steps > 1 else []
-    )
-    if batches and args.process_index == 0:
-        logger.warning(
-            f"The head's BatchNorm sees {args.per_device_train_batch_size} images at a time: each of the "
-            f"{' and '.join(batches)} has statistics of its own."
-        )
-    return model
-
-
-def share_buffers(model: torch.nn.Module, accelerator: Accelerator):
-    """
-    Give every process the first one's buffers (BatchNorm's running statistics), which are those that are saved; to be called
-    before an evaluation.
-    """
-    if accelerator.num_processes > 1:
-        for buffer in model.buffers():
-            buffer.copy_(broadcast(buffer.clone()))
 
 
 class _RunCallback(TrainerCallback):
@@ -132,11 +61,9 @@ class _RunCallback(TrainerCallback):
         self.trainer.last_logged_step = state.global_step
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        if self.trainer.order is not None:
-            steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
-            self.trainer.order.epoch, steps_done = divmod(state.global_step, steps)
-            if isinstance(self.trainer.order, ImageStream):
-                self.trainer.order.skip_batches(steps_done * args.gradient_accumulation_steps)
+        steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
+        epoch, steps_done = divmod(state.global_step, steps)
+        begin_epoch(self.trainer.order, epoch, steps_done * args.gradient_accumulation_steps)
 
     def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
         seed_step(args.seed, state.global_step, args.process_index)
@@ -177,22 +104,20 @@ class RecipeTrainer(Trainer):
     written with an `OSError`.
 
     Args:
-        report ([`Report`], *optional*): Writes the model card, in the place of Transformers' own, and what [`run`] leaves.
+        job ([`Job`], *optional*): The run, of which the trainer then writes a model card and a report of its own.
     """
 
-    def __init__(self, *args, report=None, **kwargs):
+    def __init__(self, *args, job=None, **kwargs):
         super().__init__(*args, **kwargs)
         require_sharding(self.accelerator)
         self.model_accepts_loss_kwargs = False  # losses are means over a batch, which the Trainer averages over a step
-        self.report = report
+        self.job = job
         self.was_stopped = False
         self.monitor = None
         self.order = None
         self.learning_rate = None
         self.last_logged_step = 0
-        self._num_images = 0
-        self._counts = {}
-        self._interval_start = None
+        self.interval = Interval(self.accelerator)
         self.uploads = None
         if self.args.push_to_hub and self.is_world_process_zero():
             self.uploads = Uploads(self.args, self.hub_model_id)
@@ -251,12 +176,10 @@ class RecipeTrainer(Trainer):
         return super().get_batch_samples(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        counts = take_counts(inputs)
         if not model.training:
+            take_counts(inputs)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self._interval_start = self._interval_start or time.perf_counter()
-        self._num_images += inputs["pixel_values"].shape[0]
-        self._counts = {name: count + self._counts.get(name, 0) for name, count in counts.items()}
+        self.interval.add(inputs)
         loss, outputs = self.training_loss(model, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -267,28 +190,19 @@ class RecipeTrainer(Trainer):
         return loss, outputs
 
     def evaluate(self, *args, **kwargs):
-        start = time.perf_counter()
-        share_buffers(self.model, self.accelerator)
-        metrics = super().evaluate(*args, **kwargs)
-        if self._interval_start is not None:
-            self._interval_start += time.perf_counter() - start
-        return metrics
+        with self.interval.paused():
+            share_buffers(self.model, self.accelerator)
+            return super().evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], *args, **kwargs):
-        if "loss" in logs and self._num_images:  # a training interval, as opposed to an evaluation or the summary
-            logs.update(self.interval_figures())
-            seconds = time.perf_counter() - self._interval_start
-            logs["images_per_second"] = round(self._num_images * self.args.world_size / seconds, 1)
-            self._num_images, self._interval_start = 0, time.perf_counter()
+        if "loss" in logs and self.interval:  # a training interval, as opposed to an evaluation or the summary
+            logs |= {"learning_rate": self.learning_rate, **self.interval_metrics(), **self.interval.end()}
             self.last_logged_step = self.state.global_step
         super().log(logs, *args, **kwargs)
 
-    def interval_figures(self) -> dict[str, float]:
-        """What the log says of the steps since the last one."""
-        figures = {"learning_rate": self.learning_rate}
-        figures |= {name: int(self.accelerator.reduce(count)) for name, count in self._counts.items()}
-        self._counts = {}
-        return figures
+    def interval_metrics(self) -> dict[str, float]:
+        """The metrics of the steps since the last line of the log."""
+        return {}
 
     def num_examples(self, dataloader: DataLoader) -> int:
         """Images of an epoch, over all processes."""
@@ -306,10 +220,10 @@ class RecipeTrainer(Trainer):
 
     def create_model_card(self, *args, **kwargs):
         """The card of the run into the output folder."""
-        if self.report is None:
+        if self.job is None:
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
-            self.report.write_card(self.state.log_history)
+            write_card(self.job, self.state.log_history)
 
     def run(self, checkpoint: str | None = None) -> dict[str, float]:
         """
@@ -327,8 +241,8 @@ class RecipeTrainer(Trainer):
         metrics = self.evaluate() if self.eval_dataset is not None else {}
         if metrics:
             self.save_metrics("eval", metrics)
-        if self.report is not None and self.is_world_process_zero():
-            self.report.write(self.state.log_history, metrics)
+        if self.job is not None and self.is_world_process_zero():
+            write_report(self.job, self.state.log_history, metrics)
         self.finish_uploads()
         return metrics
 
@@ -336,14 +250,6 @@ class RecipeTrainer(Trainer):
         """Publish what is to be published, once the run's own work is done."""
         if self.uploads is not None:
             self.uploads.finish(is_over=not self.was_stopped)
-
-
-def leave(args, stop: StopRequest):
-    """End the process with the exit status of the signal that asked for it, and a word on how to go on."""
-    received = stop.received or signal.SIGTERM  # which another process may have received
-    if args.process_index == 0:
-        print(f"\nStopped by {received.name}; saved in {args.output_dir}. The same command goes on from there.")
-    raise SystemExit(128 + received)
 
 
 class PreTrainer(RecipeTrainer):
@@ -361,9 +267,7 @@ class PreTrainer(RecipeTrainer):
         self.knn = knn
         super().__init__(model, args, compute_metrics=self._average, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that the Trainer leaves averages over a step's batches to us
-        self._sums, self._labels_per_batch = None, None
-        self._branch_check = None
-        self._schedules = args.schedules()
+        self._objective = None
 
     def _average(self, prediction: EvalPrediction) -> dict[str, float]:
         sums = {name: rows.astype("float64").sum(axis=0) for name, rows in prediction.predictions.items()}
@@ -371,32 +275,25 @@ class PreTrainer(RecipeTrainer):
 
     def get_batch_samples(self, *args, **kwargs):
         batches, num_items = super().get_batch_samples(*args, **kwargs)
-        if batches:
-            self._labels_per_batch = labels_of_step(self.model, batches, self.accelerator)
+        if self._objective is None or self._objective.monitor is not self.monitor:  # another call of `train`
+            max_steps = self.state.max_steps
+            self._objective = Objective(self.model, self.args, self.accelerator, max_steps, self.monitor)
+        self._objective.begin_step(batches)
         return batches, num_items
 
     def training_loss(self, model, inputs, num_items_in_batch=None):
-        share = self.state.global_step / self.state.max_steps
-        inputs = scheduled(inputs, self.model.config, share, *self._schedules)
-        if self._branch_check is None:
-            self._branch_check = BranchCheck(self.accelerator, self.state.max_steps)
-        self._branch_check(self.model, inputs, self.state.global_step)
+        inputs = self._objective.prepare(inputs, self.state.global_step)
         outputs = model(**inputs)
-        threshold = self.args.pseudo_label_threshold
-        loss, figures, losses = batch_loss(model, self.model, outputs, inputs, self._labels_per_batch, threshold)
-        self._sums = add(self._sums, figures)
-        self.monitor.add(**losses)
+        loss = self._objective.loss(model, outputs, inputs)
         # the Trainer leaves the division to whoever is given the number of items
         return (loss if num_items_in_batch is None else loss / self.current_gradient_accumulation_steps), outputs
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        # the Trainer's is an average over batches, of which some may have few labels
-        config, metrics = self.model.config, output.metrics
-        loss = config.reconstruction_loss_weight * metrics[f"{metric_key_prefix}_reconstruction_loss"]
-        for kind, head in self.model.heads().items():
-            loss += config.supervision_weights[kind] * metrics.get(f"{metric_key_prefix}_{head.loss_name}", 0.0)
-        metrics[f"{metric_key_prefix}_loss"] = loss
+        # the Trainer's loss is an average over batches, of which some may have few labels
+        names = [name for name in output.metrics if name.startswith(f"{metric_key_prefix}_")]
+        metrics = {name.removeprefix(f"{metric_key_prefix}_"): output.metrics[name] for name in names}
+        output.metrics[f"{metric_key_prefix}_loss"] = evaluation_loss(self.model, metrics)
         if self.knn is not None:
             model = self.model if self.args.n_gpu > 1 else self.model_wrapped  # not DataParallel's copies
             output.metrics[f"{metric_key_prefix}_knn_top1"] = self.knn(model.eval(), self.accelerator)
@@ -406,14 +303,11 @@ class PreTrainer(RecipeTrainer):
         take_counts(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
-            figures = image_figures(self.model, outputs, inputs)
-        return outputs["loss"].mean().detach(), figures, figures["images"]
+            metrics = image_metrics(self.model, outputs, inputs)
+        return outputs["loss"].mean().detach(), metrics, metrics["images"]
 
-    def interval_figures(self) -> dict[str, float]:
-        sums, self._sums = self.accelerator.reduce(self._sums, reduction="sum"), None
-        sums = {name: value.cpu().double() for name, value in sums.items()}
-        steps = self.state.global_step - self.last_logged_step
-        return {**super().interval_figures(), **averages(self.model, sums), **images_per_step(sums, steps)}
+    def interval_metrics(self) -> dict[str, float]:
+        return self._objective.log(self.state.global_step - self.last_logged_step)
 
 
 class FineTuner(RecipeTrainer):

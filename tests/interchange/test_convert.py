@@ -11,12 +11,12 @@ from conftest import FIXTURES, load_original, load_reference, reference_config
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
-from supmae_hf.checkpoints.convert import (
+from supmae_hf.interchange.convert import (
     config_from_original,
     convert_original,
     revert_original_state_dict,
 )
-from supmae_hf.checkpoints.convert import (
+from supmae_hf.interchange.convert import (
     load_original as load_original_file,
 )
 

@@ -1,28 +1,170 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Recipes, and command lines on top of them: `[RECIPE.yaml] [--flag value ...]`."""
+"""Command lines of the scripts: `[RECIPE.yaml] [--flag value ...]`, the values that arguments may have, one-line errors."""
 
 import argparse
 import contextlib
 import difflib
+import functools
+import json
+import math
 import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
+from typing import Annotated, get_args, get_type_hints
 
 import psutil
 import yaml
 from transformers import HfArgumentParser
 from transformers.debug_utils import DebugOption
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
 
-from ..arguments import ModelArguments
-from ..ranges import find_mistakes
+
+# --- values ---
 
 
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers from `low` to `high`, with or without these two, and `unset`, which stands for no value."""
+
+    low: float = 0
+    high: float = math.inf
+    includes_low: bool = True
+    includes_high: bool = True
+    unset: float | None = None
+
+    def __contains__(self, value) -> bool:
+        if value == self.unset:
+            return True
+        above = value >= self.low if self.includes_low else value > self.low
+        below = value <= self.high if self.includes_high else value < self.high
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        if self.low == -math.inf:
+            return "a finite number"
+        if self.high == math.inf:
+            return f"{self.low:g} or more" if self.includes_low else f"above {self.low:g}"
+        return f"{'at least' if self.includes_low else 'above'} {self.low:g} and " + (
+            f"at most {self.high:g}" if self.includes_high else f"below {self.high:g}"
+        )
+
+
+# Types of arguments whose range is checked.
+Count = Annotated[int, Range(1)]
+Place = Annotated[int, Range()]
+Seed = Annotated[int, Range(high=2**32 - 1)]
+Workers = Annotated[int, Range(high=max(32, 4 * (os.cpu_count() or 1)))]
+Number = Annotated[float, Range(-math.inf)]
+NotNegative = Annotated[float, Range()]
+Positive = Annotated[float, Range(includes_low=False)]
+Share = Annotated[float, Range(high=1)]
+ShareBelow1 = Annotated[float, Range(high=1, includes_high=False)]
+ShareAbove0 = Annotated[float, Range(high=1, includes_low=False)]
+
+# Those of Transformers' TrainingArguments.
+_INHERITED = {
+    Count: "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps eval_accumulation_steps "
+    "torch_empty_cache_steps save_total_limit dataloader_prefetch_factor ddp_timeout ddp_bucket_cap_mb",
+    Annotated[int, Range(1, unset=-1)]: "max_steps",
+    Workers: "dataloader_num_workers",
+    Seed: "seed data_seed",
+    Positive: "num_train_epochs adam_epsilon logging_steps eval_steps save_steps",  # steps below 1: shares of the run
+    NotNegative: "learning_rate warmup_steps weight_decay max_grad_norm eval_delay",
+    ShareBelow1: "adam_beta1 adam_beta2 label_smoothing_factor",
+}
+# Those whose values the parser does not know.
+_CHOICES = {
+    "optim": [choice.value for choice in OptimizerNames],
+    "eval_strategy": [choice.value for choice in IntervalStrategy],
+    "save_strategy": [choice.value for choice in SaveStrategy],
+    "train_sampling_strategy": ["random", "sequential"],
+    "report_to": ["all", "none", *get_available_reporting_integrations()],
+}
+
+
+def _range_of(hint) -> Range | None:
+    """The range in a type such as `list[Count] | None`."""
+    found = [x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Range)]
+    return found[0] if found else next(filter(None, map(_range_of, get_args(hint))), None)
+
+
+@functools.cache
+def _ranges(argument_class: type) -> dict[str, Range]:
+    """The ranges of a dataclass of arguments, by name."""
+    names = {field.name for field in fields(argument_class)}
+    inherited = {name: hint for hint, listed in _INHERITED.items() for name in listed.split()}
+    hints = {**inherited, **get_type_hints(argument_class, include_extras=True)}
+    ranges = {name: _range_of(hint) or _range_of(inherited.get(name)) for name, hint in hints.items() if name in names}
+    return {name: known for name, known in ranges.items() if known is not None}
+
+
+def _find_mistakes(values: Mapping, ranges: Mapping[str, Range]) -> list[str]:
+    """A line for each argument whose value is not allowed; `None` always is."""
+    lines = []
+    for name, value in values.items():
+        several = value if isinstance(value, (list, tuple)) else [value]
+        if name in ranges:
+            wrong = [x for x in several if isinstance(x, (int, float)) and x not in ranges[name]]
+            lines += [f"`--{name}` must be {ranges[name]}, got {wrong[0]}."] if wrong else []
+        elif name in _CHOICES and value is not None:
+            texts = [x.value if isinstance(x, Enum) else str(x) for x in several]
+            wrong = [text for text in texts if text not in _CHOICES[name]]
+            lines += [f"`--{name}` must be {_listed(wrong[0], _CHOICES[name])}, got {wrong[0]}."] if wrong else []
+    return lines
+
+
+def _listed(value: str, choices: list[str]) -> str:
+    """The choices, or if they are many those that look like the value."""
+    if len(choices) > 12:
+        choices = difflib.get_close_matches(value, choices, n=3, cutoff=0.4) or choices[:3]
+        return f"one of Transformers' names, such as {', '.join(choices)}"
+    return f"one of {', '.join(choices)}"
+
+
+def check(arguments):
+    """
+    Check a dataclass of arguments.
+
+    Raises:
+        ValueError: if values are out of their ranges; the message has a line for each.
+    """
+    mistakes = _find_mistakes(vars(arguments), _ranges(type(arguments)))
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+
+
+def read_fields(value: str | dict | None) -> dict:
+    """
+    The value of `--model_config`, which may be JSON.
+
+    Raises:
+        ValueError: if it is not a mapping.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"`--model_config` is not JSON ({error}): {value}. Example: --model_config '{{\"mask_ratio\": 0.6}}'."
+            ) from None
+    if not isinstance(value or {}, dict):
+        raise ValueError(f"`--model_config` must map fields to values, as in '{{\"mask_ratio\": 0.6}}', got {value}.")
+    return value or {}
+
+
+# --- recipes and flags ---
+
+# The recipes of the paper, one for each job.
+_RECIPES = Path(__file__).parent / "training" / "recipes"
 # Two names for one setting. Of two recipes, or a recipe and the flags, the later one has the say.
 _ALTERNATIVES = (("learning_rate", "base_learning_rate"), ("warmup_steps", "warmup_epochs"))
 
@@ -115,7 +257,7 @@ def parse_arguments(
         argument.name: argument.type for argument_class in argument_classes for argument in fields(argument_class)
     }
     names_data = any(flag.split("=")[0].replace("-", "_") in ("__dataset_name", "__train_dir") for flag in argv)
-    recipes = [Path(__file__).parent / f"{base}.yaml"] if base else []
+    recipes = [_RECIPES / f"{base}.yaml"] if base else []
     if argv and argv[0].endswith((".yaml", ".yml")):
         recipes.append(argv.pop(0))
     elif default_recipe and not names_data:
@@ -133,7 +275,7 @@ def parse_arguments(
             unknown = re.search(r"unrecognized arguments: -*([^\s=]+)", str(error))
             flags = [name.replace("-", "_") for name in known]
             raise ValueError(f"{error}{_nearest(unknown[1].replace('-', '_'), flags) if unknown else ''}") from None
-        values, model_config = {}, {}
+        values = {}
         for layer in layers:
             for pair in _ALTERNATIVES:
                 if all(map(layer.get, pair)):
@@ -143,17 +285,13 @@ def parse_arguments(
                 for name, other in (pair, pair[::-1]):
                     if layer.get(name):
                         values.pop(other, None)
-            if isinstance(layer.get("model_config"), dict):
-                model_config.update(layer.pop("model_config"))
+            if "model_config" in layer:
+                layer["model_config"] = values.get("model_config", {}) | read_fields(layer["model_config"])
             values.update(layer)
-        if mistakes := find_mistakes(values):
+        ranges = {name: known for x in argument_classes for name, known in _ranges(x).items()}
+        if mistakes := _find_mistakes(values, ranges):
             raise ValueError("\n".join(mistakes))
-        parsed = parser.parse_dict({name: value for name, value in values.items() if value is not None})
-        for arguments in parsed:
-            if isinstance(arguments, ModelArguments):
-                arguments.model_config = {**model_config, **arguments.model_config}
-                arguments.check()
-        return parsed
+        return parser.parse_dict({name: value for name, value in values.items() if value is not None})
     except (OSError, ValueError) as error:
         parser.exit(2, "".join(f"{parser.prog}: error: {line}\n" for line in str(error).splitlines()))
 

@@ -35,7 +35,6 @@ from transformers import (
 )
 
 from ..configuration_supmae import SupMAEConfig, to_pair
-from ..data.transforms import build_image_processor, fit_image_processor, load_image_processor, pixel_type
 from ..image_processing_supmae import SupMAEImageProcessor
 from ..modeling_supmae import (
     SupMAEForImageClassification,
@@ -43,6 +42,7 @@ from ..modeling_supmae import (
     SupMAEModel,
     SupMAEPreTrainedModel,
 )
+from ..preparation import Preparation, build_image_processor, fit_image_processor, load_image_processor
 from ..records import new_folder
 from .convert import revert_original_state_dict
 from .equality import check_images, require_equal
@@ -306,10 +306,8 @@ def export_stock(
         raise ValueError(f"The model is in {model.dtype}: load it with `dtype=torch.float32` to export it.")
     model = model.eval()
     image_processor = image_processor or build_image_processor(model.config)
-    if timm and pixel_type(image_processor) != "uint8":
-        raise ValueError(
-            f"timm reads 8-bit images, but the model's are {pixel_type(image_processor)}: leave out the format."
-        )
+    if timm and (pixel_type := Preparation(image_processor).pixel_type) != "uint8":
+        raise ValueError(f"timm reads 8-bit images, but the model's are {pixel_type}: leave out the format.")
     stock = to_timm(model, image_processor) if timm else to_stock(model)
     with new_folder(output_dir, overwrite, inputs) as folder:
         state_dict = {name: tensor.contiguous() for name, tensor in stock.state_dict.items()}

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
-from supmae_hf.checkpoints import export
-from supmae_hf.checkpoints.convert import convert_original
-from supmae_hf.checkpoints.export import export_onnx, export_stock
+from supmae_hf.interchange import export
+from supmae_hf.interchange.convert import convert_original
+from supmae_hf.interchange.export import export_onnx, export_stock
 
 
 def seeded(model_class, **fields):

@@ -10,13 +10,13 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
-from supmae_hf.checkpoints.convert import revert_original_state_dict
+from supmae_hf.interchange.convert import revert_original_state_dict
 
 
 # runs a script and prints by how much its peak memory exceeds that of importing the libraries
 MEASURE = """
 import resource, runpy, sys
-import supmae_hf.checkpoints.export, timm
+import supmae_hf.interchange.export, timm
 imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

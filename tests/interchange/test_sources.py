@@ -19,7 +19,7 @@ from supmae_hf import (
     SupMAEForPreTraining,
     SupMAEModel,
 )
-from supmae_hf.checkpoints.convert import convert_original, convert_pretrained
+from supmae_hf.interchange.convert import convert_original, convert_pretrained
 from supmae_hf.modeling_supmae import sincos_position_embeddings
 
 

@@ -6,7 +6,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from ..configuration_supmae import SupMAEConfig, to_pair
-from ..data.transforms import pixel_statistics
+from ..preparation import pixel_statistics
 
 
 # Largest difference, relative to the largest result (or 1), at which an export counts as exact.

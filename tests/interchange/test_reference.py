@@ -8,10 +8,12 @@ from conftest import FIXTURES, digit_pixel_values, load_example, load_original, 
 from sklearn.datasets import load_digits
 
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
-from supmae_hf.checkpoints.convert import revert_original_state_dict
 from supmae_hf.conversion_supmae import convert_tensors
-from supmae_hf.data.transforms import build_image_processor
-from supmae_hf.training.arguments import PreTrainingArguments
+from supmae_hf.data.arguments import DataArguments
+from supmae_hf.interchange.convert import revert_original_state_dict
+from supmae_hf.preparation import build_image_processor
+from supmae_hf.training.arguments import ModelArguments, PreTrainingArguments
+from supmae_hf.training.job import Job
 from supmae_hf.training.optimization import parameter_groups
 from supmae_hf.training.trainer import PreTrainer
 
@@ -92,8 +94,9 @@ def train_with_trainer(model, items, args):
 
 def train_with_accelerate(model, items, args):
     script = load_example("run_pretrain_no_trainer.py")
-    image_processor = build_image_processor(model.config)
-    return script.train(args, model, image_processor, items, Items(items[:8]), checkpoint=None)[0]
+    job = Job("pre-training", "Pre-trained", ModelArguments(), DataArguments(), args, data=None, model=model)
+    job.image_processor, job.train_dataset = build_image_processor(model.config), items
+    return script.train(job, checkpoint=None)[0]
 
 
 @pytest.mark.parametrize("train", [train_with_trainer, train_with_accelerate])
