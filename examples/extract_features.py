@@ -20,7 +20,8 @@ from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.data.sources import load_splits
 from supmae_hf.evaluation import features
 from supmae_hf.evaluation.arguments import FeatureArguments
-from supmae_hf.evaluation.models import ImageEncoder, check_models, fingerprint
+from supmae_hf.evaluation.encode import ImageEncoder
+from supmae_hf.evaluation.models import check_models, fingerprint
 from supmae_hf.evaluation.tables import say_written, write_table
 from supmae_hf.image_processing_supmae import read_image
 from supmae_hf.preparation import Preparation

@@ -15,8 +15,9 @@ from supmae_hf.data.arguments import EvaluationDataArguments
 from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.data.image_data import ImageData
 from supmae_hf.evaluation.arguments import EvaluationArguments, evaluate_models
+from supmae_hf.evaluation.encode import predict
 from supmae_hf.evaluation.metrics import accuracy_row
-from supmae_hf.evaluation.models import load_classifier, map_classes, predict
+from supmae_hf.evaluation.models import load_classifier, map_classes
 from supmae_hf.preparation import Preparation
 
 

@@ -19,6 +19,7 @@ from supmae_hf import SupMAEForImageClassification
 from supmae_hf.cli import parse_arguments, run
 from supmae_hf.data.arguments import DataArguments
 from supmae_hf.data.transforms import TrainTransform
+from supmae_hf.evaluation.encode import knn_scores
 from supmae_hf.evaluation.metrics import compute_accuracy
 from supmae_hf.evaluation.probes import (
     LinearProbe,
@@ -31,7 +32,6 @@ from supmae_hf.records import Record
 from supmae_hf.training.arguments import ModelArguments
 from supmae_hf.training.checkpointing import RESULTS, open_run
 from supmae_hf.training.job import Job, load_job
-from supmae_hf.training.knn import knn_scores
 from supmae_hf.training.loop import leave
 from supmae_hf.training.report import say_results, write_report
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from supmae_hf.cli import parse_arguments, run
 from supmae_hf.data.arguments import DataArguments
+from supmae_hf.evaluation.encode import KnnEvaluation
 from supmae_hf.training.arguments import ModelArguments, PreTrainingArguments
 from supmae_hf.training.checkpointing import open_run
 from supmae_hf.training.job import prepare_pretraining
@@ -26,8 +27,9 @@ def main():
         default_recipe=Path(__file__).parent / "configs" / "pretrain_digits.yaml",
     )
     job = prepare_pretraining(arguments)
+    knn = KnnEvaluation(job) if job.args.knn_eval else None
     with open_run(job.args, job.describe()) as checkpoint:
-        PreTrainer(**job.for_trainer(), knn=job.knn, job=job).run(checkpoint)
+        PreTrainer(**job.for_trainer(), knn=knn, job=job).run(checkpoint)
 
 
 if __name__ == "__main__":

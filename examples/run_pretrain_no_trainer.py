@@ -24,6 +24,7 @@ from transformers import TrainerState
 from supmae_hf.cli import parse_arguments, run
 from supmae_hf.data.arguments import DataArguments
 from supmae_hf.data.dataset import ImageStream, collate
+from supmae_hf.evaluation.encode import KnnEvaluation
 from supmae_hf.records import Record
 from supmae_hf.training import checkpointing, loop
 from supmae_hf.training.arguments import ModelArguments, PreTrainingArguments
@@ -77,7 +78,7 @@ def evaluate(model, dataloader, accelerator: Accelerator, knn) -> dict[str, floa
     return {f"eval_{name}": value for name, value in metrics.items()}
 
 
-def train(job: Job, checkpoint: str | None):
+def train(job: Job, checkpoint: str | None, knn: KnnEvaluation | None = None):
     """Train, from a checkpoint if there is one, and save; returns the log and the last evaluation."""
     args = job.args
     output_dir = Path(args.output_dir)
@@ -188,7 +189,7 @@ def train(job: Job, checkpoint: str | None):
                     loss, num_steps = 0.0, 0
                 if not is_stopped and is_due(args.eval_strategy, state.eval_steps):
                     with interval.paused():
-                        log(evaluate(model, eval_loader, accelerator, job.knn))
+                        log(evaluate(model, eval_loader, accelerator, knn))
                 is_last = is_stopped or state.global_step == max_steps
                 is_save_due = is_due(args.save_strategy, state.save_steps)
                 if is_stopped or is_save_due or (is_last and args.save_strategy != "no"):
@@ -199,7 +200,7 @@ def train(job: Job, checkpoint: str | None):
     if is_stopped:
         loop.leave(args, stop)
 
-    metrics = {} if eval_loader is None else evaluate(model, eval_loader, accelerator, job.knn)
+    metrics = {} if eval_loader is None else evaluate(model, eval_loader, accelerator, knn)
     if accelerator.is_main_process:
         Record(output_dir).claim(*checkpointing.RESULTS)
     save_pretrained(output_dir)
@@ -220,8 +221,9 @@ def main():
     if args.save_strategy == "best":
         raise ValueError("`--save_strategy` best is the Trainer's: use run_pretrain.py.")
     job = prepare_pretraining(arguments)
+    knn = KnnEvaluation(job) if args.knn_eval else None
     with checkpointing.open_run(args, job.describe()) as checkpoint:
-        log_history, metrics = train(job, checkpoint)
+        log_history, metrics = train(job, checkpoint, knn)
         if args.process_index == 0:
             write_report(job, log_history, metrics)
 

@@ -27,7 +27,8 @@ from supmae_hf.data.labels import imagenet_indices
 from supmae_hf.data.sources import load_evaluation_data
 from supmae_hf.evaluation.arguments import EvaluationArguments, data_key
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, Corrupt
-from supmae_hf.evaluation.models import check_models, fingerprint, load_classifier, map_classes, predict
+from supmae_hf.evaluation.encode import predict
+from supmae_hf.evaluation.models import check_models, fingerprint, load_classifier, map_classes
 from supmae_hf.evaluation.robustness import (
     corruption_errors,
     mean_corruption_error,

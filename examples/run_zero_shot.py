@@ -18,8 +18,8 @@ from supmae_hf.data.arguments import EvaluationDataArguments
 from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.data.image_data import ImageData
 from supmae_hf.evaluation.arguments import EvaluationArguments, evaluate_models
+from supmae_hf.evaluation.encode import predict
 from supmae_hf.evaluation.metrics import accuracy_row
-from supmae_hf.evaluation.models import predict
 from supmae_hf.evaluation.zero_shot import class_tokens, load_captioner, zero_shot_function
 from supmae_hf.preparation import Preparation
 

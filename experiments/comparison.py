@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from matplotlib.axes import Axes
 from PIL import Image
 from torch import multiprocessing
@@ -23,7 +24,7 @@ from supmae_hf.data.arguments import EvaluationDataArguments
 from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.data.sources import load_splits
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, corrupt
-from supmae_hf.evaluation.tables import Journal, say_written
+from supmae_hf.evaluation.tables import Journal, say_written, write_table
 from supmae_hf.training.optimization import parameter_groups
 
 
@@ -42,13 +43,7 @@ SMALL_MODEL = {
     "classifier_hidden_size": 256,
     "classification_temperature": 1.0,
 }
-
-
 IMAGE_SIZE = SMALL_MODEL["image_size"]
-
-
-def to_grey(image: Image.Image) -> torch.Tensor:
-    return v2.functional.pil_to_tensor(image.convert("L"))
 
 
 def load_images(source: str) -> dict:
@@ -68,7 +63,9 @@ def load_images(source: str) -> dict:
         )
     data = {"num_labels": len(splits["train"].labels.names)}
     for name, prefix in (("train", ""), ("test", "test_")):
-        items = ImageDataset.of(splits[name], splits[name].validation, to_grey)
+        items = ImageDataset.of(
+            splits[name], splits[name].validation, lambda image: v2.functional.pil_to_tensor(image.convert("L"))
+        )
         items = [items[index] for index in range(len(items))]
         shapes = {tuple(item["pixel_values"].shape[1:]) for item in items}
         if len(shapes) > 1 or max(map(max, shapes)) > IMAGE_SIZE:
@@ -85,8 +82,8 @@ def load_images(source: str) -> dict:
 
 def balanced(labels: torch.Tensor, per_class: int, seed: int) -> torch.Tensor:
     """Places of so many images of each class, `(classes, per_class)`; those of fewer are among those of more."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator, device="cpu").to(labels.device)
     return torch.stack([order[labels[order] == label][:per_class] for label in labels.unique()])
 
 
@@ -174,7 +171,7 @@ def accuracy(
 def tokens(encoder, pixel_values: torch.Tensor, batch_size: int = 500) -> tuple[np.ndarray, np.ndarray]:
     """Class tokens and averages of the patch tokens, each of shape `(num_images, hidden_size)`."""
     outputs = [encoder(images).last_hidden_state for images in pixel_values.split(batch_size)]
-    return tuple(torch.cat(parts).numpy() for parts in zip(*((x[:, 0], x[:, 1:].mean(dim=1)) for x in outputs)))
+    return tuple(torch.cat(parts).cpu().numpy() for parts in zip(*((x[:, 0], x[:, 1:].mean(dim=1)) for x in outputs)))
 
 
 def corrupted_copies(
@@ -193,44 +190,34 @@ def corrupted_copies(
     return np.stack(copies)
 
 
-def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and standard deviation of a sample; 0 for a single value."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
 # --- runs ---
 
 
-def read_arguments(
-    description: str, name: str, numbers: dict[str, tuple], has_data: bool = True, **more: str | list[str]
-):
+def read_arguments(description: str, name: str, numbers: dict[str, tuple], data: bool = True, **more: str | list[str]):
     """
     The command line of a comparison.
 
     Args:
-        name: Of the folder below outputs/ for its results.
+        name: Name of the folder below outputs/ for its results.
         numbers: Options with their defaults, the defaults of `--quick`, and what they are.
-        has_data: Whether it takes the images of `--data`.
-        more: More options: what one without a value does, or the choices of one with a value.
+        data: Whether it takes the images of `--data`.
+        more: More options: the help of a switch, or the choices of an option with a value.
     """
     parser = Parser(description)
     parser.add_argument("--quick", action="store_true", help="little compute: minutes")
     for option, what in more.items():
-        kind = (
-            {"action": "store_true", "help": what}
-            if isinstance(what, str)
-            else {"choices": what, "help": "one of them"}
-        )
+        kind = {"choices": what} if isinstance(what, list) else {"action": "store_true", "help": what}
         parser.add_argument(f"--{option}", **kind)
-    if has_data:
+    if data:
         what = "a data set, or a folder of IDX files"
         parser.add_argument("--data", default="zalando-datasets/fashion_mnist", help=what)
+    numbers = {**numbers, "processes": (os.cpu_count(), os.cpu_count(), "runs at a time")}
     for number, (default, quick, what) in numbers.items():
         parser.add_argument(f"--{number}", type=type(default), help=f"{what} (default: {default}; quick: {quick})")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time; default: one per core")
+    parser.add_argument("--device", default="cpu", help="where images and models are, such as cuda (default: cpu)")
     parser.add_argument("--output_dir", type=Path, help=f"default: outputs/{name}, or -quick")
     args = parser.parse_args()
-    for number, (default, quick, _) in {**numbers, "processes": (args.processes, args.processes, "")}.items():
+    for number, (default, quick, _) in numbers.items():
         value = getattr(args, number)
         setattr(args, number, value if value is not None else quick if args.quick else default)
         if not 0 < getattr(args, number) < np.inf:
@@ -243,10 +230,11 @@ def read_arguments(
 _data = {}  # of a worker
 
 
-def _prepare(load: Callable[..., dict], *arguments):
-    """In a worker, of one thread: what its runs need."""
+def _prepare(device: str, load: Callable[..., dict], *arguments):
+    """In a worker, of one thread: load what its runs need, and keep it, the models and the random numbers on the device."""
     torch.set_num_threads(1)
-    _data.update(load(*arguments))
+    _data.update(send_to_device(load(*arguments), device))
+    torch.set_default_device(device)
 
 
 def _work(task: tuple[Callable, dict]) -> tuple[dict, dict | list]:
@@ -256,25 +244,25 @@ def _work(task: tuple[Callable, dict]) -> tuple[dict, dict | list]:
     return job, {**result, "seconds": time.perf_counter() - start} if isinstance(result, dict) else result
 
 
-class Runs:
+class Comparison:
     """
-    Many small runs of a comparison, several at a time, which are kept as they finish: after an interruption the same command
-    goes on. Use it as a context manager.
+    Many small runs, several at a time, which are kept as they finish: after an interruption the same command goes on. Use it as
+    a context manager.
 
     Args:
         args: From [`read_arguments`].
         run: From a job (settings by name) and the data to what was measured: a dict, or a list of dicts.
-        line: From a job and its result to what is printed when it has finished.
+        measures: Names of what is measured, and titles.
         load, arguments: What every process calls to get the data: a dict.
     """
 
-    def __init__(self, args, run: Callable, line: Callable, load: Callable[..., dict], *arguments):
-        self.args, self.work, self.line = args, run, line
+    def __init__(self, args, run: Callable, measures: dict[str, str], load: Callable[..., dict], *arguments):
+        self.args, self.run, self.measures = args, run, measures
         self.journal, self.start = Journal(args.output_dir / "runs.jsonl"), time.perf_counter()
         context = multiprocessing.get_context("spawn")
-        self.pool = context.Pool(args.processes, _prepare, (load, *arguments))
+        self.pool = context.Pool(args.processes, _prepare, (args.device, load, *arguments))
 
-    def __enter__(self) -> "Runs":
+    def __enter__(self) -> "Comparison":
         return self
 
     def __exit__(self, error, *_):
@@ -289,12 +277,27 @@ class Runs:
     def finish(self, jobs: Sequence[dict]) -> list:
         """The results of jobs: those in the journal, and of the others, which are run in the given order and added to it."""
         missing = [job for job in jobs if self.journal.get(job) is None]
-        tasks = self.pool.imap_unordered(_work, [(self.work, job) for job in missing])
+        tasks = self.pool.imap_unordered(_work, [(self.run, job) for job in missing])
         for number, (job, result) in enumerate(tasks, len(jobs) - len(missing) + 1):
             self.journal.add(job, result)
-            minutes = sum(one["seconds"] for one in (result if isinstance(result, list) else [result])) / 60
-            print(f"{number}/{len(jobs)} {self.line(job, result)} ({minutes:.1f} minutes)", flush=True)
+            print(f"{number}/{len(jobs)} {self._line(job, result)}", flush=True)
         return [self.journal.get(job) for job in jobs]
+
+    def _line(self, job: dict, result: dict | list) -> str:
+        """The numbers and names of a job, and what it measured."""
+        results = result if isinstance(result, list) else [result]
+        settings = [f"{name} {value}" for name, value in job.items() if isinstance(value, (str, int, float))]
+        measured = [
+            ", ".join(f"{title} {one[name]:.2%}" for name, title in self.measures.items() if name in one)
+            for one in results
+        ]
+        minutes = sum(one["seconds"] for one in results) / 60
+        return f"{', '.join(settings)}: {'; '.join(measured)} ({minutes:.1f} minutes)"
+
+    def write(self, rows: list[dict], name: str = "results"):
+        """Print a table and write it into the output folder."""
+        print()
+        write_table(rows, self.args.output_dir, name)
 
 
 def table_of(
@@ -317,7 +320,8 @@ def table_of(
         for name, title in measures.items():
             values = [run[name] for run in runs if name in run]
             if values:
-                row[title], row[f"{title} (std)"] = mean_and_std(values)
+                row[title] = statistics.mean(values)
+                row[f"{title} (std)"] = statistics.stdev(values) if len(values) > 1 else 0.0
         rows.append(row)
     return rows
 

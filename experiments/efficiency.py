@@ -16,20 +16,10 @@ import itertools
 import statistics
 from pathlib import Path
 
+import comparison
 import numpy as np
 import torch
-from comparison import (
-    SMALL_MODEL,
-    Runs,
-    accuracy,
-    classifier_of,
-    corrupted_copies,
-    draw_lines,
-    read_arguments,
-    table_of,
-    tokens,
-    train,
-)
+from comparison import IMAGE_SIZE, SMALL_MODEL, Comparison, table_of
 from matplotlib.figure import Figure
 from sklearn.model_selection import train_test_split
 from torchvision.transforms import v2
@@ -39,12 +29,11 @@ from supmae_hf.cli import run as run_script
 from supmae_hf.cost import Schedule, classification_flops, pretraining_flops
 from supmae_hf.data.sources import load_digits
 from supmae_hf.evaluation.probes import select_probe
-from supmae_hf.evaluation.tables import write_table
 
 
 METHODS = ("SupMAE", "MAE", "ViT from scratch")
 MEASURES = {"probe": "linear probe", "finetuned": "fine-tuned", "corrupted": "fine-tuned, on corrupted digits"}
-IMAGE_SIZE, BATCH_SIZE, WEIGHT_DECAY = SMALL_MODEL["image_size"], 64, 0.05
+BATCH_SIZE, WEIGHT_DECAY = 64, 0.05
 MODEL = {**SMALL_MODEL, "num_labels": 10}
 LAYER_DECAY = 0.75  # of fine-tuning
 OPTIMIZATION = ("learning_rate", "finetuning_rate", "finetuning_epochs")  # the settings that are no model's
@@ -104,7 +93,7 @@ def load_data():
 def corrupted_inputs(images: torch.Tensor, severities: list[int]) -> torch.Tensor:
     """Every corruption of every scan: `(corruptions * severities, num_images, 1, height, width)`."""
     pixels = ((to_inputs(images)[:, 0] + 1) * 127.5).round().clamp(0, 255).byte()  # bicubic resizing overshoots
-    return torch.from_numpy(corrupted_copies(pixels.numpy(), severities)).unsqueeze(2).float() / 127.5 - 1
+    return torch.from_numpy(comparison.corrupted_copies(pixels.numpy(), severities)).unsqueeze(2).float() / 127.5 - 1
 
 
 def crops(images: torch.Tensor, labels: torch.Tensor | None, epochs: int):
@@ -118,16 +107,16 @@ def crops(images: torch.Tensor, labels: torch.Tensor | None, epochs: int):
 
 def train_epochs(model, images, labels, epochs: int, learning_rate: float, layer_decay: float | None = None):
     steps = epochs * (len(images) // BATCH_SIZE)
-    return train(model, crops(images, labels, epochs), steps, learning_rate, WEIGHT_DECAY, layer_decay)
+    return comparison.train(model, crops(images, labels, epochs), steps, learning_rate, WEIGHT_DECAY, layer_decay)
 
 
 def probe(encoder, images, labels, test_images, test_labels) -> float:
     """A linear probe on the class token or the mean of the patch tokens, whichever cross-validation prefers."""
     best_score, result = -1.0, 0.0
-    for features, test_features in zip(*(tokens(encoder, to_inputs(x)) for x in (images, test_images))):
-        classifier, score = select_probe(features, labels.numpy())
+    for features, test_features in zip(*(comparison.tokens(encoder, to_inputs(x)) for x in (images, test_images))):
+        classifier, score = select_probe(features, labels.cpu().numpy())
         if score > best_score:
-            best_score, result = score, float(classifier.score(test_features, test_labels.numpy()))
+            best_score, result = score, float(classifier.score(test_features, test_labels.cpu().numpy()))
     return result
 
 
@@ -145,11 +134,13 @@ def run(job: dict, data: dict) -> dict:
         pretrained = SupMAEForPreTraining(config)
         train_epochs(pretrained, images, None if method == "MAE" else labels, epochs, settings["learning_rate"])
         measured["probe"] = probe(pretrained.vit, images, labels, test_images, test_labels)
-        model = classifier_of(pretrained)
+        model = comparison.classifier_of(pretrained)
         train_epochs(model, images, labels, settings["finetuning_epochs"], settings["finetuning_rate"], LAYER_DECAY)
-    measured["finetuned"] = accuracy(model, to_inputs(test_images), test_labels)
+    measured["finetuned"] = comparison.accuracy(model, to_inputs(test_images), test_labels)
     if not job["is_trial"]:
-        measured["corrupted"] = statistics.mean(accuracy(model, copies, test_labels) for copies in data["corrupted"])
+        measured["corrupted"] = statistics.mean(
+            comparison.accuracy(model, copies, test_labels) for copies in data["corrupted"]
+        )
     return measured
 
 
@@ -165,17 +156,13 @@ def prepare(severities: list[int]) -> dict:
     }
 
 
-def line_of(job: dict, result: dict) -> str:
-    return f"{job['method']}, {job['epochs']} epochs: {result['finetuned']:.2%}"
-
-
-def finish(jobs: list[dict], runs: Runs) -> list[dict]:
+def finish(jobs: list[dict], runs: Comparison) -> list[dict]:
     """The jobs with their results; long ones run first, so that no process is left idle at the end."""
     jobs = sorted(jobs, key=lambda job: -job["epochs"])
     return [{**job, **result} for job, result in zip(jobs, runs.finish(jobs))]
 
 
-def tune(runs: Runs, epochs: int, finetuning_epochs: int, num_trials: int) -> dict[str, dict]:
+def tune(runs: Comparison, epochs: int, finetuning_epochs: int, num_trials: int) -> dict[str, dict]:
     """Each method's best settings: the mean of probe (where there is one) and fine-tuned accuracy decides."""
     jobs = [
         {
@@ -241,7 +228,7 @@ def draw(rows: list[dict], path: Path):
     figure = Figure(figsize=(4 * len(titles), 6.4), layout="constrained")
     for line, column in zip(figure.subplots(2, len(titles)), ("epochs", "TFLOPs")):
         for axis, title in zip(line, titles):
-            draw_lines(axis, rows, METHODS, "method", column, title)
+            comparison.draw_lines(axis, rows, METHODS, "method", column, title)
             if column == "epochs":
                 axis.set_title(title)
             axis.set_xlabel(
@@ -259,10 +246,10 @@ def main():
         "seeds": (5, 2, "how many"),
         "trials": (8, 8, "settings to try for each method, 1 to 8"),
     }
-    args = read_arguments(__doc__, "efficiency", numbers, has_data=False)
+    args = comparison.read_arguments(__doc__, "efficiency", numbers, data=False)
     if args.epochs % 8:
         raise ValueError(f"--epochs must be a multiple of 8, got {args.epochs}.")
-    with Runs(args, run, line_of, prepare, [3] if args.quick else [1, 2, 3, 4, 5]) as runs:
+    with Comparison(args, run, MEASURES, prepare, [3] if args.quick else [1, 2, 3, 4, 5]) as runs:
         chosen = tune(runs, args.epochs // 4, args.finetuning_epochs, args.trials)
         jobs = [
             {"is_trial": False, "method": m, "settings": chosen[m], "epochs": args.epochs // part, "seed": seed}
@@ -271,8 +258,7 @@ def main():
             for part in (1, 2, 4, 8)
         ]
         rows = summarize(finish(jobs, runs), num_images=len(load_data()[0][1]))
-        print()
-        write_table(rows, args.output_dir, "results")
+        runs.write(rows)
         print()
         for title in MEASURES.values():
             print(say_where(rows, title))

@@ -14,28 +14,14 @@ interruption the same command goes on. Prints a table and writes it into --outpu
 
 import itertools
 
+import comparison
 import torch
-from comparison import (
-    SMALL_MODEL,
-    Runs,
-    accuracy,
-    balanced,
-    classifier_of,
-    crop_and_flip,
-    endless,
-    load_images,
-    read_arguments,
-    table_of,
-    to_inputs,
-    tokens,
-    train,
-)
+from comparison import SMALL_MODEL, Comparison, endless, table_of, to_inputs
 
 from supmae_hf import SupMAEConfig, SupMAEForPreTraining
 from supmae_hf.cli import run as run_script
 from supmae_hf.cost import classification_flops
 from supmae_hf.evaluation.probes import select_probe
-from supmae_hf.evaluation.tables import write_table
 from supmae_hf.training.schedules import StepSchedule, scheduled, scheduled_flops
 
 
@@ -70,30 +56,27 @@ def run(job: dict, data: dict) -> dict:
 
     def batches():
         for ids in endless(torch.arange(len(images)), BATCH):
-            yield crop_and_flip(images[ids]), labels[ids]
+            yield comparison.crop_and_flip(images[ids]), labels[ids]
 
-    pretrained = train(SupMAEForPreTraining(config), batches(), num_steps, 2e-3, loss_of=loss_of)
-    bank = balanced(labels, min(1000, labels.bincount().min().item()), seed=0).flatten()
-    features, queries = (tokens(pretrained.vit, to_inputs(x))[1] for x in (images[bank], data["test_images"]))
-    probe, _ = select_probe(features, labels[bank].numpy())
-    num_steps = round(job["finetuning_flops"] / (3 * classification_flops(config) * BATCH))
-    model = train(classifier_of(pretrained, drop_path_rate=0.1), batches(), num_steps, 1e-3, layer_decay=0.75)
-    return {
-        "finetuned": accuracy(model, to_inputs(data["test_images"]), data["test_labels"]),
-        "probe": float(probe.score(queries, data["test_labels"].numpy())),
-    }
-
-
-def line_of(job: dict, result: dict) -> str:
-    return (
-        f"{job['arm']}, {job['flops'] / 1e12:g} TFLOPs, seed {job['seed']}: fine-tuned {result['finetuned']:.2%}, linear probe "
-        f"{result['probe']:.2%}"
+    pretrained = comparison.train(SupMAEForPreTraining(config), batches(), num_steps, 2e-3, loss_of=loss_of)
+    bank = comparison.balanced(labels, min(1000, labels.bincount().min().item()), seed=0).flatten()
+    features, queries = (
+        comparison.tokens(pretrained.vit, to_inputs(x))[1] for x in (images[bank], data["test_images"])
     )
+    probe, _ = select_probe(features, labels[bank].cpu().numpy())
+    num_steps = round(job["finetuning_flops"] / (3 * classification_flops(config) * BATCH))
+    model = comparison.train(
+        comparison.classifier_of(pretrained, drop_path_rate=0.1), batches(), num_steps, 1e-3, layer_decay=0.75
+    )
+    return {
+        "finetuned": comparison.accuracy(model, to_inputs(data["test_images"]), data["test_labels"]),
+        "probe": float(probe.score(queries, data["test_labels"].cpu().numpy())),
+    }
 
 
 def main():
     numbers = {"tflops": (8.0, 1.0, "10^12 operations of pre-training"), "seeds": (3, 1, "how many")}
-    args = read_arguments(__doc__, "fast-recipe", numbers)
+    args = comparison.read_arguments(__doc__, "fast-recipe", numbers)
     flops = 1e12 * args.tflops
     jobs = [
         {"arm": arm, "flops": budget, "finetuning_flops": flops / 4, "seed": seed}
@@ -101,20 +84,15 @@ def main():
         for budget in (flops, flops / 2)
         for arm in ARMS
     ]
-    data = load_images(args.data)
-    with Runs(args, run, line_of, dict, data) as runs:
+    data = comparison.load_images(args.data)
+    config = SupMAEConfig(**MODEL, num_labels=data["num_labels"])
+    with Comparison(args, run, MEASURES, dict, data) as runs:
         results = runs.finish(jobs)
-        config = SupMAEConfig(**MODEL, num_labels=data["num_labels"])
         keys = [
-            {
-                "TFLOPs": job["flops"] / 1e12,
-                "arm": job["arm"],
-                "steps": steps_of(job["arm"], config, job["flops"]),
-            }
+            {"TFLOPs": job["flops"] / 1e12, "arm": job["arm"], "steps": steps_of(job["arm"], config, job["flops"])}
             for job in jobs
         ]
-        print()
-        write_table(table_of(keys, results, MEASURES), args.output_dir, "results")
+        runs.write(table_of(keys, results, MEASURES))
 
 
 if __name__ == "__main__":

@@ -29,25 +29,10 @@ import sys
 import time
 from pathlib import Path
 
+import comparison
 import numpy as np
 import torch
-from comparison import (
-    SMALL_MODEL,
-    Runs,
-    accuracy,
-    balanced,
-    classifier_of,
-    corrupted_copies,
-    crop_and_flip,
-    draw_lines,
-    endless,
-    load_images,
-    read_arguments,
-    table_of,
-    to_inputs,
-    tokens,
-    train,
-)
+from comparison import SMALL_MODEL, Comparison, balanced, crop_and_flip, endless, load_images, table_of, to_inputs
 from matplotlib.figure import Figure
 from torchvision.transforms import v2
 
@@ -55,10 +40,9 @@ from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTr
 from supmae_hf.cli import run as run_script
 from supmae_hf.cost import classification_flops, forward_flops, pretraining_flops
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from supmae_hf.evaluation.encode import NUM_NEIGHBORS, knn_scores
 from supmae_hf.evaluation.probes import select_probe
-from supmae_hf.evaluation.tables import write_table
 from supmae_hf.supervision_supmae import UNLABELED
-from supmae_hf.training.knn import NUM_NEIGHBORS, knn_scores
 from supmae_hf.training.objective import BranchCheck, branch_gradient_share, pseudo_label_loss
 
 
@@ -186,7 +170,7 @@ def pretrain(arm: str, settings: dict, flops: float, labeled: torch.Tensor, data
         more, _ = pseudo_label_loss(model, config, outputs, pixel_values, labels, threshold)
         return outputs.loss + config.classification_loss_weight * more
 
-    train(
+    comparison.train(
         model,
         pretraining_batches(
             images,
@@ -211,18 +195,20 @@ def finetune(pretrained: SupMAEForPreTraining | None, settings: dict, flops: flo
         config.drop_path_rate = DROP_PATH_RATE
         model = SupMAEForImageClassification(config)
     else:
-        model = classifier_of(pretrained, drop_path_rate=DROP_PATH_RATE)
+        model = comparison.classifier_of(pretrained, drop_path_rate=DROP_PATH_RATE)
     batches = labeled_batches(data["images"], data["labels"], labeled, settings.get("mixing", False))
     layer_decay = None if pretrained is None else LAYER_DECAY
     steps = steps_of(arm, model.config, flops)[1]
-    return train(model, batches, steps, settings["learning_rate"], WEIGHT_DECAY, layer_decay)
+    return comparison.train(model, batches, steps, settings["learning_rate"], WEIGHT_DECAY, layer_decay)
 
 
 def measure_features(encoder, labeled: torch.Tensor, data: dict) -> dict:
     """A linear probe and nearest neighbours, by the average of the patch tokens."""
     labeled = labeled[:, : MAX_BANK // len(labeled)].flatten()
-    bank, queries = (tokens(encoder, to_inputs(x))[1] for x in (data["images"][labeled], data["test_images"]))
-    labels, answers = data["labels"][labeled].numpy(), data["test_labels"].numpy()
+    bank, queries = (
+        comparison.tokens(encoder, to_inputs(x))[1] for x in (data["images"][labeled], data["test_images"])
+    )
+    labels, answers = (x.cpu().numpy() for x in (data["labels"][labeled], data["test_labels"]))
     classifier, _ = select_probe(bank, labels)
     votes = knn_scores(bank, labels, queries, data["num_labels"], NUM_NEIGHBORS)
     return {
@@ -250,14 +236,14 @@ def run(job: dict, data: dict) -> list[dict]:
         if arm != SCRATCH and pretrained is None:
             pretrained, gradient_share = pretrain(arm, job["pretraining"], job["flops"], labeled.flatten(), here)
         model = finetune(pretrained, finetuning["settings"], job["flops"], labeled.flatten(), here)
-        result = {"finetuned": accuracy(model, to_inputs(here["test_images"]), here["test_labels"])}
+        result = {"finetuned": comparison.accuracy(model, to_inputs(here["test_images"]), here["test_labels"])}
         if pretrained is not None and job["stage"] != "trial":
             result |= measure_features(pretrained.vit, labeled, here)
             result["gradient_share"] = gradient_share
         if job["stage"] == "final":
             answers = here["test_labels"][: len(here["corrupted"][0])]
             result["corrupted"] = statistics.mean(
-                accuracy(model, to_inputs(torch.from_numpy(copies).unsqueeze(1)), answers)
+                comparison.accuracy(model, to_inputs(torch.tensor(copies).unsqueeze(1)), answers)
                 for copies in here["corrupted"]
             )
         results.append({**result, "seconds": time.perf_counter() - start})
@@ -279,14 +265,6 @@ def run_job(job: dict, data: dict) -> list[dict]:
     elif job["stage"] == "final":
         data = {**data, "corrupted": np.load(data["corrupted"], mmap_mode="c")}
     return run(job, data)
-
-
-def line_of(job: dict, results: list[dict]) -> str:
-    accuracies = "; ".join(
-        f"{finetuning['labels_per_class']} labels a class {result['finetuned']:.2%}"
-        for finetuning, result in zip(job["finetunings"], results)
-    )
-    return f"{job['stage']}, {job['arm']}, {job['flops'] / 1e12:g} TFLOPs, draw {job['draw']}: {accuracies}"
 
 
 def arms_at(per_class: int, data: dict) -> list[str]:
@@ -390,7 +368,7 @@ def save_panels(panels: list[tuple[str, str, list[dict]]], titles: list[str], pa
     figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, title, (x, y, rows) in zip(axes, titles, panels):
-        draw_lines(axis, rows, ARMS, "arm", x, y)
+        comparison.draw_lines(axis, rows, ARMS, "arm", x, y)
         axis.set_xticks(sorted({row[x] for row in rows}))
         axis.minorticks_off()
         axis.set_title(title)
@@ -404,7 +382,7 @@ def corrupt_test_images(images: torch.Tensor, severities: list[int], pool, path:
     """Corrupted copies of the first test images, written once: `(corruptions * severities, num_images, 32, 32)`."""
     if not path.exists():
         parts = [(images[:, 0].numpy(), severities, [name]) for name in CORRUPTIONS]
-        copies = np.concatenate(pool.starmap(corrupted_copies, parts, chunksize=1))
+        copies = np.concatenate(pool.starmap(comparison.corrupted_copies, parts, chunksize=1))
         with open(path.with_suffix(".new"), "wb") as file:
             np.save(file, copies)
         path.with_suffix(".new").rename(path)
@@ -417,7 +395,7 @@ def main():
         "draws": (draws, 1, "draws of the labelled images, each with a seed"),
     }
     sweep = "compare weights and temperatures of the classification loss instead"
-    args = read_arguments(__doc__, "partial-labels", numbers, sweep=sweep)
+    args = comparison.read_arguments(__doc__, "partial-labels", numbers, sweep=sweep)
     flops, data = 1e12 * args.tflops, load_images(args.data)
     num_labels = data["num_labels"]
     shares = SWEEP_SHARES if args.quick or args.sweep else SHARES
@@ -426,7 +404,7 @@ def main():
         raise ValueError(f"{args.data} has too few images of a class: {counts.min()} to train on.")
     per_class = [max(3, round(share * counts.min().item())) for share in shares]
     corrupted = args.output_dir / "corrupted.npy"
-    with Runs(args, run_job, line_of, dict, {**data, "corrupted": corrupted}) as runs:
+    with Comparison(args, run_job, MEASURES, dict, {**data, "corrupted": corrupted}) as runs:
         if args.sweep:
             jobs = sweep_jobs(per_class, flops, args.draws)
         else:
@@ -451,8 +429,7 @@ def main():
                     for job in final_jobs(chosen, some, flops / part, draw)
                 ]
         rows = summarize(jobs, runs.finish(jobs), num_labels)
-        print()
-        write_table(rows, args.output_dir, "results")
+        runs.write(rows)
         if not args.sweep:
             print("\n" + "\n".join(say_best([row for row in rows if row["TFLOPs"] == args.tflops])))
             draw_figures(rows, args.output_dir)

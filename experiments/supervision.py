@@ -19,21 +19,10 @@ Runs are kept as they finish: after an interruption the same command goes on. Pr
 import itertools
 from collections.abc import Iterator
 
+import comparison
 import numpy as np
 import torch
-from comparison import (
-    SMALL_MODEL,
-    Runs,
-    accuracy,
-    balanced,
-    classifier_of,
-    endless,
-    load_images,
-    read_arguments,
-    table_of,
-    to_inputs,
-    train,
-)
+from comparison import SMALL_MODEL, Comparison, endless, table_of, to_inputs
 
 from supmae_hf import SupMAEBackbone, SupMAEConfig, SupMAEForPreTraining
 from supmae_hf.cli import run as run_script
@@ -41,7 +30,6 @@ from supmae_hf.cost import classification_flops, pretraining_flops
 from supmae_hf.data.targets import Captions, train_word_tokenizer
 from supmae_hf.evaluation.metrics import count_pixels, segmentation_scores
 from supmae_hf.evaluation.segmentation import IGNORED, build_upernet, make_shapes
-from supmae_hf.evaluation.tables import write_table
 from supmae_hf.evaluation.zero_shot import class_tokens, zero_shot_function
 
 
@@ -91,7 +79,9 @@ def pretrain(
     model = SupMAEForPreTraining(config)
     prepare(model)
     num_steps = round(flops / (3 * pretraining_flops(config) * BATCH))
-    return train(model, batches, num_steps, 2e-3, loss_of=lambda model, images, targets: model(images, **targets).loss)
+    return comparison.train(
+        model, batches, num_steps, 2e-3, loss_of=lambda model, images, targets: model(images, **targets).loss
+    )
 
 
 def run_captions(job: dict, data: dict) -> dict:
@@ -137,23 +127,23 @@ def run_captions(job: dict, data: dict) -> dict:
         result["zero_shot"] = (scores.argmax(dim=-1) == data["test_labels"]).float().mean().item()
 
     torch.manual_seed(job["seed"])
-    few = balanced(labels, max(round(0.01 * labels.bincount().min().item()), 1), job["seed"]).flatten()
+    few = comparison.balanced(labels, max(round(0.01 * labels.bincount().min().item()), 1), job["seed"]).flatten()
 
     def labeled():
         for ids in endless(few, BATCH):
             yield to_inputs(pictures(images, ids[:, None])), labels[ids]
 
-    classifier = classifier_of(pretrained, drop_path_rate=0.1, problem_type="single_label_classification")
+    classifier = comparison.classifier_of(pretrained, drop_path_rate=0.1, problem_type="single_label_classification")
     num_steps = round(job["flops"] / 4 / (3 * classification_flops(classifier.config) * BATCH))
-    classifier = train(classifier, labeled(), num_steps, 1e-3, layer_decay=0.75)
-    return {**result, "finetuned": accuracy(classifier, queries, data["test_labels"])}
+    classifier = comparison.train(classifier, labeled(), num_steps, 1e-3, layer_decay=0.75)
+    return {**result, "finetuned": comparison.accuracy(classifier, queries, data["test_labels"])}
 
 
 def load_shapes(num_images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Images `(num_images, 3, SIZE, SIZE)` of type uint8 and classes of their pixels `(num_images, SIZE, SIZE)`."""
     data = make_shapes(num_images, SIZE, seed)
     images, masks = (np.stack([np.asarray(x) for x in data[name]]) for name in ("image", "annotation"))
-    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks).long()
+    return torch.tensor(images).permute(0, 3, 1, 2), torch.tensor(masks).long()
 
 
 def flipped(images: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -191,13 +181,13 @@ def run_dense(job: dict, data: dict) -> dict:
             yield to_inputs(pixels), classes
 
     upernet = build_upernet(backbone, num_classes=4, hidden_size=32)
-    upernet = train(upernet, labeled(), job["tuning_steps"], 1e-3, layer_decay=0.9)
+    upernet = comparison.train(upernet, labeled(), job["tuning_steps"], 1e-3, layer_decay=0.9)
     test_images, test_masks = load_shapes(min(SHAPES_FOR_TEST, data["num_shapes"]), seed=1)
     pixels = 0
     with torch.no_grad():
         for part, answers in zip(test_images.split(50), test_masks.split(50)):
             predicted = upernet(to_inputs(part)).logits.argmax(dim=1)
-            pixels = pixels + count_pixels(predicted.numpy().ravel(), answers.numpy().ravel(), 4, IGNORED)
+            pixels = pixels + count_pixels(predicted.cpu().numpy().ravel(), answers.cpu().numpy().ravel(), 4, IGNORED)
     return {"miou": segmentation_scores(pixels)["mIoU"]}
 
 
@@ -206,16 +196,11 @@ def run(job: dict, data: dict) -> dict:
     return {"captions": run_captions, "dense": run_dense}[job["part"]](job, data)
 
 
-def line_of(job: dict, result: dict) -> str:
-    figures = ", ".join(f"{title} {result[name]:.2%}" for name, title in MEASURES.items() if name in result)
-    return f"{job['arm']}, weight {job['weight']:g}, seed {job['seed']}: {figures}"
-
-
 def main():
     numbers = {"tflops": (float(TFLOPS), 1.0, "10^12 operations of pre-training"), "seeds": (3, 1, "how many")}
-    args = read_arguments(__doc__, "supervision", numbers, only=list(ARMS))
+    args = comparison.read_arguments(__doc__, "supervision", numbers, only=list(ARMS))
     parts = [args.only] if args.only else list(ARMS)
-    data = load_images(args.data) if "captions" in parts else {}
+    data = comparison.load_images(args.data) if "captions" in parts else {}
     if data and data["num_labels"] != len(WORDS):
         raise ValueError(f"{args.data} has {data['num_labels']} classes, but captions are written for {len(WORDS)}.")
     share = min(args.tflops / TFLOPS, 1)
@@ -231,15 +216,14 @@ def main():
         ]
         for part in parts
     }
-    with Runs(args, run, line_of, dict, data) as runs:
+    with Comparison(args, run, MEASURES, dict, data) as runs:
         results = runs.finish([job for part in parts for job in jobs[part]])
         for part in parts:
             keys = [
                 {"arm": job["arm"], "weight": job["weight"], "TFLOPs of pre-training": args.tflops}
                 for job in jobs[part]
             ]
-            print()
-            write_table(table_of(keys, results, MEASURES), args.output_dir, f"results_{part}")
+            runs.write(table_of(keys, results, MEASURES), f"results_{part}")
             results = results[len(keys) :]
 
 

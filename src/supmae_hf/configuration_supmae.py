@@ -9,13 +9,7 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .conversion_supmae import read_config
-
-
-def to_pair(value) -> tuple[int, int]:
-    """`(height, width)` of a size that is given as one number or as a pair."""
-    height, width = (value, value) if isinstance(value, int) else value
-    return int(height), int(width)
+from .conversion_supmae import read_config, to_pair
 
 
 def check_count(field: str, value: int):

@@ -12,10 +12,15 @@ from dataclasses import dataclass, field
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import nn
 from transformers import CONFIG_MAPPING
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import load_state_dict
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 from transformers.utils.hub import get_checkpoint_shard_files
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -24,16 +29,54 @@ class Source:
     What a checkpoint of another ViT becomes.
 
     Args:
-        fields: Of [`SupMAEConfig`].
+        fields: Fields of [`SupMAEConfig`].
         has_classifier: Whether its classifier reads the class token, or the mean of the patch tokens before a LayerNorm.
         is_distilled: Whether it has a distillation token, which is left out.
-        remarks: What is left out or folded in, in words.
+        remarks: Parts that are left out or folded in, in words.
+        model_type: The type of the other model; `None` for SupMAE itself.
     """
 
     fields: dict
     has_classifier: bool = False
     is_distilled: bool = False
     remarks: list[str] = field(default_factory=list)
+    model_type: str | None = None
+
+    @property
+    def is_foreign(self) -> bool:
+        return self.model_type is not None
+
+    def read_tensors(
+        self, name: str, num_patches: int, variant: str | None = None, **options
+    ) -> dict[str, torch.Tensor]:
+        """The tensors of the checkpoint `name` under SupMAE's names; see [`read_tensors`] and [`convert_tensors`]."""
+        tensors = read_tensors(name, variant, **options)
+        return convert_tensors(tensors, num_patches, self.is_distilled, self.has_classifier)
+
+    def check(self, loading_info: dict, name: str, class_name: str):
+        """Raise a `ValueError` if tensors of the encoder were missing or had no place; else say what was read, and how."""
+        encoder = re.compile(r"^(?:vit\.)?(?:embeddings|layers)\.")
+        missing = sorted(key for key in loading_info["missing_keys"] if encoder.match(key))
+        unexpected = sorted(key for key in loading_info["unexpected_keys"] if encoder.match(key))
+        if missing or unexpected:
+            listed = [f"{key} is missing" for key in missing[:3]] + [f"{key} has no place" for key in unexpected[:3]]
+            raise ValueError(
+                f"The tensors of '{name}' are not those of the ViT that the configuration describes: {', '.join(listed)}."
+            )
+        new = sorted({re.sub(r"^((?:vit\.)?\w+)\..*", r"\1", key) for key in loading_info["missing_keys"]})
+        remarks = [*self.remarks, *([f"new: {', '.join(new)}"] if new else [])]
+        read = f"'{name}' is a checkpoint of the type '{self.model_type}', read as {class_name}"
+        logger.warning("; ".join([read, *remarks]) + ".")
+
+
+def find_source(name: str, **options) -> Source | None:
+    """What the checkpoint `name` is, by its `config.json`; `None` if there is none, as for an adapter of PEFT."""
+    try:
+        config = PreTrainedConfig.get_config_dict(name, **options)[0]
+    except OSError:
+        return None
+    is_ours = config.get("model_type", "supmae") == "supmae"
+    return (Source(config) if is_ours else read_config(config, str(name))) if config else None
 
 
 def refuse(name: str, part: str):
@@ -107,7 +150,8 @@ def read_config(config: dict, name: str) -> Source:
     if other.dtype is not None:
         fields["dtype"] = other.dtype
     is_classifier = any("ImageClassification" in name for name in other.architectures or ())
-    source = Source(fields, is_classifier and model_type != "dinov2", is_distilled=model_type == "deit")
+    has_classifier, is_distilled = is_classifier and model_type != "dinov2", model_type == "deit"
+    source = Source(fields, has_classifier, is_distilled, model_type=model_type)
     if model_type == "dinov2":
         source.remarks.append("LayerScale folded into the projections")
     if source.is_distilled:
@@ -158,7 +202,7 @@ def _read_timm_config(config: dict, name: str) -> Source:
         "layer_norm_eps": model.blocks[0].norm1.eps,
         "hidden_act": activation,
     }
-    source = Source(fields, is_distilled="dist_token" in tensors)
+    source = Source(fields, is_distilled="dist_token" in tensors, model_type="timm_wrapper")
     if any(name.endswith(".ls1.gamma") for name in tensors):
         source.remarks.append("LayerScale folded into the projections")
     if source.is_distilled:
@@ -342,13 +386,46 @@ def read_tensors(name: str, variant: str | None = None, **options) -> dict[str, 
     ) from reason
 
 
-def require_encoder(loading_info: dict, name: str):
-    """Raise a `ValueError` if tensors of the encoder were missing in the checkpoint `name`, or had no place."""
-    encoder = re.compile(r"^(?:vit\.)?(?:embeddings|layers)\.")
-    missing = sorted(key for key in loading_info["missing_keys"] if encoder.match(key))
-    unexpected = sorted(key for key in loading_info["unexpected_keys"] if encoder.match(key))
-    if missing or unexpected:
-        listed = [f"{key} is missing" for key in missing[:3]] + [f"{key} has no place" for key in unexpected[:3]]
-        raise ValueError(
-            f"The tensors of '{name}' are not those of the ViT that the configuration describes: {', '.join(listed)}."
-        )
+# --- sizes ---
+
+
+def to_pair(value) -> tuple[int, int]:
+    """`(height, width)` of a size that is given as one number or as a pair."""
+    height, width = (value, value) if isinstance(value, int) else value
+    return int(height), int(width)
+
+
+def patch_resampling(size: tuple[int, int], new_size: tuple[int, int], device=None) -> torch.Tensor:
+    """The matrix `(new pixels, pixels)` that resamples a patch of one channel bicubically, with antialiasing, as timm does."""
+    basis = torch.eye(math.prod(size), device=device).reshape(-1, 1, *size)
+    resampled = nn.functional.interpolate(basis, size=new_size, mode="bicubic", align_corners=False, antialias=True)
+    return resampled.flatten(1).T
+
+
+def resample_projection(old: nn.Conv2d, patch_size: tuple[int, int]) -> nn.Conv2d:
+    """
+    The patch projection for another patch size: for patches that are resampled to the old size it gives what `old` gives, as
+    nearly as can be (FlexiViT, arXiv 2212.08013, section 3.4).
+    """
+    weight, options = old.weight, {"device": old.weight.device, "dtype": old.weight.dtype}
+    new = nn.Conv2d(old.in_channels, old.out_channels, patch_size, stride=patch_size, **options)
+    inverse = torch.linalg.pinv(patch_resampling(old.kernel_size, patch_size, weight.device))
+    fitted = weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(2) @ inverse
+    new.weight.copy_(fitted.reshape(new.weight.shape))
+    new.bias.copy_(old.bias)
+    return new
+
+
+def resample_predictions(old: nn.Linear, old_size: tuple[int, int], patch_size: tuple[int, int]) -> nn.Linear:
+    """The layer that predicts the pixels of a patch, for another patch size: its predictions are resampled."""
+    resampling = patch_resampling(old_size, patch_size, old.weight.device)
+
+    def resample(rows: torch.Tensor) -> torch.Tensor:  # (pixels * num_channels, ...)
+        pixels = rows.to(torch.promote_types(rows.dtype, torch.float32)).reshape(math.prod(old_size), -1)
+        return (resampling @ pixels).reshape(-1, *rows.shape[1:])
+
+    rows = resample(old.weight)
+    new = nn.Linear(old.in_features, len(rows), device=old.weight.device, dtype=old.weight.dtype)
+    new.weight.copy_(rows)
+    new.bias.copy_(resample(old.bias))
+    return new

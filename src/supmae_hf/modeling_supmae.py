@@ -5,7 +5,6 @@ import contextlib
 import copy
 import math
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_supmae import SupMAEConfig, to_pair
-from .conversion_supmae import convert_tensors, read_config, read_tensors, require_encoder
+from .conversion_supmae import find_source, resample_predictions, resample_projection
 from .supervision_supmae import (
     SUPERVISIONS,
     UNLABELED,
@@ -149,13 +148,6 @@ def fit_position_embeddings(
     return interpolate_position_embeddings(position_embeddings, grid_size, new_grid_size)
 
 
-def patch_resampling(size: tuple[int, int], new_size: tuple[int, int], device=None) -> torch.Tensor:
-    """The matrix `(new pixels, pixels)` that resamples a patch of one channel bicubically, with antialiasing, as timm does."""
-    basis = torch.eye(math.prod(size), device=device).reshape(-1, 1, *size)
-    resampled = nn.functional.interpolate(basis, size=new_size, mode="bicubic", align_corners=False, antialias=True)
-    return resampled.flatten(1).T
-
-
 def patchify(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
     """
     Images `(batch_size, num_channels, height, width)` to patches `(batch_size, num_patches, patch_height * patch_width *
@@ -175,35 +167,16 @@ class SupMAEPatchEmbeddings(nn.Module):
 
     def __init__(self, config: SupMAEConfig):
         super().__init__()
-        self.patch_size = to_pair(config.patch_size)
-        self.num_channels = config.num_channels
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=self.patch_size, stride=self.patch_size
-        )
-
-    def set_patch_size(self, patch_size: tuple[int, int]):
-        """See [`~SupMAEPreTrainedModel.set_input_size`]."""
-        old, weight = self.projection, self.projection.weight
-        resampling = patch_resampling(self.patch_size, patch_size, weight.device)
-        fitted = at_least_float32(weight).flatten(2) @ torch.linalg.pinv(resampling)
-        self.projection = nn.Conv2d(
-            self.num_channels,
-            old.out_channels,
-            patch_size,
-            stride=patch_size,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        self.projection.weight.copy_(fitted.reshape(*weight.shape[:2], *patch_size))
-        self.projection.bias.copy_(old.bias)
-        self.patch_size = patch_size
+        patch_size = to_pair(config.patch_size)
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, pixel_values: torch.Tensor, ids: torch.Tensor | None = None) -> torch.Tensor:
         pixel_values = pixel_values.to(self.projection.weight.dtype)
         if ids is not None:  # the patches side by side, as an image of one row
-            patches = gather_tokens(patchify(pixel_values, self.patch_size), ids)
-            patches = patches.reshape(*ids.shape, *self.patch_size, -1).permute(0, 4, 2, 1, 3)
-            pixel_values = patches.reshape(ids.shape[0], self.num_channels, self.patch_size[0], -1)
+            patch_size = self.projection.kernel_size
+            patches = gather_tokens(patchify(pixel_values, patch_size), ids)
+            patches = patches.reshape(*ids.shape, *patch_size, -1).permute(0, 4, 2, 1, 3)
+            pixel_values = patches.reshape(ids.shape[0], -1, patch_size[0], ids.shape[1] * patch_size[1])
         return self.projection(pixel_values).flatten(2).transpose(1, 2)
 
 
@@ -438,20 +411,6 @@ class SupMAEDecoder(nn.Module):
         self.decoder_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.decoder_pred = nn.Linear(hidden_size, math.prod(to_pair(config.patch_size)) * config.num_channels)
 
-    def set_patch_size(self, old_size: tuple[int, int], patch_size: tuple[int, int]):
-        """See [`~SupMAEPreTrainedModel.set_input_size`]."""
-        old, weight = self.decoder_pred, self.decoder_pred.weight
-        resampling = patch_resampling(old_size, patch_size, weight.device)
-
-        def resample(rows: torch.Tensor) -> torch.Tensor:  # (pixels * num_channels, ...)
-            pixels = at_least_float32(rows).reshape(math.prod(old_size), -1)
-            return (resampling @ pixels).reshape(-1, *rows.shape[1:])
-
-        rows = resample(weight)
-        self.decoder_pred = nn.Linear(old.in_features, len(rows), device=weight.device, dtype=weight.dtype)
-        self.decoder_pred.weight.copy_(rows)
-        self.decoder_pred.bias.copy_(resample(old.bias))
-
     def forward(
         self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid_size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -478,6 +437,9 @@ class SupMAEDecoder(nn.Module):
 
 # Arguments of `from_pretrained` that say where a checkpoint is
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+# The parts of a pre-training checkpoint beside the encoder, which other classes leave out
+_PRETRAINING_PARTS = [r"^decoder\.", r"^classification_head\.", r"^supervision\."]
 
 # What a saved checkpoint says of the copies of this file and the configuration's that lie beside it
 _AUTO_MAP = {
@@ -506,6 +468,7 @@ class SupMAEPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": SupMAELayer, "attentions": SupMAEAttention}
     _input_embed_layer = "patch_embeddings"
+    trains_positions = False  # of the encoder
 
     def __init__(self, config: SupMAEConfig, *args, **kwargs):
         config.check()
@@ -562,47 +525,34 @@ class SupMAEPreTrainedModel(PreTrainedModel):
             OSError: if there is no such checkpoint.
             ValueError: if SupMAE cannot be the model in it; the message names the part.
         """
-        name, sizes, source, own = pretrained_model_name_or_path, {}, None, {}
+        name, sizes = pretrained_model_name_or_path, {}
         options = {option: kwargs[option] for option in _HUB_OPTIONS if option in kwargs}
         if isinstance(config, (str, os.PathLike)):
             config, kwargs = SupMAEConfig.from_pretrained(config, return_unused_kwargs=True, **kwargs)
-        if name is not None:
-            with contextlib.suppress(OSError):  # an adapter of PEFT; or Transformers' own error follows
-                own = PreTrainedConfig.get_config_dict(name, **options)[0]
-        if own:
-            if own.get("model_type", SupMAEConfig.model_type) != SupMAEConfig.model_type:
-                source = read_config(own, str(name))
-            loaded_at = SupMAEConfig.from_dict(own if source is None else source.fields)
+        source = None if name is None else find_source(name, **options)
+        if source is not None:
+            loaded_at = SupMAEConfig.from_dict(source.fields)
             if config is None:
                 sizes = {field: kwargs.pop(field, None) for field in ("image_size", "patch_size")}
             else:
                 sizes = {"image_size": config.image_size, "patch_size": config.patch_size}
                 config = copy.deepcopy(config)
                 config.image_size, config.patch_size = loaded_at.image_size, loaded_at.patch_size
-        if source is not None:
-            tensors = read_tensors(name, kwargs.pop("variant", None), **options)
-            kwargs["state_dict"] = convert_tensors(
-                tensors, loaded_at.num_patches, source.is_distilled, source.has_classifier
-            )
-            config, name = name if config is None else config, None
+            if source.is_foreign:
+                variant = kwargs.pop("variant", None)
+                kwargs["state_dict"] = source.read_tensors(name, loaded_at.num_patches, variant, **options)
+                config, name = name if config is None else config, None
         model, info = super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
-        if source is not None:
+        if source is not None and source.is_foreign:
             model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
-            require_encoder(info, model.name_or_path)
-            new = sorted({re.sub(r"^((?:vit\.)?\w+)\..*", r"\1", key) for key in info["missing_keys"]})
-            remarks = [*source.remarks, *([f"new: {', '.join(new)}"] if new else [])]
-            logger.warning(
-                f"'{model.name_or_path}' is a checkpoint of the type '{own['model_type']}', read as {cls.__name__}"
-                + "".join(f"; {remark}" for remark in remarks)
-                + "."
-            )
+            source.check(info, model.name_or_path, cls.__name__)
         if "captions" in getattr(model, "supervision", ()):
             with contextlib.suppress(OSError, ValueError):  # it may lie elsewhere
                 model.tokenizer = AutoTokenizer.from_pretrained(
                     pretrained_model_name_or_path, trust_remote_code=False, **options
                 )
         model.set_input_size(**sizes)
-        model._freeze_positions()  # Transformers loads every parameter as trainable
+        model.freeze_positions()  # Transformers loads every parameter as trainable
         return (model, info) if output_loading_info else model
 
     @torch.no_grad()
@@ -622,15 +572,13 @@ class SupMAEPreTrainedModel(PreTrainedModel):
             ValueError: if the sizes do not fit each other, or the parameters are spread over processes (ZeRO-3); the model is
                 as before then.
         """
-        config = self.config
-        sizes = {"image_size": image_size, "patch_size": patch_size}
-        sizes = {name: getattr(config, name) if size is None else size for name, size in sizes.items()}
-        old = copy.deepcopy(config)
-        if all(to_pair(size) == to_pair(getattr(old, name)) for name, size in sizes.items()):
-            return
-        new = copy.deepcopy(config)
-        new.image_size, new.patch_size = sizes["image_size"], sizes["patch_size"]
+        config, old, new = self.config, copy.deepcopy(self.config), copy.deepcopy(self.config)
+        new.image_size = old.image_size if image_size is None else image_size
+        new.patch_size = old.patch_size if patch_size is None else patch_size
         new.check()
+        old_patch, new_patch = to_pair(old.patch_size), to_pair(new.patch_size)
+        if old_patch == new_patch and to_pair(old.image_size) == to_pair(new.image_size):
+            return
         if self.base_model.embeddings.position_embeddings.numel() == 0:  # ZeRO-3
             raise ValueError(
                 "The sizes of a model whose parameters are spread over processes cannot be changed: change them first, with "
@@ -647,11 +595,11 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         fit(embeddings, "position_embeddings")
         if decoder is not None:
             fit(decoder, "decoder_pos_embed")
-        old_patch, new_patch = to_pair(old.patch_size), to_pair(new.patch_size)
         if old_patch != new_patch:
-            embeddings.patch_embeddings.set_patch_size(new_patch)
+            patches = embeddings.patch_embeddings
+            patches.projection = resample_projection(patches.projection, new_patch)
             if decoder is not None:
-                decoder.set_patch_size(old_patch, new_patch)
+                decoder.decoder_pred = resample_predictions(decoder.decoder_pred, old_patch, new_patch)
         logger.warning(
             f"{type(self).__name__} was made for images of {old.image_size} pixels in patches of {old.patch_size}: its position "
             f"embeddings were fitted to {new.image_size} pixels"
@@ -672,9 +620,15 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         finally:
             self.__class__ = wrapped
 
-    def _freeze_positions(self):
+    def post_init(self):
+        super().post_init()
+        self.freeze_positions()
+
+    def freeze_positions(self):
         """Position embeddings keep their sine-cosine values, except in fine-tuning."""
-        self.base_model.embeddings.position_embeddings.requires_grad_(False)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("position_embeddings", "decoder_pos_embed")):
+                parameter.requires_grad_(self.trains_positions)
 
 
 # What Transformers passes along to models of any kind
@@ -710,8 +664,7 @@ class SupMAEModel(SupMAEPreTrainedModel):
 
     _auto_class = "AutoModel"
 
-    # the other parts of a pre-training checkpoint
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classification_head\.", r"^supervision\."]
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_PARTS
 
     def __init__(self, config: SupMAEConfig, use_layernorm: bool = True):
         super().__init__(config)
@@ -731,7 +684,6 @@ class SupMAEModel(SupMAEPreTrainedModel):
             nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if use_layernorm else nn.Identity()
         )
         self.post_init()
-        self._freeze_positions()
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -814,11 +766,6 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         self.supervision = nn.ModuleDict({kind: SUPERVISIONS[kind](config) for kind in kinds})
         self.tokenizer = None  # of the captions; saved and loaded with the model
         self.post_init()
-        self._freeze_positions()
-
-    def _freeze_positions(self):
-        super()._freeze_positions()
-        self.decoder.decoder_pos_embed.requires_grad_(False)
 
     def heads(self) -> dict[str, SupMAESupervision]:
         """The supervised heads by kind."""
@@ -920,28 +867,15 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
             loss = loss + weights[kind] * (supervised.to(loss.device) if hasattr(supervised, "to") else supervised)
         return loss
 
-    def _check_targets(
-        self, heads: dict[str, SupMAESupervision], targets: dict[str, torch.Tensor | None], shape: torch.Size
-    ):
-        batch_size, _, height, width = shape
-        captions, maps = targets["caption_ids"], targets["segmentation_maps"]
-        if captions is not None and (captions.ndim != 2 or len(captions) != batch_size):
-            raise ValueError(
-                f"`caption_ids` must have shape (batch_size, length), {batch_size} rows, got {tuple(captions.shape)}."
-            )
-        if maps is not None and maps.shape != (batch_size, height, width):
-            raise ValueError(
-                f"`segmentation_maps` must have shape (batch_size, height, width) = {(batch_size, height, width)}, got "
-                f"{tuple(maps.shape)}."
-            )
-        read = {head.argument for head in heads.values()}
+    def _require_readers(self, targets: dict[str, torch.Tensor | None]):
+        """Refuse targets that no head reads, but for labels, which data sets have for other uses, too."""
+        read = {head.argument for head in self.heads().values()}
         for name in [name for name, values in targets.items() if values is not None and name not in read]:
             if name != "labels":
                 raise ValueError(
                     f"No kind of the model's `supervision`, {self.config.supervision!r}, reads `{name}`: leave it out, or add the "
                     "kind to the configuration."
                 )
-            # data sets have them for other uses, too
             if first_of(targets[name], targets[name] != UNLABELED) is not None:
                 logger.warning_once(f"The model's `supervision`, {self.config.supervision!r}, does not read `labels`.")
 
@@ -983,10 +917,12 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         grid_size = self.vit.embeddings.patch_grid(pixel_values, interpolate_pos_encoding)
         heads = self.heads()
         targets = {"labels": labels, "caption_ids": caption_ids, "segmentation_maps": segmentation_maps}
-        self._check_targets(heads, targets, pixel_values.shape)
         for head in heads.values():
             if head.argument not in targets:
                 targets[head.argument] = kwargs.pop(head.argument, None)
+            if targets[head.argument] is not None:
+                head.check(targets[head.argument], pixel_values.shape)
+        self._require_readers(targets)
         outputs = self.vit(
             pixel_values, noise, mask, mask_ratio, interpolate_pos_encoding, **{**kwargs, "return_dict": True}
         )
@@ -1031,14 +967,11 @@ class SupMAEForImageClassification(SupMAEPreTrainedModel):
     """
 
     _auto_class = "AutoModelForImageClassification"
-
-    # the other parts of a pre-training checkpoint; mean pooling has its own LayerNorm
+    trains_positions = True
     _keys_to_ignore_on_load_unexpected = [
-        r"^decoder\.",
-        r"^classification_head\.",
-        r"^supervision\.",
+        *_PRETRAINING_PARTS,
         r"^vit\.layernorm\.",
-    ]
+    ]  # mean pooling has its own LayerNorm
 
     def __init__(self, config: SupMAEConfig):
         super().__init__(config)
@@ -1049,10 +982,6 @@ class SupMAEForImageClassification(SupMAEPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.classifier.init_std = config.initializer_range
         self.post_init()
-        self._freeze_positions()
-
-    def _freeze_positions(self):
-        self.vit.embeddings.position_embeddings.requires_grad_(True)  # fine-tuning trains them
 
     @can_return_tuple
     def forward(
@@ -1121,15 +1050,10 @@ class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
     """
 
     _auto_class = "AutoBackbone"
-
-    # the other parts of pre-training and classification checkpoints; the last LayerNorm is not used
+    trains_positions = True
+    # the classifier's parts and the last LayerNorm are not used
     _keys_to_ignore_on_load_unexpected = [
-        r"^decoder\.",
-        r"^classification_head\.",
-        r"^supervision\.",
-        r"^classifier\.",
-        r"^fc_norm\.",
-        r"layernorm\.(weight|bias)$",
+        *(*_PRETRAINING_PARTS, r"^classifier\.", r"^fc_norm\.", r"layernorm\.(weight|bias)$")
     ]
 
     def __init__(self, config: SupMAEConfig):
@@ -1144,10 +1068,6 @@ class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
         self.vit = SupMAEModel(config, use_layernorm=False)
         self.fpn = SupMAEFeaturePyramid(config) if config.add_fpn else nn.Identity()
         self.post_init()
-        self._freeze_positions()
-
-    def _freeze_positions(self):
-        self.vit.embeddings.position_embeddings.requires_grad_(True)
 
     @can_return_tuple
     @filter_output_hidden_states

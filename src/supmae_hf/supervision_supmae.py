@@ -150,6 +150,9 @@ class SupMAESupervision(nn.Module):
         """
         raise NotImplementedError
 
+    def check(self, targets: torch.Tensor, shape: torch.Size):
+        """Raise a `ValueError` if targets do not fit a batch of images of `shape` `(batch_size, num_channels, height, width)`."""
+
     def losses(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """
         The loss of every image, of shape `(batch_size,)`, the average over what is labelled of it; finite for images without a
@@ -283,6 +286,12 @@ class SupMAECaptionHead(SupMAEMLPHead):
         bags = bags * self.token_weights().to(targets.device)
         return bags / bags.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
+    def check(self, targets: torch.Tensor, shape: torch.Size):
+        if targets.ndim != 2 or len(targets) != shape[0]:
+            raise ValueError(
+                f"`caption_ids` must have shape (batch_size, length), {shape[0]} rows, got {tuple(targets.shape)}."
+            )
+
     def losses(self, logits: torch.Tensor, targets: torch.Tensor, mask=None) -> torch.Tensor:
         return -(at_least_float32(logits).log_softmax(dim=-1) * self.shares(targets)).sum(dim=-1)
 
@@ -350,6 +359,13 @@ class SupMAEDenseHead(SupMAESupervision):
             return logits
         is_hidden = (ids_restore >= patches.shape[1]).unsqueeze(-1).to(logits.device)
         return torch.where(is_hidden, self.hidden_classifier(decoded).to(logits.device), logits)
+
+    def check(self, targets: torch.Tensor, shape: torch.Size):
+        expected = (shape[0], *shape[2:])
+        if targets.shape != expected:
+            raise ValueError(
+                f"`segmentation_maps` must have shape (batch_size, height, width) = {expected}, got {tuple(targets.shape)}."
+            )
 
     def _counted(self, shares: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Which patches count, `(batch_size, num_patches)`."""

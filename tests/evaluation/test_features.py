@@ -18,8 +18,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from supmae_hf.data.arguments import EvaluationDataArguments
 from supmae_hf.data.sources import load_splits
 from supmae_hf.evaluation.arguments import FeatureArguments
+from supmae_hf.evaluation.encode import ImageEncoder
 from supmae_hf.evaluation.features import extract_features, read_features
-from supmae_hf.evaluation.models import ImageEncoder
 from supmae_hf.preparation import Preparation
 
 

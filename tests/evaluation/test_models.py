@@ -6,11 +6,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, CLIPVisionModel, pipeline
 
 from supmae_hf import SupMAEModel
-from supmae_hf.evaluation.models import (
-    ImageEncoder,
-    load_classifier,
-    map_classes,
-)
+from supmae_hf.evaluation.encode import ImageEncoder
+from supmae_hf.evaluation.models import load_classifier, map_classes
 from supmae_hf.preparation import Preparation
 
 

@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from supmae_hf import SupMAEForImageClassification
 from supmae_hf.data.dataset import collate
 from supmae_hf.evaluation.arguments import DeviceArguments
+from supmae_hf.evaluation.encode import knn_scores
 from supmae_hf.evaluation.probes import (
     LinearProbe,
     LinearProbeArguments,
@@ -17,7 +18,6 @@ from supmae_hf.evaluation.probes import (
     compute_features,
     fit_logistic,
 )
-from supmae_hf.training.knn import knn_scores
 
 
 DEVICE = DeviceArguments(per_device_eval_batch_size=16, use_cpu=True)

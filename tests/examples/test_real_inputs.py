@@ -16,7 +16,8 @@ from transformers import AutoImageProcessor, pipeline
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.evaluation.arguments import DeviceArguments
-from supmae_hf.evaluation.models import load_classifier, predict
+from supmae_hf.evaluation.encode import predict
+from supmae_hf.evaluation.models import load_classifier
 from supmae_hf.preparation import Preparation
 
 

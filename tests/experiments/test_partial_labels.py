@@ -2,6 +2,7 @@
 
 import json
 
+import comparison
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ def script():
 
 @pytest.fixture(scope="module")
 def data(script, tmp_path_factory):
-    return script.load_images(str(make_mnist(tmp_path_factory.mktemp("digits"), splits=((0, 1000), (1000, 1100)))))
+    return comparison.load_images(str(make_mnist(tmp_path_factory.mktemp("digits"), splits=((0, 1000), (1000, 1100)))))
 
 
 def test_images_are_padded(data):

@@ -25,7 +25,7 @@ from ..preparation import Preparation
 from ..records import Record, on_main_process, set_aside, unfinished_name
 from ..supervision_supmae import UNLABELED
 from .arguments import FeatureArguments
-from .models import ImageEncoder
+from .encode import ImageEncoder
 
 
 @dataclass

@@ -22,7 +22,7 @@ from ..preparation import Preparation
 from ..training.arguments import RecipeArguments
 from ..training.loop import leave
 from ..training.trainer import RecipeTrainer
-from .models import ImageEncoder, predict
+from .encode import ImageEncoder, predict
 from .probes import select_probe
 
 

@@ -19,9 +19,8 @@ from ..cli import Count, Positive
 from ..modeling_supmae import SupMAEForImageClassification
 from ..supervision_supmae import classification_loss
 from ..training.arguments import RecipeArguments
-from ..training.knn import NUM_NEIGHBORS
 from ..training.trainer import RecipeTrainer
-from .models import predict
+from .encode import NUM_NEIGHBORS, predict
 
 
 @dataclass

@@ -29,7 +29,6 @@ from ..records import require_apart
 from ..supervision_supmae import UNLABELED
 from .arguments import ModelArguments, PreTrainingArguments, RecipeArguments
 from .cpu import fastest_attention, prepare_cpu
-from .knn import KnnEvaluation
 from .report import metrics_of
 from .schedules import check_schedules
 from .supervision import prepare_supervision
@@ -116,7 +115,6 @@ class Job:
         model: What is trained.
         image_processor: The image processor of evaluation and inference.
         train_dataset, eval_dataset: What the model is trained and evaluated on.
-        knn: Evaluation by nearest neighbours, for pre-training with `--knn_eval`.
     """
 
     name: str
@@ -129,7 +127,6 @@ class Job:
     image_processor: Any = None
     train_dataset: ImageDataset | ImageStream | None = None
     eval_dataset: ImageDataset | ImageStream | None = None
-    knn: KnnEvaluation | None = None
 
     def describe(self) -> dict:
         """The facts that decide the outcome of the run, by which another run is told from its continuation."""
@@ -306,7 +303,6 @@ def prepare_pretraining(arguments: tuple[ModelArguments, DataArguments, PreTrain
         return TrainTransform(image_processor, *augmentation, num_views=args.repeated_augmentation)
 
     job.prepare_data(transform_of, job.model.config.num_patches, labeled, supervision.targets)
-    job.knn = KnnEvaluation(job) if args.knn_eval else None
     return job
 
 

@@ -30,7 +30,6 @@ from .checkpointing import (
     start_checkpoint,
     writing_failed,
 )
-from .knn import KnnEvaluation
 from .loop import (
     Interval,
     begin_epoch,
@@ -259,10 +258,10 @@ class PreTrainer(RecipeTrainer):
     optimiser step, are averages over its labelled images, in however many batches and processes they are.
 
     Args:
-        knn ([`KnnEvaluation`], *optional*): Whose accuracy every evaluation has as `eval_knn_top1`.
+        knn (`Callable`, *optional*): A [`KnnEvaluation`], whose accuracy every evaluation reports as `eval_knn_top1`.
     """
 
-    def __init__(self, model, args, knn: KnnEvaluation | None = None, **kwargs):
+    def __init__(self, model, args, knn=None, **kwargs):
         model = prepare_batch_norm(model, args)
         self.knn = knn
         super().__init__(model, args, compute_metrics=self._average, **kwargs)
