@@ -48,7 +48,7 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"supmae_hf": ["model_card.md", "training/recipes/*.yaml"]},
+    package_data={"supmae_hf": ["model_card.md", "interchange/*.md", "training/recipes/*.yaml"]},
     install_requires=[
         "huggingface_hub>=1.31",
         "numpy>=2.0",

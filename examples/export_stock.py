@@ -17,13 +17,10 @@ The results are compared on random images and on photographs before FOLDER appea
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
-import supmae_hf
-from supmae_hf import SupMAEModel
 from supmae_hf.cli import Parser, run
 from supmae_hf.interchange.export import export_onnx, export_stock, source_image_processor
-from supmae_hf.loading import load_pretrained
+from supmae_hf.loading import load_checkpoint
 
 
 def main():
@@ -35,13 +32,7 @@ def main():
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it exists")
     args = parser.parse_args()
 
-    config = load_pretrained(AutoConfig, args.checkpoint)
-    if config.model_type != "supmae":
-        parser.error(f"{args.checkpoint} is a checkpoint of the type '{config.model_type}', not of SupMAE.")
-    model_class = (
-        SupMAEModel if args.encoder_only else getattr(supmae_hf, (config.architectures or ["SupMAEModel"])[0])
-    )
-    model = load_pretrained(model_class, args.checkpoint, dtype=torch.float32)
+    model = load_checkpoint(args.checkpoint, args.encoder_only, dtype=torch.float32)
     image_processor = source_image_processor(model, args.checkpoint)
     if args.format == "onnx":
         export_onnx(model, args.folder, image_processor, args.overwrite, [args.checkpoint])

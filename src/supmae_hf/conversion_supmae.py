@@ -88,34 +88,34 @@ def refuse(name: str, part: str):
 
 
 _TRANSFORMERS_TYPES = ("vit", "deit", "dinov2", "vit_mae", "vit_msn")
-_SHARED_FIELDS = (
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "hidden_dropout_prob"),
-    *(
-        "attention_probs_dropout_prob",
-        "initializer_range",
-        "layer_norm_eps",
-        "image_size",
-        "patch_size",
-        "num_channels",
-    ),
-    "qkv_bias",
-)
-_VIT_MAE_FIELDS = (
-    *("decoder_num_attention_heads", "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_intermediate_size"),
-    *("mask_ratio", "norm_pix_loss"),
-)
+# Fields that all configurations of the ViT family have.
+SHARED_FIELDS = [
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+]
+DECODER_FIELDS = [
+    "decoder_num_attention_heads",
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_intermediate_size",
+    "mask_ratio",
+    "norm_pix_loss",
+]
 _OTHER_PARTS = {
     "dinov3_vit": "rotary positions",
     "dinov2_with_registers": "register tokens",
-    "beit": "relative position biases and keys without a bias",
-    "data2vec-vision": "relative position biases and keys without a bias",
-    "clip": "a LayerNorm before the first block",
-    "clip_vision_model": "a LayerNorm before the first block",
-    "siglip": "no class token",
-    "siglip_vision_model": "no class token",
-    "siglip2": "no class token",
-    "siglip2_vision_model": "no class token",
-    "ijepa": "no class token",
+    **dict.fromkeys(["beit", "data2vec-vision"], "relative position biases and keys without a bias"),
+    **dict.fromkeys(["clip", "clip_vision_model"], "a LayerNorm before the first block"),
+    **dict.fromkeys(["siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "ijepa"], "no class token"),
 }
 
 
@@ -140,13 +140,13 @@ def read_config(config: dict, name: str) -> Source:
         ) from error
     if getattr(other, "use_swiglu_ffn", False):
         refuse(name, "gated MLPs (SwiGLU)")
-    fields = {name: getattr(other, name) for name in _SHARED_FIELDS}
+    fields = {name: getattr(other, name) for name in (*SHARED_FIELDS, "qkv_bias")}
     if model_type == "dinov2":
         fields["intermediate_size"] = int(other.hidden_size * other.mlp_ratio)
     else:
         fields["intermediate_size"] = other.intermediate_size
     if model_type == "vit_mae":
-        fields |= {name: getattr(other, name) for name in _VIT_MAE_FIELDS}
+        fields |= {name: getattr(other, name) for name in DECODER_FIELDS}
     if other.dtype is not None:
         fields["dtype"] = other.dtype
     is_classifier = any("ImageClassification" in name for name in other.architectures or ())
@@ -299,6 +299,15 @@ ORIGINAL_PARTS = [
     (".norm2.", ".layernorm_after."),
     (".attn.proj.", ".attention.o_proj."),
 ]
+# Inside a block in published checkpoints of ViT, DeiT, DINOv2, ViTMAE, ViT-MSN and BEiT.
+PUBLISHED_PARTS = [
+    ("attention.attention.query", "attention.q_proj"),
+    ("attention.attention.key", "attention.k_proj"),
+    ("attention.attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+]
 _RENAMINGS = {
     r"^timm_model\.": "",
     r"^dist_token$": "vit.embeddings.distillation_token",
@@ -306,14 +315,7 @@ _RENAMINGS = {
     r"^cls_classifier\.": "classifier.",
     r"^(?:deit|dinov2)\.": "vit.",
     r"encoder\.layer\.": "layers.",
-    # published names of ViT, DeiT, DINOv2, ViTMAE and ViT-MSN
-    r"attention\.attention\.query": "attention.q_proj",
-    r"attention\.attention\.key": "attention.k_proj",
-    r"attention\.attention\.value": "attention.v_proj",
-    r"attention\.output\.dense": "attention.o_proj",
-    r"intermediate\.dense": "mlp.fc1",
-    r"output\.dense": "mlp.fc2",
-    **{re.escape(original): ours for original, ours in ORIGINAL_PARTS},
+    **{re.escape(theirs): ours for theirs, ours in PUBLISHED_PARTS + ORIGINAL_PARTS},
     r"\.(?:layer_scale1\.lambda1|ls1\.gamma)$": ".attention.o_proj.layer_scale",
     r"\.(?:layer_scale2\.lambda1|ls2\.gamma)$": ".mlp.fc2.layer_scale",
 }

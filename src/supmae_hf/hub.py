@@ -9,12 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
-from transformers import AutoConfig
 from transformers.utils import logging
 
-import supmae_hf
-
-from .loading import load_pretrained
+from .loading import load_checkpoint
 from .records import RUN_FILE
 
 
@@ -70,10 +67,7 @@ def staged(
             f"{card_path} names no licence: pass `--license`, such as `--license apache-2.0`, for the weights."
         )
     check_license(card.data.license)
-    config = load_pretrained(AutoConfig, source)
-    if config.model_type != "supmae":
-        raise ValueError(f"{source} is a checkpoint of the type '{config.model_type}', not of SupMAE.")
-    model = load_pretrained(getattr(supmae_hf, (config.architectures or ["SupMAEModel"])[0]), source, dtype="auto")
+    model = load_checkpoint(source, dtype="auto")
     image_processor = source_image_processor(model, source)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "model"

@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from transformers import AutoConfig
+
+import supmae_hf
 
 
 def load_pretrained(cls: type, name: str | Path, **kwargs):
@@ -48,6 +51,20 @@ def load_pretrained(cls: type, name: str | Path, **kwargs):
     if isinstance(model, torch.nn.Module):
         _require_finite(model, name)
     return loaded
+
+
+def load_checkpoint(name: str | Path, encoder_only: bool = False, **kwargs):
+    """
+    A SupMAE checkpoint as the class that it was saved as, or its encoder alone; see [`load_pretrained`].
+
+    Raises:
+        ValueError: if it is a checkpoint of another model.
+    """
+    config = load_pretrained(AutoConfig, name)
+    if config.model_type != "supmae":
+        raise ValueError(f"'{name}' is a checkpoint of the type '{config.model_type}', not of SupMAE.")
+    architecture = "SupMAEModel" if encoder_only else (config.architectures or ["SupMAEModel"])[0]
+    return load_pretrained(getattr(supmae_hf, architecture), name, **kwargs)
 
 
 def find_not_finite(model: torch.nn.Module) -> str | None:

@@ -45,7 +45,17 @@ def to_pil(image: Image.Image | np.ndarray, num_channels: int = 3) -> Image.Imag
 class Transform:
     """From an image as [`read_image`] gives it, and its file if it is one of a file, to `pixel_values`."""
 
+    num_views = 1  # of an image, each with other random numbers
+
+    def open(self, image: Image.Image | np.ndarray, file: bytes | None):
+        """Prepare an image and its file for all of its views."""
+        return image, file
+
     def __call__(self, image: Image.Image | np.ndarray, file: bytes | None = None) -> torch.Tensor:
+        raise NotImplementedError
+
+    def with_mask(self, image, file: bytes | None, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixel values of an image, and the classes of its pixels `(height, width)` changed in the same way."""
         raise NotImplementedError
 
 
@@ -145,13 +155,12 @@ class Preparation(Transform):
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return pixel_values.cpu() * std + mean
 
-    def fit_mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """The classes of an image's pixels `(height, width)` as the image processor resizes and crops the image."""
-        mask, size = tv_tensors.Mask(mask), self.image_processor.size
+    def with_mask(self, image, file: bytes | None, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels, mask, size = self(image, file), tv_tensors.Mask(mask), self.image_processor.size
         mask = v2.functional.resize(mask, [size.shortest_edge] if size.shortest_edge else [size.height, size.width])
         if self.image_processor.do_center_crop:
             mask = v2.functional.center_crop(mask, list(self.size))
-        return mask.as_subclass(torch.Tensor)
+        return pixels, mask.as_subclass(torch.Tensor)
 
 
 def build_image_processor(

@@ -85,7 +85,7 @@ def test_broken_images(photos):
     path = photos / "photos" / "train" / "flower" / "3.jpg"
     path.write_bytes(path.read_bytes()[:2000])
     error = pack(photos, "--image_dir", "photos", fails=True)
-    assert "flower/3.jpg cannot be decoded" in error and "--on_bad_image skip" in error
+    assert "flower/3.jpg (image 6) cannot be decoded" in error and "--on_bad_image skip" in error
     pack(photos, "--image_dir", "photos", "--on_bad_image", "skip", "--overwrite_output_dir", "True")
     packed = load_data(str(photos / "packed"))
     assert np.bincount(packed.labels.classes(packed.train)).tolist() == [10, 5]

@@ -76,7 +76,7 @@ def test_images_that_cannot_be_used_are_named_before_training(tmp_path, image, m
 def test_broken_images_are_named_or_skipped(tmp_path):
     data = folder_of(tmp_path, noise(0, 255, np.uint8), noise(0, 255, np.uint8))
     (tmp_path / "data" / "1.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="1.png cannot be decoded.*--on_bad_image skip"):
+    with pytest.raises(ValueError, match="1.png .image 1. cannot be decoded.*--on_bad_image skip"):
         fields_of(data, reference_config())
     data.skip_bad_images = True
     assert fields_of(data, reference_config())[0]["pixel_type"] == "uint8"

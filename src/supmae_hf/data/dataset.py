@@ -22,7 +22,7 @@ from .image_data import ImageData, Split
 from .labels import Labels
 from .sources import find_image_column, shard_sizes, undecoded
 from .targets import Captions, Column, DenseLabels
-from .transforms import TrainTransform, as_transform, seeded
+from .transforms import as_transform, seeded
 
 
 logger = logging.get_logger(__name__)
@@ -38,16 +38,23 @@ _GOLDEN = (5**0.5 - 1) / 2  # whose multiples are spread evenly over every inter
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError)
 
 
-def name_of(encoded, place: str) -> str:
-    """A record's image by its file, or by its place, such as `"image 3"`."""
-    return (encoded.get("path") if isinstance(encoded, dict) else None) or place.capitalize()
+def say_unreadable(encoded, place: str, error: Exception, skip: bool):
+    """
+    Raise the `ValueError` for an image that cannot be decoded or, with `skip`, log it.
 
-
-def say_unreadable(name: str, error: Exception) -> str:
-    """What is said of an image that cannot be decoded."""
-    return (
+    Args:
+        encoded: The image in its record, which may name its file.
+        place: Its place, such as `"image 3"`.
+        error: One of [`UNREADABLE`].
+    """
+    path = encoded.get("path") if isinstance(encoded, dict) else None
+    name = f"{path} ({place})" if path else place.capitalize()
+    message = (
         f"{name} cannot be decoded ({error}): repair it or remove it from the data set, or pass `--on_bad_image skip`."
     )
+    if not skip:
+        raise ValueError(message) from error
+    logger.warning(f"Left out: {message}")
 
 
 class _Images:
@@ -91,7 +98,7 @@ class _Images:
     @property
     def num_views(self) -> int:
         """Number of views of an image; if above 1, an item's tensors have the shape `(num_views, ...)`: see [`collate_views`]."""
-        return getattr(self.transform, "num_views", 1)
+        return 1 if self.transform is None else self.transform.num_views
 
     @staticmethod
     def read_file(encoded: dict) -> bytes | None:
@@ -114,45 +121,30 @@ class _Images:
         # one that has been turned is not as its file has it
         return image, file if getattr(image, "format", None) is not None else None
 
-    def _open(self, record: dict) -> tuple:
-        """
-        What views are taken from: [`read`], or all pixels if there are several, so that they are decoded once; and the dense
-        labels of the pixels, if there are any.
-        """
+    def _views(self, record: dict) -> list[dict[str, torch.Tensor]]:
+        """Pixel values, noise and dense labels of each view; the image is decoded once."""
         image, file = self.read(record[self.image_column])
-        mask = None
+        mask, views = None, []
         if self.dense is not None:
             size = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
             mask = self.dense.encode(record, tuple(size), self.read)
-        if self.num_views > 1 and isinstance(self.transform, TrainTransform):
-            return self.transform.decode_whole(image, file), None, mask
-        return image, file, mask
-
-    def _view(self, image, file: bytes | None, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        """Pixel values of an image, and its dense labels if there are any, cropped and flipped alike."""
-        if mask is None:
-            return {"pixel_values": self.transform(image, file)}
-        if hasattr(self.transform, "with_mask"):
-            pixels, mask = self.transform.with_mask(image, file, mask)
-        else:
-            pixels, mask = self.transform(image, file), self.transform.fit_mask(mask)
-        return {"pixel_values": pixels, self.dense.argument: mask}
+        image, file = self.transform.open(image, file)
+        for _ in range(self.num_views):
+            noise = {} if self.num_patches is None else {"noise": torch.rand(self.num_patches)}
+            if mask is None:
+                views.append({**noise, "pixel_values": self.transform(image, file)})
+            else:
+                pixels, classes = self.transform.with_mask(image, file, mask)
+                views.append({**noise, "pixel_values": pixels, self.dense.argument: classes})
+        return views
 
     def _item(self, record: dict, place: str, key: tuple[int, ...]) -> dict | None:
         """The model's inputs, or `None` if the image cannot be decoded and is to be skipped."""
-        encoded, views = record[self.image_column], []
         with seeded(*key):
             try:
-                opened = self._open(record)
-                for _ in range(self.num_views):
-                    noise = {} if self.num_patches is None else {"noise": torch.rand(self.num_patches)}
-                    views.append({**noise, **self._view(*opened)})
+                views = self._views(record)
             except UNREADABLE as error:
-                name = name_of(encoded, place)
-                message = say_unreadable(name if name == place.capitalize() else f"{name} ({place})", error)
-                if not self.skip_bad_images:
-                    raise ValueError(message) from error
-                logger.warning(f"Skipped: {message}")
+                say_unreadable(record[self.image_column], place, error, self.skip_bad_images)
                 return None
         known = {"labels": torch.as_tensor(self.labels.encode(record))}
         known |= {target.argument: target.encode(record) for target in self.targets}

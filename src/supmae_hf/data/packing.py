@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..records import unfinished_name
-from .dataset import UNREADABLE, ImageDataset, logger, name_of, say_unreadable
+from .dataset import UNREADABLE, ImageDataset, say_unreadable
 from .image_data import ImageData
 
 
@@ -57,7 +57,6 @@ class _PackedFiles(Dataset):
 
     def __getitem__(self, index: int) -> dict | None:
         encoded = self.images.dataset[index][self.images.image_column]
-        name = name_of(encoded, f"image {index}")
         try:
             image, file = self.images.read(encoded)
             if isinstance(image, Image.Image):
@@ -67,10 +66,7 @@ class _PackedFiles(Dataset):
             else:  # more than 8 bits, or bands: as it is
                 packed = self.images.read_file(encoded)
         except UNREADABLE as error:
-            message = say_unreadable(name, error)
-            if not self.images.skip_bad_images:
-                raise ValueError(message) from error
-            logger.warning(f"Left out: {message}")
+            say_unreadable(encoded, f"image {index}", error, self.images.skip_bad_images)
             return None
         return {"bytes": packed, "path": os.path.basename(encoded["path"] or "") or None}
 

@@ -12,7 +12,7 @@ from ..configuration_supmae import SupMAEConfig
 from ..image_processing_supmae import SupMAEImageProcessor, to_pixels
 from ..preparation import IMAGENET_MEAN, IMAGENET_STD, load_image_processor
 from .arguments import DataArguments
-from .dataset import UNREADABLE, ImageDataset, name_of, say_unreadable
+from .dataset import UNREADABLE, ImageDataset, say_unreadable
 from .image_data import ImageData
 from .labels import Labels
 from .sources import take
@@ -29,16 +29,14 @@ def _images(data: ImageData, count: int) -> Iterator:
     reader = ImageDataset(take(data.train, count), Labels(), None, image_column=data.image_column)
     for index, record in enumerate(islice(reader.dataset, count)):
         encoded = record[data.image_column]
-        name = name_of(encoded, f"image {index}")
         try:
             image = reader.read(encoded)[0]
             if hasattr(image, "load"):
                 image.load()
         except UNREADABLE as error:
-            if not data.skip_bad_images:
-                raise ValueError(say_unreadable(name, error)) from error
+            say_unreadable(encoded, f"image {index}", error, data.skip_bad_images)
             continue
-        yield name, image
+        yield (encoded.get("path") if isinstance(encoded, dict) else None) or f"Image {index}", image
 
 
 def _type_of(image) -> str:

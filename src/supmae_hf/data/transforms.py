@@ -146,13 +146,14 @@ class TrainTransform(Transform):
         pixels = self.normalize(pixels)
         return (pixels if self.erase is None else self.erase(pixels)), mask
 
-    def decode_whole(self, image: Image.Image | np.ndarray, file: bytes | None) -> torch.Tensor:
-        """All pixels `(num_channels, height, width)` of an image, of which several crops are to be taken: call with them."""
+    def open(self, image: Image.Image | np.ndarray, file: bytes | None):
+        """All pixels `(num_channels, height, width)` of an image of which several crops are to be taken."""
+        if self.num_views == 1:
+            return image, file
         if not self.is_plain_rgb or not isinstance(image, Image.Image):
-            return to_pixels(image, **self.options)
-        if _is_rgb_jpeg(image, file) and (pixels := _decode_jpeg(file)) is not None:
-            return pixels
-        return v2.functional.pil_to_tensor(image.convert("RGB"))
+            return to_pixels(image, **self.options), None
+        pixels = _decode_jpeg(file) if _is_rgb_jpeg(image, file) else None
+        return v2.functional.pil_to_tensor(image.convert("RGB")) if pixels is None else pixels, None
 
     def decode(
         self, image: Image.Image, file: bytes | None, top: int, left: int, height: int, width: int

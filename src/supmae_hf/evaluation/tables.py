@@ -39,18 +39,13 @@ def save_bars(
         xlabel: Title of the axis, with the unit.
         errors: What follows a column's name in that of the column with its standard deviation, drawn as a whisker.
     """
-    columns = [column for column in columns if any(column in row for row in rows)]
-    height = 0.8 / len(rows)
-    figure = Figure(
-        figsize=(7, 1 + 0.25 * len(rows) + max(0.25, 0.16 * len(rows)) * len(columns)), layout="constrained"
-    )
+    table = pandas.DataFrame(rows).set_index(label)
+    columns = [column for column in columns if column in table]
+    height = 1 + 0.25 * len(rows) + max(0.25, 0.16 * len(rows)) * len(columns)
+    figure = Figure(figsize=(7, height), layout="constrained")
     axis = figure.subplots()
-    for index, row in enumerate(rows):
-        places = [place + (index - (len(rows) - 1) / 2) * height for place in range(len(columns))]
-        values = [row.get(column, float("nan")) for column in columns]
-        whiskers = [row[f"{column}{errors}"] for column in columns] if errors else None
-        axis.barh(places, values, height * 0.9, xerr=whiskers, label=row[label], color=f"C{index}")
-    axis.set_yticks(range(len(columns)), columns)
+    whiskers = table[[f"{column}{errors}" for column in columns]].to_numpy() if errors else None
+    table[columns].T.plot.barh(ax=axis, xerr=whiskers, width=0.8, legend=False)
     axis.invert_yaxis()
     axis.set(xlabel=xlabel)
     axis.grid(axis="x", alpha=0.3)

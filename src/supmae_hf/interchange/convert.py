@@ -32,7 +32,7 @@ from ..conversion_supmae import (
     read_config,
     require_plain_vit,
 )
-from ..loading import load_pretrained
+from ..loading import load_checkpoint, load_pretrained
 from ..modeling_supmae import (
     SupMAEForImageClassification,
     SupMAEForPreTraining,
@@ -281,14 +281,6 @@ def convert_original(
     return model, f"{path} is {kind} ({', '.join(words)}){new}."
 
 
-def _class_of(config: dict, name: str) -> type[SupMAEPreTrainedModel]:
-    classes = {x.__name__: x for x in (SupMAEForPreTraining, SupMAEForImageClassification, SupMAEModel)}
-    architecture = (config.get("architectures") or ["SupMAEModel"])[0]
-    if architecture not in classes:
-        raise ValueError(f"'{name}' is a {architecture}: pass `--encoder_only`, or name another checkpoint.")
-    return classes[architecture]
-
-
 def _source_tokens(name: str, model_type: str, is_distilled: bool, images: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """
     Class and patch tokens of `images` by the class of the checkpoint `name`, without a distillation token, and whether a
@@ -311,9 +303,7 @@ def _source_tokens(name: str, model_type: str, is_distilled: bool, images: torch
         model.load_state_dict(state_dict)
         return model.eval()(images).last_hidden_state, True
     if model_type == "vit":
-        return ViTModel.from_pretrained(name, add_pooling_layer=False, **options).eval()(
-            images
-        ).last_hidden_state, True
+        options["add_pooling_layer"] = False
     model = load_pretrained(AutoModel, name, **options).eval()
     if model_type != "timm_wrapper":
         return model(images).last_hidden_state, True
@@ -352,8 +342,7 @@ def convert_pretrained(
             f"({str(error).splitlines()[0]})"
         ) from error
     if config.get("model_type") == SupMAEConfig.model_type:
-        model_class = SupMAEModel if encoder_only else _class_of(config, name)
-        return load_pretrained(model_class, name, image_size=image_size, patch_size=patch_size, **fields)
+        return load_checkpoint(name, encoder_only, image_size=image_size, patch_size=patch_size, **fields)
     if "model_type" not in config:
         raise ValueError(
             f"'{name}' has no `model_type` in its config.json: it is not a checkpoint of Transformers or timm."

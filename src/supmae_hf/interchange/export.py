@@ -13,28 +13,19 @@ SupMAE as classes that ship with Transformers, timm and ONNX, without changing a
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import transformers
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import nn
-from transformers import (
-    BeitConfig,
-    BeitForImageClassification,
-    BitImageProcessor,
-    PreTrainedConfig,
-    TimmWrapperForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
-    ViTMAEConfig,
-    ViTMAEForPreTraining,
-    ViTModel,
-)
+from transformers import PreTrainedConfig, ViTImageProcessor
 
-from ..configuration_supmae import SupMAEConfig, to_pair
+from ..configuration_supmae import to_pair
+from ..conversion_supmae import DECODER_FIELDS, PUBLISHED_PARTS, SHARED_FIELDS
 from ..image_processing_supmae import SupMAEImageProcessor
 from ..modeling_supmae import (
     SupMAEForImageClassification,
@@ -48,15 +39,7 @@ from .convert import revert_original_state_dict
 from .equality import check_images, require_equal
 
 
-# Our names inside a block, and those of published ViT, ViTMAE and BEiT checkpoints, which every release reads.
-_PUBLISHED_NAMES = {
-    ".attention.q_proj.": ".attention.attention.query.",
-    ".attention.k_proj.": ".attention.attention.key.",
-    ".attention.v_proj.": ".attention.attention.value.",
-    ".attention.o_proj.": ".attention.output.dense.",
-    ".mlp.fc1.": ".intermediate.dense.",
-    ".mlp.fc2.": ".output.dense.",
-}
+_TEMPLATE = Path(__file__).parent / "stock_card.md"
 
 
 @dataclass
@@ -65,56 +48,46 @@ class StockModel:
     A model under its stock class.
 
     Args:
-        config: What `config.json` holds.
+        model_class: The class.
+        config: The configuration, or the content of `config.json`.
         state_dict: The weights under the stock names.
-        load: From a folder to the stock model.
-        result: From a model (ours or stock) and images to what must be equal.
-        usage: Code for the README, in which `FOLDER` stands for the folder.
-        library_name, pipeline_tag: Metadata for the README.
+        usage: Code for the model card, in which `FOLDER` stands for the folder.
+        output: The output that must be equal to ours.
+        inputs: Further arguments of `forward`, the same for both models.
+        library_name, pipeline_tag: Metadata for the model card.
     """
 
+    model_class: type
     config: PreTrainedConfig | dict
     state_dict: dict[str, torch.Tensor]
-    load: Callable[[Path], nn.Module]
-    result: Callable[[nn.Module, torch.Tensor], torch.Tensor]
     usage: str
+    output: str = "logits"
+    inputs: dict = field(default_factory=dict)
     library_name: str = "transformers"
     pipeline_tag: str = "image-classification"
 
-
-def _shared_fields(config: SupMAEConfig, *more: str) -> dict:
-    names = (
-        *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
-        *("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range", "layer_norm_eps"),
-        *("image_size", "patch_size", "num_channels", *more),
-    )
-    return {name: getattr(config, name) for name in names}
+    def result(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """The output that must be equal, of the stock model or ours."""
+        return model(images, **self.inputs)[self.output]
 
 
-def _label_fields(config: SupMAEConfig) -> dict:
-    return {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
+def _fields_of(model: SupMAEPreTrainedModel, *more: str) -> dict:
+    return {name: getattr(model.config, name) for name in (*SHARED_FIELDS, "intermediate_size", *more)}
 
 
-def _published(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our state dict under the names of published checkpoints of the ViT family."""
+def _published(model: SupMAEPreTrainedModel) -> dict[str, torch.Tensor]:
+    """A state dict under the names of published checkpoints of the ViT family, which every release reads."""
     renamed = {}
-    for name, tensor in state_dict.items():
+    for name, tensor in model.state_dict().items():
         if name.startswith(("vit.layers.", "layers.")):
             name = name.replace("layers.", "encoder.layer.", 1)
-        for ours, published in _PUBLISHED_NAMES.items():
-            name = name.replace(ours, published)
+        for published, ours in PUBLISHED_PARTS:
+            name = name.replace(f".{ours}.", f".{published}.")
         renamed[name] = tensor
     return renamed
 
 
-def _logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    return model(pixel_values).logits
-
-
-def _last_hidden_state(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    return model(pixel_values).last_hidden_state
-
-
+_LABELS = ("id2label", "label2id", "problem_type")
 _CLASSIFIER_USAGE = """\
 from transformers import pipeline
 
@@ -124,9 +97,8 @@ classify("photo.jpg")"""
 
 def to_beit(model: SupMAEForImageClassification) -> StockModel:
     """A classifier with mean pooling as `BeitForImageClassification`."""
-    config = BeitConfig(
-        **_shared_fields(model.config, "drop_path_rate"),
-        **_label_fields(model.config),
+    config = transformers.BeitConfig(
+        **_fields_of(model, "drop_path_rate", *_LABELS),
         use_absolute_position_embeddings=True,
         use_relative_position_bias=False,
         use_shared_relative_position_bias=False,
@@ -135,69 +107,46 @@ def to_beit(model: SupMAEForImageClassification) -> StockModel:
         layer_scale_init_value=0.0,
     )
     state_dict = {}
-    for name, tensor in _published(model.state_dict()).items():
+    for name, tensor in _published(model).items():
         if not name.endswith(".key.bias"):
             name = name.replace("vit.", "beit.", 1).replace("fc_norm.", "beit.pooler.layernorm.")
             state_dict[name] = tensor
             if not model.config.qkv_bias and name.endswith((".query.weight", ".value.weight")):
                 state_dict[name.replace(".weight", ".bias")] = tensor.new_zeros(len(tensor))
-    return StockModel(config, state_dict, BeitForImageClassification.from_pretrained, _logits, _CLASSIFIER_USAGE)
+    return StockModel(transformers.BeitForImageClassification, config, state_dict, _CLASSIFIER_USAGE)
 
 
 def to_vit_classifier(model: SupMAEForImageClassification) -> StockModel:
     """A classifier on the class token as `ViTForImageClassification`."""
-    config = ViTConfig(**_shared_fields(model.config, "qkv_bias"), **_label_fields(model.config))
-    state_dict = _published(model.state_dict())
-    return StockModel(config, state_dict, ViTForImageClassification.from_pretrained, _logits, _CLASSIFIER_USAGE)
+    config = transformers.ViTConfig(**_fields_of(model, "qkv_bias", *_LABELS))
+    return StockModel(transformers.ViTForImageClassification, config, _published(model), _CLASSIFIER_USAGE)
 
 
 def to_vit(model: SupMAEModel) -> StockModel:
     """An encoder as `ViTModel`, whose pooler is made to return the class token as it is."""
-    config = ViTConfig(**_shared_fields(model.config, "qkv_bias"), pooler_act="linear")
-    state_dict = _published(model.state_dict())
+    config = transformers.ViTConfig(**_fields_of(model, "qkv_bias"), pooler_act="linear")
+    state_dict = _published(model)
     weight = state_dict["layernorm.weight"]
     state_dict["pooler.dense.weight"] = torch.eye(len(weight), dtype=weight.dtype)
     state_dict["pooler.dense.bias"] = torch.zeros_like(weight)
-    usage = (
-        "from transformers import pipeline\n\n"
-        'extract = pipeline("image-feature-extraction", model="FOLDER")\n'
-        'extract("photo.jpg")'
+    usage = _CLASSIFIER_USAGE.replace("classify", "extract").replace(
+        "image-classification", "image-feature-extraction"
     )
-    return StockModel(
-        config,
-        state_dict,
-        ViTModel.from_pretrained,
-        _last_hidden_state,
-        usage,
-        pipeline_tag="image-feature-extraction",
-    )
+    more = {"output": "last_hidden_state", "pipeline_tag": "image-feature-extraction"}
+    return StockModel(transformers.ViTModel, config, state_dict, usage, **more)
 
 
 def to_vit_mae(model: SupMAEForPreTraining) -> StockModel:
     """A pre-training model as `ViTMAEForPreTraining`; the supervised heads are left out."""
-    decoder = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-    more = ("qkv_bias", "mask_ratio", "norm_pix_loss", *(f"decoder_{name}" for name in decoder))
-    config = ViTMAEConfig(**_shared_fields(model.config, *more))
-    state_dict = {
-        name: tensor
-        for name, tensor in _published(model.state_dict()).items()
-        if not name.startswith(("classification_head.", "supervision."))
-    }
-
-    def pixels(checked: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.rand(len(pixel_values), model.config.num_patches, generator=generator)
-        return checked(pixel_values, noise=noise).logits
-
-    usage = 'from transformers import ViTMAEForPreTraining\n\nmodel = ViTMAEForPreTraining.from_pretrained("FOLDER")'
-    return StockModel(
-        config,
-        state_dict,
-        ViTMAEForPreTraining.from_pretrained,
-        pixels,
-        usage,
-        pipeline_tag="image-feature-extraction",
+    config = transformers.ViTMAEConfig(**_fields_of(model, "qkv_bias", *DECODER_FIELDS))
+    heads = ("classification_head.", "supervision.")
+    state_dict = {name: tensor for name, tensor in _published(model).items() if not name.startswith(heads)}
+    noise = torch.rand(
+        len(check_images(model.config)), model.config.num_patches, generator=torch.Generator().manual_seed(0)
     )
+    usage = 'from transformers import ViTMAEForPreTraining\n\nmodel = ViTMAEForPreTraining.from_pretrained("FOLDER")'
+    more = {"inputs": {"noise": noise}, "pipeline_tag": "image-feature-extraction"}
+    return StockModel(transformers.ViTMAEForPreTraining, config, state_dict, usage, **more)
 
 
 def to_timm(model: SupMAEForImageClassification, image_processor=None) -> StockModel:
@@ -250,14 +199,9 @@ def to_timm(model: SupMAEForImageClassification, image_processor=None) -> StockM
         f'model = timm.create_model("{architecture}", checkpoint_path="FOLDER/model.safetensors", {arguments})\n\n'
         "# or through Transformers\n" + _CLASSIFIER_USAGE
     )
-    return StockModel(
-        timm_config,
-        revert_original_state_dict(model.state_dict()),  # the authors' names are timm's
-        TimmWrapperForImageClassification.from_pretrained,
-        _logits,
-        usage,
-        library_name="timm",
-    )
+    state_dict = revert_original_state_dict(model.state_dict())  # the authors' names are timm's
+    wrapper = transformers.TimmWrapperForImageClassification
+    return StockModel(wrapper, timm_config, state_dict, usage, library_name="timm")
 
 
 def to_stock(model: SupMAEPreTrainedModel) -> StockModel:
@@ -309,25 +253,24 @@ def export_stock(
     if timm and (pixel_type := Preparation(image_processor).pixel_type) != "uint8":
         raise ValueError(f"timm reads 8-bit images, but the model's are {pixel_type}: leave out the format.")
     stock = to_timm(model, image_processor) if timm else to_stock(model)
+    name = stock.model_class.__name__
     with new_folder(output_dir, overwrite, inputs) as folder:
         state_dict = {name: tensor.contiguous() for name, tensor in stock.state_dict.items()}
         save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
         if isinstance(stock.config, dict):
             (folder / "config.json").write_text(json.dumps(stock.config, indent=2) + "\n")
         else:
-            stock.config.architectures = [stock.load.__self__.__name__]
+            stock.config.architectures = [name]
             stock.config.dtype = torch.float32
             stock.config.save_pretrained(folder)
             if isinstance(image_processor, ViTImageProcessor) and "shortest_edge" in image_processor.size:
                 # the processor that resizes and crops in this way in older releases of Transformers, too
                 fields = image_processor.to_dict()
                 fields.pop("image_processor_type", None)
-                image_processor = BitImageProcessor(**fields)
+                image_processor = transformers.BitImageProcessor(**fields)
             image_processor.save_pretrained(folder)
-        name = stock.load.__self__.__name__
-        (folder / "README.md").write_text(_readme(model, stock, name, Path(output_dir).name, image_processor))
-
-        loaded, info = stock.load(folder, output_loading_info=True)
+        _card(model, stock, Path(output_dir).name, image_processor).save(folder / "README.md")
+        loaded, info = stock.model_class.from_pretrained(folder, output_loading_info=True)
         strange = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
         if strange:
             raise RuntimeError(f"{name} does not take these tensors: {', '.join(map(str, sorted(strange)))}.")
@@ -340,31 +283,21 @@ def export_stock(
     return name
 
 
-def _readme(model: SupMAEPreTrainedModel, stock: StockModel, name: str, folder: str, image_processor) -> str:
-    left_out = (
-        "\nThe supervised heads of pre-training are left out.\n" if isinstance(model, SupMAEForPreTraining) else ""
-    )
-    usage = stock.usage.replace("FOLDER", folder)
-    if isinstance(image_processor, SupMAEImageProcessor):
-        left_out += "\nIts images are not 8-bit RGB, so its image processor comes with its own code.\n"
+def _card(model: SupMAEPreTrainedModel, stock: StockModel, folder: str, image_processor) -> ModelCard:
+    usage, has_code = stock.usage.replace("FOLDER", folder), isinstance(image_processor, SupMAEImageProcessor)
+    if has_code:
         usage = usage.replace(f'model="{folder}"', f'model="{folder}", trust_remote_code=True')
-    return f"""---
-library_name: {stock.library_name}
-pipeline_tag: {stock.pipeline_tag}
-tags:
-- supmae
----
-
-# SupMAE as {name}
-
-A `{type(model).__name__}` ([SupMAE](https://arxiv.org/abs/2205.14540)) in a class that ships with {stock.library_name},
-so that it runs without supmae-hf. supmae-hf made it and checked that it gives the same results, to 1e-5, on random
-images and on photographs.
-{left_out}
-```python
-{usage}
-```
-"""
+    metadata = {"library_name": stock.library_name, "pipeline_tag": stock.pipeline_tag, "tags": ["supmae"]}
+    return ModelCard.from_template(
+        ModelCardData(**metadata),
+        template_path=_TEMPLATE,
+        name=stock.model_class.__name__,
+        model_class=type(model).__name__,
+        library_name=stock.library_name,
+        is_pretraining=isinstance(model, SupMAEForPreTraining),
+        has_code=has_code,
+        usage=usage,
+    )
 
 
 @torch.no_grad()
