@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
-What the training schedules that the paper compares cost, in operations, device hours and energy.
+Estimate the cost of the training schedules that the paper compares: operations, device hours and energy.
 
     python examples/estimate_cost.py [--tflops 150 --watts 400] [--model_config '{"hidden_size": 1024, ...}']
     python examples/estimate_cost.py --recipe examples/configs/pretrain_vit_b_fast.yaml
@@ -29,7 +29,7 @@ from supmae_hf.training.schedules import scheduled_flops
 
 
 def schedule_of(recipe: str) -> Schedule:
-    """What a recipe of run_pretrain.py does, without fine-tuning."""
+    """The schedule of a pre-training recipe of run_pretrain.py, without fine-tuning."""
     classes = ModelArguments, DataArguments, PreTrainingArguments
     model_args, _, args = parse_arguments(classes, base="pretrain", argv=[recipe, "--bf16", "False"])
     config = SupMAEConfig(**{"num_labels": 1000, **model_args.model_config})

@@ -28,7 +28,7 @@ from supmae_hf.records import output_folder, require_apart
 
 @dataclass
 class PackingArguments:
-    """How, and where to."""
+    """The size and quality of the images, and the folder for them."""
 
     output_dir: str = HfArg(default="outputs/packed", help="Folder for the Parquet files.")
     overwrite_output_dir: bool = HfArg(

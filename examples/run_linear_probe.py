@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
-How good are the features of a pre-trained SupMAE, as they are? Fits a linear classifier on the frozen encoder.
+Measure the features of a pre-trained SupMAE by a linear classifier on the frozen encoder.
 
     accelerate launch examples/run_linear_probe.py [RECIPE.yaml] [--flag value ...]
 

@@ -132,7 +132,7 @@ def train(job: Job, checkpoint: str | None, knn: KnnEvaluation | None = None):
         accelerator.log(metrics, step=state.global_step)
 
     def save_pretrained(folder: Path):
-        """What `from_pretrained` needs, and the log."""
+        """Save the model, the image processor and the log."""
         state_dict = accelerator.get_state_dict(model)
         if accelerator.is_main_process:
             bare_model.save_pretrained(folder, state_dict=state_dict)

@@ -42,7 +42,7 @@ from supmae_hf.preparation import Preparation
 
 @dataclass
 class RobustnessArguments:
-    """Which benchmarks."""
+    """The benchmarks to run."""
 
     imagenet_c: str | None = HfArg(
         default=None, help="ImageNet-C; default: corrupt the images of the data set on the fly."

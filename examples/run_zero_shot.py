@@ -26,7 +26,7 @@ from supmae_hf.preparation import Preparation
 
 @dataclass
 class ZeroShotArguments:
-    """How the classes are named."""
+    """The names of the classes."""
 
     prompts: list[str] = HfArg(
         default_factory=lambda: ["{}"],

@@ -1,5 +1,5 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the comparisons share: small models on images in memory, their training and measures, and many runs of them."""
+"""Shared parts of the comparisons: small models on images in memory, their training and measures, and many runs of them."""
 
 import copy
 import os
@@ -129,7 +129,7 @@ def train(
         model: [`SupMAEForPreTraining`] or a classifier.
         batches: Pixel values and labels, of at least `num_steps` steps.
         layer_decay: See [`parameter_groups`].
-        loss_of: From model, pixel values and labels to the loss.
+        loss_of: Function that computes the loss from model, pixel values and labels.
     """
     groups = parameter_groups(model, learning_rate, weight_decay, layer_decay)
     for group in groups:
@@ -231,7 +231,7 @@ _data = {}  # of a worker
 
 
 def _prepare(device: str, load: Callable[..., dict], *arguments):
-    """In a worker, of one thread: load what its runs need, and keep it, the models and the random numbers on the device."""
+    """Load the data of a worker's runs, and keep data, models and random numbers on the device. A worker has one thread."""
     torch.set_num_threads(1)
     _data.update(send_to_device(load(*arguments), device))
     torch.set_default_device(device)
@@ -250,10 +250,10 @@ class Comparison:
     a context manager.
 
     Args:
-        args: From [`read_arguments`].
-        run: From a job (settings by name) and the data to what was measured: a dict, or a list of dicts.
+        args: The result of [`read_arguments`].
+        run: Function that measures a job (settings by name) on the data; it returns a dict, or a list of dicts.
         measures: Names of what is measured, and titles.
-        load, arguments: What every process calls to get the data: a dict.
+        load, arguments: Function, and its arguments, that every process calls to load the data: a dict.
     """
 
     def __init__(self, args, run: Callable, measures: dict[str, str], load: Callable[..., dict], *arguments):
@@ -307,7 +307,7 @@ def table_of(
     A row for each different key: how many results there are, and the means and standard deviations of what was measured.
 
     Args:
-        keys: What a row is of, for each result.
+        keys: The key of the row that each result belongs to.
         measures: Names of what was measured, and titles.
         repeats: Title of the column of their number.
     """

@@ -64,7 +64,7 @@ def config_of(method: str, settings: dict) -> SupMAEConfig:
 
 
 def schedule_of(method: str, settings: dict, epochs: int) -> Schedule:
-    """What a run costs, as operations."""
+    """The operations that a run takes."""
     config = config_of(method, settings)
     classify = 3 * classification_flops(config)
     if method == "ViT from scratch":
@@ -197,9 +197,9 @@ def summarize(results: list[dict], num_images: int) -> list[dict]:
 
 def reaches(rows: list[dict], title: str, column: str) -> float | None:
     """
-    Where on `column` (epochs, TFLOPs) SupMAE's mean accuracy crosses that of MAE's longest run, as a share of that run:
-    between two measured points on a straight line, over the logarithm of the column. If its shortest run is above
-    already, the share of that run.
+    The share of MAE's longest run, in `column` (epochs or TFLOPs), at which SupMAE reaches its mean accuracy. The accuracy
+    is interpolated linearly over the logarithm of the column. If SupMAE's shortest run is above it already, the share of
+    that run; `None` if SupMAE stays below.
     """
     supmae, mae = ([row for row in rows if row["method"] == name] for name in ("SupMAE", "MAE"))
     target = mae[-1][title]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
-What smaller images and more hidden patches in a part of the run are worth, at equal compute and at half of it.
+Compare recipes with smaller images and more hidden patches in a part of the run, at equal compute and at half of it.
 
     python experiments/fast_recipe.py [--data FOLDER] [--quick]
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
-What are labels worth in pre-training, and when does pre-training pay, if only some of the images have a label?
+Measure what labels add to pre-training, and when pre-training pays, if only some of the images have a label.
 
     python experiments/partial_labels.py [--data FOLDER] [--quick]
 
@@ -268,7 +268,7 @@ def run_job(job: dict, data: dict) -> list[dict]:
 
 
 def arms_at(per_class: int, data: dict) -> list[str]:
-    """Of the arms those that differ: where all images are labelled, two are SupMAE itself."""
+    """The arms that differ from each other: if all images are labelled, two of them equal SupMAE."""
     all_labeled = per_class * data["num_labels"] >= len(data["images"])
     return [arm for arm in ARMS if not (all_labeled and arm in (PSEUDO, LABELED_ONLY))]
 
@@ -298,7 +298,7 @@ def trials(per_class: list[int], flops: float, data: dict) -> list[dict]:
 
 
 def choose(jobs: list[dict], results: list[list[dict]]) -> dict[tuple[str, int], tuple[dict, dict]]:
-    """By arm and number of labels: the settings of pre-training and fine-tuning whose accuracy on held-out images is best."""
+    """The settings of pre-training and fine-tuning with the best accuracy on held-out images, by arm and number of labels."""
     scores = {}
     for job, measured in zip(jobs, results):
         for finetuning, result in zip(job["finetunings"], measured):
@@ -345,7 +345,7 @@ def summarize(jobs: list[dict], results: list[list[dict]], num_labels: int) -> l
 
 
 def say_best(rows: list[dict]) -> list[str]:
-    """For every number of labels the arms, best first."""
+    """The arms in the order of their accuracy, a line for each number of labels."""
     lines = []
     for labels in sorted({row["labels"] for row in rows}):
         ranked = sorted((row for row in rows if row["labels"] == labels), key=lambda row: -row["fine-tuned"])

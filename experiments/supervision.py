@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
-What captions and dense labels are worth in pre-training, at equal compute.
+Measure what captions and dense labels add to pre-training, at equal compute.
 
     python experiments/supervision.py [--data FOLDER] [--only captions|dense] [--quick]
 
@@ -55,8 +55,8 @@ def pictures(images: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     Pieces at random places, which do not overlap much, on black: `(num, 1, SIZE, SIZE)`.
 
     Args:
-        images: Of type uint8, `(num_images, 1, 32, 32)`, padded with black.
-        ids: Which, of shape `(num, pieces)`.
+        images: Images of type uint8, `(num_images, 1, 32, 32)`, padded with black.
+        ids: Indices of the pieces, of shape `(num, pieces)`.
     """
     border = (images.shape[-1] - PIECE) // 2
     result = torch.zeros(len(ids), 1, SIZE, SIZE, dtype=torch.uint8)

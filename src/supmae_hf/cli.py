@@ -297,7 +297,7 @@ def parse_arguments(
 
 
 class Parser(argparse.ArgumentParser):
-    """For scripts without recipes: mistakes are one line, and flags are not abbreviated."""
+    """A parser for scripts without recipes. It reports a mistake in one line and takes no abbreviated flags."""
 
     def __init__(self, description: str):
         super().__init__(

@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 @dataclass
 class Source:
     """
-    What a checkpoint of another ViT becomes.
+    The description of a checkpoint of another ViT as SupMAE.
 
     Args:
         fields: Fields of [`SupMAEConfig`].
@@ -70,7 +70,7 @@ class Source:
 
 
 def find_source(name: str, **options) -> Source | None:
-    """What the checkpoint `name` is, by its `config.json`; `None` if there is none, as for an adapter of PEFT."""
+    """Describe the checkpoint `name` by its `config.json`. Returns `None` if there is none, as for an adapter of PEFT."""
     try:
         config = PreTrainedConfig.get_config_dict(name, **options)[0]
     except OSError:
@@ -121,7 +121,7 @@ _OTHER_PARTS = {
 
 def read_config(config: dict, name: str) -> Source:
     """
-    What the checkpoint `name` of another model becomes, by its `config.json`.
+    Describe the checkpoint `name` of another model by its `config.json`.
 
     Raises:
         ImportError: for timm's models, if timm is not installed.
@@ -335,7 +335,7 @@ def convert_tensors(
     multiplied into the projection before it, and positions are those of class token and patches.
 
     Args:
-        num_patches: Of the source's images.
+        num_patches: Number of patches of the source's images.
         is_distilled, has_classifier: See [`Source`]; without `has_classifier` the source's is left out.
     """
     converted = {}
@@ -368,7 +368,7 @@ def read_tensors(name: str, variant: str | None = None, **options) -> dict[str, 
     The tensors of a checkpoint in a folder or on the Hub, under the names of its files.
 
     Args:
-        variant, options: As for [`~transformers.PreTrainedModel.from_pretrained`].
+        variant, options: The same as for [`~transformers.PreTrainedModel.from_pretrained`].
 
     Raises:
         OSError: if there are no files of weights.

@@ -1,6 +1,6 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
-What training costs, in floating-point operations (FLOPs; a multiplication and an addition are two), as PyTorch counts them:
+The cost of training in floating-point operations (FLOPs; a multiplication and an addition are two). PyTorch counts those of
 matrix multiplications and convolutions. The rest (normalisation, activations, softmax) is less than 1% of the arithmetic. A
 training step takes three times the forward pass.
 """
@@ -22,7 +22,7 @@ def forward_flops(model_class: type[PreTrainedModel], config: PreTrainedConfig, 
     FLOPs of one image's forward pass, counted without computing anything.
 
     Args:
-        model_class, config: Of any image model of Transformers.
+        model_class, config: Class and configuration of any image model of Transformers.
         inputs: Arguments of `forward` beside `pixel_values`.
     """
     with torch.device("meta"):
@@ -50,9 +50,9 @@ class Schedule:
     Training with a method.
 
     Args:
-        name: Of the method.
-        pretraining_flops: Of one image in one epoch of pre-training, forward and backward.
-        pretraining_epochs: Of pre-training.
+        name: Name of the method.
+        pretraining_flops: FLOPs of one image in one epoch of pre-training, forward and backward.
+        pretraining_epochs: Number of epochs of pre-training.
         finetuning_flops, finetuning_epochs: The same of fine-tuning.
     """
 

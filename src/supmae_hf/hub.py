@@ -1,5 +1,5 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Model cards that say what happened, and publishing on the Hub."""
+"""Publishing checkpoints on the Hub."""
 
 import re
 import shutil
@@ -41,8 +41,8 @@ def staged(
     Args:
         source: A checkpoint: a folder.
         repo_id: `organisation/name` on the Hub.
-        card: Its model card, by default `README.md` in the folder.
-        license: Of the weights, in the Hub's spelling, such as `apache-2.0`; by default what the card says.
+        card: Model card of the checkpoint, by default `README.md` in the folder.
+        license: Licence of the weights in the Hub's spelling, such as `apache-2.0`; by default that of the card.
         stock: Whether to export it as the class of Transformers that gives the same results.
 
     Raises:

@@ -167,9 +167,9 @@ def to_pixels(
 
     Args:
         image: A PIL image, or an array `(height, width, channels)`.
-        num_channels: Of the result.
-        channels: Which of the image's channels to take, in this order; counted from 0.
-        pixel_range: Which values become 0 and 1, in place of those above; what lies outside is cut off.
+        num_channels: Number of channels of the result.
+        channels: Indices of the image's channels to take, in this order, counted from 0.
+        pixel_range: Values that become 0 and 1, in the place of those above; values outside are cut off.
 
     Returns:
         `(num_channels, height, width)`.
@@ -248,8 +248,8 @@ def _scale(pixels: np.ndarray, pixel_range: tuple[float, float] | None) -> torch
 class SupMAEImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     num_channels (`int`): Of the model's images.
-    channels (`list[int]`, *optional*): Which of an image's channels to take, counted from 0.
-    pixel_range (`list[float]`, *optional*): Which values become 0 and 1; by default those of the pixels' type.
+    channels (`list[int]`, *optional*): Indices of an image's channels to take, counted from 0.
+    pixel_range (`list[float]`, *optional*): Values that become 0 and 1; by default those of the pixels' type.
     pixel_type (`str`): Of the pixels that the model was trained on, such as `"uint16"`.
     """
 
@@ -269,7 +269,7 @@ class SupMAEImageProcessor(TorchvisionBackend):
     matched, and for what is refused.
 
     Args:
-        num_channels (`int`, *optional*, defaults to 3): Of the model's images.
+        num_channels (`int`, *optional*, defaults to 3): Number of channels of the model's images.
         channels (`list[int]`, *optional*): Which of an image's channels to take, counted from 0.
         pixel_range (`list[float]`, *optional*): Which values become 0 and 1; by default those of the pixels' type.
         pixel_type (`str`, *optional*, defaults to `"uint8"`):

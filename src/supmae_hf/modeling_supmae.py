@@ -785,7 +785,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
 
         Args:
             pixel_values: See [`SupMAEModel`].
-            num_words: How many, for each.
+            num_words: Number of words for each image.
 
         Raises:
             ValueError: if the model has not learnt from captions, or has no `tokenizer`.
@@ -834,7 +834,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         looking at them takes those of the true patch.
 
         Args:
-            logits: Of [`SupMAEForPreTrainingOutput`].
+            logits: The `logits` of [`SupMAEForPreTrainingOutput`].
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 The images that were predicted.
         """
@@ -904,7 +904,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
             caption_ids, segmentation_maps (*optional*):
                 Targets of [`SupMAECaptionHead`] and [`SupMAEDenseHead`], for models whose `config.supervision` has them; those
                 of other kinds have the name of their `argument`.
-            noise, mask, mask_ratio: As for [`SupMAEModel`], but masking is the rule: by `config.mask_ratio`, at random.
+            noise, mask, mask_ratio: See [`SupMAEModel`]. By default patches are hidden at random, by `config.mask_ratio`.
             interpolate_pos_encoding, kwargs: See [`SupMAEModel`].
 
         Raises:

@@ -61,17 +61,17 @@ class Transform:
 
 class Preparation(Transform):
     """
-    What an image processor does with an image, also in two steps, between which the image may be changed, and backwards.
-    Calling it returns `pixel_values` of shape `(num_channels, height, width)`.
+    An image processor as a transform of one image to `pixel_values` of shape `(num_channels, height, width)`. It also works in
+    two steps, between which the image may be changed, and backwards.
 
     Args:
-        image_processor: Of any image model of Transformers, timm's among them.
+        image_processor: Image processor of any image model of Transformers, timm's among them.
         num_channels: Channels of the 8-bit images that image processors other than ours are given.
 
     Attributes:
         mean, std (`Sequence[float]`, *optional*): Statistics by which pixels are normalised, if the image processor says so.
-        pixel_type (`str`): Of the pixels that the model was trained on: `"uint8"` for all image processors but ours.
-        options (`dict`): How [`to_pixels`] is to read images for the model.
+        pixel_type (`str`): Type of the pixels that the model was trained on: `"uint8"` for all image processors but ours.
+        options (`dict`): Arguments of [`to_pixels`] for the model's images.
     """
 
     def __init__(self, image_processor, num_channels: int = 3):
@@ -177,7 +177,7 @@ def build_image_processor(
     centre crop, normalisation. It is Transformers' own for 8-bit RGB images, which needs no code of ours.
 
     Args:
-        image_mean, image_std: Of each channel; by default [`pixel_statistics`].
+        image_mean, image_std: Statistics of each channel; by default [`pixel_statistics`].
         channels, pixel_range, pixel_type: See [`SupMAEImageProcessor`].
     """
     height, width = to_pair(config.image_size)

@@ -1,7 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
-Which run a folder belongs to and what that run wrote there, so that nothing else is deleted or overwritten; a lock; files,
-checkpoints and folders that appear whole or not at all.
+Records of the run that a folder belongs to and of the files that it wrote there, so that nothing else is deleted or overwritten;
+a lock; files, checkpoints and folders that appear whole or not at all.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ def write_whole(path: Path, text: str):
 
 
 def unfinished_name(path: Path) -> str:
-    """Under which name a large file is written before it is complete."""
+    """The name of a large file while it is written."""
     return f".{path.name}.part"
 
 
@@ -92,7 +92,7 @@ class Record:
         folder: The folder.
 
     Attributes:
-        facts (`dict`, *optional*): What the run is, by name; `None` if there is no record that can be read.
+        facts (`dict`, *optional*): Facts about the run by name; `None` if there is no record that can be read.
     """
 
     def __init__(self, folder: str | Path):
@@ -102,7 +102,7 @@ class Record:
             self.facts = facts if isinstance(facts, dict) else None
 
     def differences(self, run: dict) -> list[str]:
-        """How the recorded run differs from another, a line each. Facts that only one of them has are passed over."""
+        """Differences between the recorded run and another, a line each. Facts that only one of them has are ignored."""
         facts = self.facts or {}
         shared = [name for name in run if name in facts and name != "version"]
         return [
@@ -230,7 +230,7 @@ def output_folder(
     one decides for all.
 
     Args:
-        run: What the run is: facts by name that go into JSON.
+        run: Facts about the run by name, which are written as JSON.
         overwrite: Whether to delete what an earlier run wrote there.
         resume_from: A checkpoint that may lie in the folder although the folder has no record, as one from the Hub does.
 
@@ -315,7 +315,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def _is_ours(checkpoint: Path) -> bool:
-    """Whether a run of ours made the folder; an empty one is as good as ours."""
+    """Decide whether a run of ours made the folder. An empty folder counts as ours."""
     if checkpoint.is_symlink() or not checkpoint.is_dir():
         return False
     files = {path.name for path in checkpoint.iterdir()}
@@ -368,7 +368,7 @@ def _read_manifest(path: Path) -> dict[str, str]:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, by its manifest; `None` if it is intact."""
+    """Describe the damage of a checkpoint by its manifest; `None` if it is intact."""
     try:
         expected, found = _read_manifest(checkpoint / MANIFEST), _checksums(checkpoint)
     except FileNotFoundError:

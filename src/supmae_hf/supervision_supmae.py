@@ -1,7 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
-What SupMAE's supervised branch learns from: classes of images, as in the paper, captions, dense labels. Each kind is one class,
-and `config.supervision` chooses among those in [`SUPERVISIONS`].
+The kinds of supervision of SupMAE's branch: classes of images, as in the paper, captions, dense labels. Each kind is one class;
+`config.supervision` chooses among those in [`SUPERVISIONS`].
 """
 
 import torch
@@ -144,7 +144,7 @@ class SupMAESupervision(nn.Module):
 
         Args:
             pooled: The encoder's pooled features, of shape `(batch_size, hidden_size)`.
-            patches: Its tokens of the visible patches, `(batch_size, num_visible_patches, hidden_size)`.
+            patches: The encoder's tokens of the visible patches, `(batch_size, num_visible_patches, hidden_size)`.
             ids_restore: See [`SupMAEModelOutput`].
             decoded: The decoder's tokens of all patches in raster order, `(batch_size, num_patches, decoder_hidden_size)`.
         """
@@ -161,7 +161,7 @@ class SupMAESupervision(nn.Module):
         raise NotImplementedError
 
     def count(self, targets: torch.Tensor) -> torch.Tensor:
-        """How much is labelled of every image, of shape `(batch_size,)`; mostly 1 or 0."""
+        """Count the targets of every image, of shape `(batch_size,)`; mostly 1 or 0."""
         raise NotImplementedError
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -262,7 +262,7 @@ class SupMAECaptionHead(SupMAEMLPHead):
         self.register_buffer("num_captions", torch.zeros((), dtype=torch.long))
 
     def set_frequencies(self, document_frequency: torch.Tensor, num_captions: int):
-        """In how many of how many captions each token occurs; before training."""
+        """Set, before training, the number of captions that each token occurs in, and of all captions."""
         self.document_frequency.copy_(document_frequency)
         self.num_captions.fill_(num_captions)
 
@@ -301,7 +301,7 @@ class SupMAECaptionHead(SupMAEMLPHead):
         return ((weights > 0) & is_token).any(dim=1).float()
 
     def figures(self, logits: torch.Tensor, targets: torch.Tensor, mask=None) -> dict[str, torch.Tensor]:
-        """Whether the token with the highest score is one of the caption's."""
+        """Compare the token with the highest score with those of the caption."""
         return {"caption_hits": (targets == logits.argmax(dim=-1, keepdim=True)).any(dim=1) * self.count(targets)}
 
     def summarize(self, sums: dict) -> dict[str, float]:
@@ -368,7 +368,7 @@ class SupMAEDenseHead(SupMAESupervision):
             )
 
     def _counted(self, shares: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Which patches count, `(batch_size, num_patches)`."""
+        """A mask of the patches that count, `(batch_size, num_patches)`."""
         is_labeled = shares.sum(dim=-1) > 0
         return is_labeled if self.hidden_classifier is not None else is_labeled & (mask == 0)
 
@@ -382,7 +382,7 @@ class SupMAEDenseHead(SupMAESupervision):
         return (targets != UNLABELED).flatten(1).any(dim=1).float()
 
     def figures(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Of each class the patches of which it is the largest part, those predicted to be so, and both."""
+        """Count for each class the patches of which it is the largest part, those predicted so, and those that are both."""
         shares = self.shares(targets)
         counted = self._counted(shares, mask).unsqueeze(-1)
         true, predicted = (

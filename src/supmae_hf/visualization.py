@@ -88,7 +88,7 @@ def save_curves(log_history: list[dict], path: str | Path, names: tuple[str, ...
     Args:
         log_history: `trainer.state.log_history`.
         path: File to write; the ending decides the format.
-        names: What to draw, such as `("reconstruction_loss", "accuracy")`; what was not logged is left out.
+        names: Metrics to draw, such as `("reconstruction_loss", "accuracy")`; those that were not logged are left out.
     """
     names = [name for name in names if any(name in entry or f"eval_{name}" in entry for entry in log_history)]
     figure = Figure(figsize=(4.2 * max(len(names), 1), 3.4), layout="constrained")

@@ -27,7 +27,7 @@ from .transforms import as_transform, seeded
 
 logger = logging.get_logger(__name__)
 
-# the augmentation of an image follows from its epoch: a second time in an epoch counts as one in another
+# Augmentation is seeded by (seed, epoch, index). If an image comes again in an epoch, this is added to the epoch.
 _AGAIN = 10**6
 
 _ROWS_AT_A_TIME = 32  # of a stream
@@ -44,7 +44,7 @@ def say_unreadable(encoded, place: str, error: Exception, skip: bool):
 
     Args:
         encoded: The image in its record, which may name its file.
-        place: Its place, such as `"image 3"`.
+        place: Place of the image, such as `"image 3"`.
         error: One of [`UNREADABLE`].
     """
     path = encoded.get("path") if isinstance(encoded, dict) else None
@@ -58,7 +58,7 @@ def say_unreadable(encoded, place: str, error: Exception, skip: bool):
 
 
 class _Images:
-    """What [`ImageDataset`] and [`ImageStream`] do with a record."""
+    """The base of [`ImageDataset`] and [`ImageStream`]: from a record to an item."""
 
     def __init__(
         self,
@@ -169,13 +169,13 @@ class ImageDataset(_Images, torch.utils.data.Dataset):
     Args:
         dataset (`datasets.Dataset`): The records.
         labels ([`Labels`]): The meaning of the label column.
-        transform: From an image to `pixel_values` of shape `(num_channels, height, width)`: a [`Transform`], an image processor,
-            or any function of 8-bit RGB images.
-        image_column: Its name, if there are several; see [`find_image_column`].
-        num_patches: For pre-training: items have masking `noise` of this shape.
-        seed: For training: the data set is then indexed by `epoch * len(dataset) + index`, as by [`EpochSampler`].
+        transform: Turns an image into `pixel_values` of shape `(num_channels, height, width)`: a [`Transform`], an image
+            processor, or any function of 8-bit RGB images.
+        image_column: Name of the column of images, if there are several; see [`find_image_column`].
+        num_patches: Shape of the masking `noise` of each item, for pre-training.
+        seed: Seed of training. With a seed the data set is indexed by `epoch * len(dataset) + index`, as by [`EpochSampler`].
         skip_bad_images: Whether the next image takes the place of one that cannot be decoded.
-        targets: What items have beside their label: captions, dense labels, columns of numbers.
+        targets: Further targets of an item: captions, dense labels, columns of numbers.
         labeled (`Iterable[int]`, *optional*): Indices of the images whose label is used; of all that have one by
             default.
 
@@ -217,8 +217,8 @@ class EpochSampler(torch.utils.data.Sampler):
     the seed and the epoch alone, or is that of the data set without `shuffle`.
 
     Args:
-        labeled_share: Of the images of an epoch. If fewer have a label, those in `dataset.labeled` come several times, all
-            of them before one comes again, and as many others, in each epoch others, do not come.
+        labeled_share: Smallest share of labelled images in an epoch. If fewer images have a label, those in `dataset.labeled`
+            are repeated, all of them before one comes again, in the place of other images, which change every epoch.
     """
 
     def __init__(self, dataset: ImageDataset, shuffle: bool = True, labeled_share: float = 0.0):
@@ -250,12 +250,12 @@ class EpochSampler(torch.utils.data.Sampler):
 @dataclass(frozen=True)
 class Dealing:
     """
-    Which images of a stream are used, and which of them this process is dealt.
+    The images of a stream that are used, and the part of them that this process gets.
 
     Args:
-        num_images: For training: the images of an epoch, over all processes. `None` for evaluation.
-        batch_size: For training: images of a batch of one process.
-        shuffle_buffer_size: For training: images among which the next one is drawn.
+        num_images: Number of training images of an epoch, over all processes. `None` for evaluation.
+        batch_size: Number of training images of a batch of one process.
+        shuffle_buffer_size: Number of training images among which the next one is drawn.
         process_index, num_processes: Number of this process, and of all.
         part: Share of the images that are used at all.
         label_fraction: Share of the images whose label is used.
@@ -285,7 +285,7 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
     starts over on its own.
 
     Args:
-        dealing: For training, and which images and labels are used.
+        dealing: The images and labels that are used.
 
     The other arguments are those of [`ImageDataset`]; set `epoch` before each epoch. Items have the number `repeated`: 1 for an
     image that comes again in an epoch, else 0.
@@ -311,7 +311,7 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
         self.dataset.set_epoch(epoch)  # reaches workers that live on from the epoch before, too
 
     def skip_batches(self, num_batches: int):
-        """In the epoch that is set, give nothing (`{}`) in the place of the images of this process's first batches."""
+        """Give `{}` in the place of the images of this process's first batches, in the current epoch."""
         self._passed_over = (self.epoch, num_batches)
 
     def _num_passed_over(self) -> int:
@@ -406,7 +406,7 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
 
 
 def _worker() -> tuple[int, int]:
-    """Which data-loading worker this is, and of how many."""
+    """The number of this data-loading worker, and of all."""
     info = torch.utils.data.get_worker_info()
     return (info.id, info.num_workers) if info else (0, 1)
 
@@ -417,7 +417,7 @@ def images_of_epoch(dataset: ImageDataset | ImageStream) -> int:
 
 
 def _is_among(content: int, fraction: float, seed: int) -> bool:
-    """Whether an image is one of a fraction of all, by its checksum."""
+    """Decide by the checksum of an image whether it belongs to a fraction of all images."""
     return fraction >= 1 or zlib.crc32(f"{seed} {content}".encode()) < fraction * 2**32
 
 
@@ -437,7 +437,7 @@ class MixupCollator:
     `(batch_size, num_labels)` as `labels`. What is random follows from the images.
 
     Args:
-        mixup (`timm.data.Mixup`): Which mixes.
+        mixup (`timm.data.Mixup`): The function that mixes.
     """
 
     def __init__(self, mixup: Mixup):

@@ -41,19 +41,19 @@ def image_suffixes() -> frozenset[str]:
 
 
 def _same(name: str) -> str:
-    """What two names have in common that differ in case, or in how an accent is encoded, only."""
+    """A form of a name in which case and the encoding of accents make no difference."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 @dataclass
 class ImageFolder:
     """
-    What a folder holds.
+    The content of a folder of images.
 
     Args:
         root: The folder.
-        names: Of the classes: of the sub-folders of `root` that hold images at any depth.
-        left_out: What else is there, a line each.
+        names: Names of the classes: the sub-folders of `root` that hold images at any depth.
+        left_out: Descriptions of everything else in it, a line each.
         parts: The images' paths, sorted, and the place of their class in `names` (-1 for those beside the class folders), by
             folder: a million strings would take much more as a Python list.
     """
@@ -195,7 +195,7 @@ def to_dataset(folder: ImageFolder, names: list[str] | None = None) -> datasets.
     folder's `metadata.csv` (`.jsonl`, `.parquet`) says of its images.
 
     Args:
-        names: Of the classes, if they are not to be the folder's own.
+        names: Names of the classes, if others than the folder's own.
 
     Raises:
         ValueError: if the folder's metadata do not fit its images.
@@ -230,7 +230,7 @@ def to_dataset(folder: ImageFolder, names: list[str] | None = None) -> datasets.
 
 
 def _read_metadata(files: list[Path], folder: ImageFolder) -> pd.DataFrame:
-    """What is said of each image of the folder, in their order; nothing of those that are not listed."""
+    """Read a row for each image of the folder, in their order; the row of an image that is not listed is empty."""
     if len(files) > 1:
         raise ValueError(f"{folder.root} has {' and '.join(file.name for file in files)}: keep one of them.")
     file = files[0]

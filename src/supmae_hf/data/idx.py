@@ -30,7 +30,7 @@ def idx_folder(source: str | Path) -> Path | None:
 
 
 def _files(folder: Path, pattern: re.Pattern) -> dict[tuple[str, str], Path]:
-    """By the name of the set (`emnist-letters-`) and the split; those that are not compressed if both are there."""
+    """Find files by the name of their set (`emnist-letters-`) and split. Of two forms, the one that is not compressed counts."""
     found = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.suffix != ".gz"):
         if match := pattern.match(path.name):
@@ -45,7 +45,7 @@ def read_idx(folder: str | Path, name: str | None = None) -> tuple[datasets.Data
 
     Args:
         folder: See [`idx_folder`].
-        name: Which of several sets in the folder, such as `letters` of EMNIST.
+        name: Name of one of several sets in the folder, such as `letters` of EMNIST.
 
     Raises:
         ValueError: if a file is damaged or does not fit another one, or the folder has several sets, or not that one.

@@ -27,10 +27,10 @@ class ImageData:
         train: The training images, if it is not an evaluation.
         validation: The held-out images, or those to evaluate on, if there are any.
         image_column: The column of the images, which are not decoded (`datasets.Image(decode=False)`), or arrays.
-        labels: What the label columns mean.
-        held_out: Where the held-out images come from, in words.
-        notes: What was decided about them, and left out, a line each.
-        more_columns: Of captions and dense labels.
+        labels: Meaning of the label columns.
+        held_out: Source of the held-out images, in words.
+        notes: Decisions about the data, and images that are left out, a line each.
+        more_columns: Columns of captions and dense labels.
         labeled_only: Whether a training stream passes over images without a label.
         skip_bad_images: Whether images that cannot be decoded are left out, or replaced by the next ones.
     """
@@ -53,7 +53,7 @@ class ImageData:
         return self._classes[id(split)][1]
 
     def splits(self) -> dict[str, Split]:
-        """By name; those that there are."""
+        """The splits that exist, by name."""
         names = {"training": self.train, "evaluation" if self.train is None else "held out": self.validation}
         return {name: split for name, split in names.items() if split is not None}
 
@@ -87,7 +87,7 @@ class ImageData:
         return digest.hexdigest()[:16]
 
     def table(self) -> str:
-        """What was read, as a Markdown table and a few lines."""
+        """Describe the data in a Markdown table and a few lines."""
         lines = ["| | images | labelled |", "|---|---|---|"]
         counts = None
         for name, split in self.splits().items():

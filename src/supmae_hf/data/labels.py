@@ -1,5 +1,5 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What label columns mean: class names, the problem type, and labels as the models take them."""
+"""The meaning of label columns: class names, the problem type, and labels as the models take them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,14 +55,14 @@ def _is_list(feature) -> bool:
 @dataclass
 class Labels:
     """
-    What the labels of a data set mean.
+    The meaning of the labels of a data set.
 
     Args:
         columns: The label column, or several with one class each; none if there are no labels.
-        names: Of the classes.
-        problem_type: As in Transformers' configurations.
-        values: What stands for each class in the column, if not its index.
-        notes: What was decided about them, for people to read.
+        names: Names of the classes.
+        problem_type: Problem type as in Transformers' configurations.
+        values: The value of each class in the column, if it is not the index.
+        notes: Decisions about the labels, for people to read.
     """
 
     columns: list[str] = field(default_factory=list)
@@ -91,9 +91,9 @@ class Labels:
 
         Args:
             splits: One data set or several, whose classes are joined; the columns are the first one's.
-            names: Of the columns; see [`find_label_columns`].
+            names: Names of the columns; see [`find_label_columns`].
             problem_type: `"regression"` for numbers that are whole, but no classes.
-            num_labels: Of a stream of whole numbers from 0, how many classes there are.
+            num_labels: Number of classes of a stream whose labels are whole numbers from 0.
 
         Raises:
             ValueError: if a column cannot hold labels, or one of them cannot be used.
@@ -226,7 +226,7 @@ class Labels:
         return isinstance(value, (str, bool)) or value not in _MISSING
 
     def is_label(self, *values) -> bool:
-        """Whether an image with this entry in each of the label columns is labelled."""
+        """Decide whether an image with these entries in the label columns is labelled."""
         if len(self.columns) > 1:
             return any(not _is_none(value) for value in values)
         if self.problem_type == "multi_label_classification":
@@ -265,8 +265,7 @@ class Labels:
 
     def find_labeled(self, dataset: datasets.Dataset, fraction: float = 1.0, seed: int = 0) -> list[int]:
         """
-        Which images are trained on with their label: those that have one, or a `fraction` of each class's, but at least
-        one; `seed` decides which.
+        The images whose label is used: all that have one, or a random `fraction` of each class, but at least one image.
 
         Raises:
             ValueError: if there are no labels to take a fraction of.

@@ -21,10 +21,10 @@ def pack_image(image: Image.Image, file: bytes | None, size: int, quality: int) 
     small enough stays as it is.
 
     Args:
-        image: As [`read_image`] gives it.
-        file: Its own file, if it holds the image as it is.
-        size: In pixels.
-        quality: Of JPEG, 1 to 95.
+        image: The result of [`read_image`].
+        file: The file of the image, if it holds the image as it is.
+        size: Number of pixels of the shorter side.
+        quality: Quality of JPEG files, 1 to 95.
     """
     shorter = min(image.size)
     if shorter <= size and file is not None:

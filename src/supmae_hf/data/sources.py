@@ -1,5 +1,5 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where images come from: folders, tables, data sets of the Hub, scikit-learn's digits; what is trained on, what held out."""
+"""Load images from folders, tables, data sets of the Hub or scikit-learn's digits, and choose those that are held out."""
 
 import glob
 import os
@@ -146,7 +146,7 @@ def load_digits() -> datasets.DatasetDict:
 
 
 def is_table(folder: str | Path) -> bool:
-    """Whether a folder holds a data set that `datasets` reads: tables, or what `save_to_disk` wrote."""
+    """Decide whether a folder holds a data set that `datasets` reads: tables, or the files of `save_to_disk`."""
     folders = [path for path in (Path(folder), Path(folder) / "data") if path.is_dir()]
     files = [file.name for path in folders for file in path.iterdir() if file.is_file()]
     if "state.json" in files or "dataset_dict.json" in files:
@@ -247,7 +247,7 @@ def find_image_column(features: datasets.Features, name: str | None = None) -> s
 
 
 def undecoded(split: Split, column: str) -> Split:
-    """With the images as files, which are decoded where they can be named if that fails."""
+    """Leave the images encoded: they are decoded later, where an error can name them."""
     if isinstance(split.features[column], (datasets.Array2D, datasets.Array3D)):
         return split
     return split.cast_column(column, datasets.Image(decode=False))
@@ -322,7 +322,7 @@ def load_training_data(
     `IterableDataset`.
 
     Args:
-        args: Which images; the command line's `--help` describes each.
+        args: Arguments that name the images; `--help` describes each.
         problem_type, num_labels: See [`Labels.of`].
 
     Raises:
@@ -397,7 +397,7 @@ def load_labeled_data(args: DataArguments, job: str, num_labels: int | None = No
     [`load_training_data`] with one class per image, without the training images that have no label.
 
     Args:
-        job: What needs labels, for errors.
+        job: Name of the job that needs labels, for errors.
 
     Raises:
         ValueError: if the label column holds anything else, or a single class.
@@ -560,7 +560,7 @@ def number_of_images(dataset: Split, max_samples: int | None = None) -> int:
     The training images of an epoch.
 
     Args:
-        max_samples: At most so many.
+        max_samples: Largest number of images.
 
     Raises:
         ValueError: if a stream does not know, and `max_samples` does not say.

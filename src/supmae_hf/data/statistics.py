@@ -1,5 +1,5 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the pixels of a data set are like: their type, their range, their mean and standard deviation."""
+"""The pixels of a data set: their type, range, mean and standard deviation."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -69,8 +69,8 @@ def pixel_fields(
     data: ImageData, args: DataArguments, config: SupMAEConfig, checkpoint: str | None = None
 ) -> tuple[dict, str]:
     """
-    How the pixels of a data set become a model's input: arguments for [`build_image_processor`], and a line that describes
-    them. What `args` leaves open is the starting checkpoint's, or else follows from a look at 100 training images.
+    Choose the arguments of [`build_image_processor`] for a data set, and describe them in a line. Values that `args` leaves
+    open are taken from the starting checkpoint, or else from a look at 100 training images.
 
     Args:
         args: Channels, range of pixels, mean and standard deviation, as far as they are given.

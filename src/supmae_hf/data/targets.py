@@ -1,5 +1,5 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What images are supervised by beside labels, as the model takes it: captions, masks and boxes, columns of numbers."""
+"""Targets of the model beside labels: captions, masks and boxes, columns of numbers."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ class Column:
 
     Args:
         argument: The kind's `argument`, and the name of the column.
-        missing: What stands for a missing value.
+        missing: Value of the target if the record has none.
     """
 
     def __init__(self, argument: str, missing: float = UNLABELED):
@@ -47,9 +47,9 @@ class Captions:
     Captions as the ids of their distinct tokens, special and unknown ones left out: see [`SupMAECaptionHead`].
 
     Args:
-        column: Of texts, or of lists of texts, whose tokens are joined.
+        column: Column of texts, or of lists of texts, whose tokens are joined.
         tokenizer: Any of Transformers.
-        length: Of the targets, which are filled up with -100.
+        length: Length of the targets, which are filled up with -100.
     """
 
     argument = "caption_ids"
@@ -72,7 +72,7 @@ class Captions:
         return torch.tensor(tokens + [UNLABELED] * (self.length - len(tokens)), dtype=torch.long)
 
     def count(self, split: datasets.Dataset) -> tuple[torch.Tensor, int]:
-        """In how many captions of a data set each token occurs, and the captions with a token; sets `length` to the longest."""
+        """Count the captions that each token occurs in, and the captions with a token; sets `length` to that of the longest."""
         counts, num_captions = np.zeros(len(self.tokenizer), dtype=np.int64), 0
         for text in texts_of(split, self.column):
             tokens = self.tokens(text)
@@ -122,10 +122,10 @@ class DenseLabels:
     background; where boxes overlap, the smallest counts.
 
     Args:
-        names: Of the classes.
-        column: Of masks, images of class indices (255 is no class), or of objects in the format of COCO on the Hub: `bbox` of left,
-            top, width and height in pixels, and `category`.
-        categories: Of objects, what stands for the classes from 1 on.
+        names: Names of the classes.
+        column: Column of masks, which are images of class indices (255 is no class), or of objects in the format of COCO on
+            the Hub: `bbox` of left, top, width and height in pixels, and `category`.
+        categories: Categories of objects that are the classes from 1 on.
         reduce_labels: Whether mask value 0 is no class and class 0 is stored as 1, as in ADE20K.
         flag: The setting that names the classes, for errors.
 
@@ -154,7 +154,7 @@ class DenseLabels:
 
         Args:
             size: Height and width of the record's image.
-            read: From an encoded image to pixels.
+            read: Function that decodes an image.
 
         Raises:
             ValueError: if a mask is not of the image's size, or names a class that does not exist.

@@ -52,7 +52,7 @@ class PILTransform(Transform):
     A function of 8-bit RGB images.
 
     Args:
-        function: From a PIL image to `pixel_values`.
+        function: Turns a PIL image into `pixel_values`.
     """
 
     def __init__(self, function: Callable[[Image.Image], torch.Tensor]):
@@ -91,12 +91,12 @@ class TrainTransform(Transform):
     shape `(num_channels, height, width)`.
 
     Args:
-        preparation: Of the evaluation, or its image processor: the size, the channels and the normalisation are its.
+        preparation: Preparation of the evaluation, or its image processor, for size, channels and normalisation.
         crop_scale: Smallest and largest share of the image's area that a crop covers.
         horizontal_flip: Whether to mirror half of the images.
-        augment (*optional*): From crops, `uint8` or `float32` in [0, 1], to such crops.
-        erase (*optional*): From normalised images to such images.
-        num_views: How many views of an image a data set takes, each with its crop and flip; the image is decoded once.
+        augment (*optional*): Changes crops, `uint8` or `float32` in [0, 1].
+        erase (*optional*): Changes normalised images.
+        num_views: Number of views of an image in a data set, each with its crop and flip. The image is decoded once.
     """
 
     def __init__(

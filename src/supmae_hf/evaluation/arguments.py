@@ -23,7 +23,7 @@ from .tables import Journal, write_accuracies
 
 @dataclass
 class DeviceArguments:
-    """How images go through a model."""
+    """Batch size, workers and device of an evaluation."""
 
     per_device_eval_batch_size: Count = HfArg(default=64, help="Images at a time, per device.")
     dataloader_num_workers: Workers = HfArg(default=0, help="Processes that load images, per device.")
@@ -43,7 +43,7 @@ class DeviceArguments:
 
 @dataclass
 class EvaluationArguments(DeviceArguments):
-    """Which models to evaluate, how, and where to."""
+    """The models to evaluate, and the folder for the results."""
 
     models: list[str] = HfArg(
         default_factory=list, help="Checkpoints, in folders or on the Hub: one row of the table each."
@@ -67,7 +67,7 @@ class EvaluationArguments(DeviceArguments):
         Hold the folder for results, and the journal in it, until the block ends.
 
         Args:
-            inputs: What is read beside the models.
+            inputs: Files and folders that are read, beside the models.
 
         Raises:
             FileExistsError: if it holds files that this script has not written.
@@ -86,7 +86,7 @@ class EvaluationArguments(DeviceArguments):
 
 @dataclass
 class FeatureArguments(DeviceArguments):
-    """Which encoder's features, and where to."""
+    """The encoder whose features are computed, and the folder for them."""
 
     model: str | None = HfArg(default=None, help="Checkpoint of any image encoder, in a folder or on the Hub.")
     output_dir: str = HfArg(default="outputs/features", help="Folder for the Parquet files.")
@@ -133,8 +133,8 @@ def evaluate_models(
 
     Args:
         loaders: Functions that load a part of a model by its name: all models are loaded once before one is measured.
-        measure: From the name of a model and the images to a row of the table.
-        key: What the results depend on beside model and data.
+        measure: Function that returns a row of the table for the name of a model and the images.
+        key: Settings that the results depend on, beside model and data.
     """
     check_models(args.models, *loaders)
     with args.open_output_dir(data_args.sources()) as (folder, journal):

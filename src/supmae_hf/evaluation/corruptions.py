@@ -42,10 +42,10 @@ def corrupt(image: Image.Image, name: str, severity: int, *key: int) -> Image.Im
     A corrupted copy of an image.
 
     Args:
-        image: In any mode; the result is in the same one.
+        image: An image in any mode; the result has the same mode.
         name: One of [`CORRUPTIONS`] or [`EXTRA_CORRUPTIONS`].
         severity: 1 (mild) to 5.
-        key: What is random about the corruption follows from these numbers, the name and the severity.
+        key: Seed of the corruption, together with name and severity.
 
     Raises:
         ImportError: if imagecorruptions, or a system library that OpenCV needs, is missing.
@@ -80,7 +80,7 @@ class Corrupt(Transform):
     Corrupts each image between crop and normalisation, as ImageNet-C was made. The random part follows from the image.
 
     Args:
-        preparation ([`Preparation`]): What the image goes through.
+        preparation ([`Preparation`]): Preparation of the model's images.
         name, severity: See [`corrupt`].
     """
 

@@ -35,7 +35,7 @@ def predict(
         model: Moved to the device.
         dataset: An [`ImageDataset`] or another data set of `pixel_values` and `labels`.
         args ([`DeviceArguments`] or [`~transformers.TrainingArguments`]): Batch size, workers and device.
-        function: From `pixel_values` to a tensor with one row per image; by default the `logits` of the model.
+        function: Turns `pixel_values` into a tensor with one row per image; by default the `logits` of the model.
 
     Returns:
         Rows `(num_images, ...)` and labels `(num_images,)`.

@@ -184,8 +184,8 @@ def nearest(
     encoder: ImageEncoder, features: datasets.Dataset, pictures: list[str], preparation: Preparation, number: int
 ) -> Iterator[tuple[str, list[dict]]]:
     """
-    For each file of `pictures` the `number` rows of `features` (see [`read_features`]) whose vectors have the largest cosine
-    similarity to its own, with that as `similarity`.
+    Find the nearest neighbours of each file of `pictures`: the `number` rows of `features` (see [`read_features`]) with the
+    largest cosine similarity, which they have as `similarity`.
     """
     device = next(encoder.parameters()).device
     index = NearestNeighbors(n_neighbors=min(number, len(features)), metric="cosine")

@@ -77,7 +77,7 @@ def draw_shots(classes: np.ndarray, shots: int, seed: int) -> np.ndarray:
     Places of `shots` images of each class, or of all that a class has.
 
     Args:
-        classes: Of shape `(num_images,)`.
+        classes: Classes of the images, of shape `(num_images,)`.
 
     Raises:
         ValueError: if a class has a single image, which leaves none to choose hyper-parameters by.
@@ -116,7 +116,7 @@ class EncoderClassifier(nn.Module):
 
 @dataclass
 class FineTuning:
-    """How the encoder is fine-tuned: AdamW, a tenth of the steps linear warm-up, then a cosine."""
+    """Settings of fine-tuning by AdamW, with a tenth of the steps as linear warm-up, then a cosine."""
 
     epochs: int = 50
     batch_size: int = 32
@@ -133,7 +133,7 @@ class FewShotTask:
     Args:
         name: The encoder's checkpoint.
         pooling: See [`ImageEncoder`].
-        data: From [`load_few_shot_data`].
+        data: The result of [`load_few_shot_data`].
         args ([`DeviceArguments`]): Batch size, workers and device.
     """
 

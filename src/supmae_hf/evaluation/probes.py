@@ -47,7 +47,7 @@ class LinearProbe(nn.Module):
     (class token, or mean of the patch tokens and LayerNorm, as the classifier has it).
 
     Args:
-        model ([`SupMAEForImageClassification`]): Its classifier is replaced.
+        model ([`SupMAEForImageClassification`]): The classifier whose encoder is probed; its last layer is replaced.
     """
 
     def __init__(self, model: SupMAEForImageClassification):
@@ -123,7 +123,7 @@ def select_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> tup
     these images alone.
 
     Args:
-        features: Of shape `(num_images, hidden_size)`.
+        features: Features of shape `(num_images, hidden_size)`.
         labels: Classes of shape `(num_images,)`, each with 2 images or more.
         seed: Decides the folds.
 

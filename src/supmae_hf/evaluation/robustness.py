@@ -74,8 +74,8 @@ def subset_accuracy(logits: np.ndarray, labels: np.ndarray, classes: list[int]) 
     Top-1 accuracy where only some of a model's classes can be predicted.
 
     Args:
-        logits: Of shape `(num_images, num_labels)`.
-        labels: Of shape `(num_images,)`, the model's classes; images labelled -100 are left out.
+        logits: Logits of shape `(num_images, num_labels)`.
+        labels: Indices of the model's classes, of shape `(num_images,)`; images labelled -100 are left out.
         classes: Those that can be predicted.
     """
     labeled = labels != -100

@@ -76,11 +76,11 @@ class SegmentationDataArguments:
             raise ValueError(f"`--stride` {self.stride} must be above 0 and at most `--crop_size` {self.crop_size}.")
 
     def sources(self) -> list[str | None]:
-        """Where images and masks are read from."""
+        """The folders and data sets that are read."""
         return [self.dataset_name, self.train_images, self.train_masks, self.validation_images, self.validation_masks]
 
     def describe(self, data: datasets.DatasetDict) -> dict:
-        """What decides the outcome: the data, and how they are used."""
+        """The facts that decide the outcome: the data, and how they are used."""
         used = ("num_classes", "reduce_labels", "crop_size")
         train = data["train"]
         return {**{name: getattr(self, name) for name in used}, "train": [len(train), train.data.nbytes]}
@@ -88,7 +88,7 @@ class SegmentationDataArguments:
 
 @dataclass
 class UperNetArguments:
-    """Which encoders, and the decoder."""
+    """The encoders, and the decoder."""
 
     models: list[str] = HfArg(
         default_factory=list, help="Checkpoints, in folders or on the Hub: one row of the table each."
@@ -188,8 +188,8 @@ def load_segmentation_data(args: SegmentationDataArguments) -> dict[str, dataset
 
 def build_segmentation_processor(args: SegmentationDataArguments, name: str | None = None) -> SegformerImageProcessor:
     """
-    What the image-segmentation pipeline needs beside a model; it resizes images to one window instead of sliding it.
-    Pixels are normalised as those of the checkpoint `name` were, or else by ImageNet's statistics.
+    The image processor of the image-segmentation pipeline, which resizes images to one window instead of sliding it.
+    It normalises pixels as the checkpoint `name` does, or else by ImageNet's statistics.
 
     Raises:
         ValueError: if the checkpoint's images are not 8-bit RGB.
@@ -243,10 +243,10 @@ class SegmentationDataset(ImageDataset):
     pixels without a class.
 
     Args:
-        dataset: With columns `image` and `annotation`.
+        dataset: A data set with columns `image` and `annotation`.
         args: Number of classes, crops, and what mask values mean.
         image_processor: Says how pixels are normalised.
-        seed: For training; see [`SegmentationTransform`].
+        seed: Seed of training; see [`SegmentationTransform`].
 
     Raises:
         ValueError: when an image cannot be decoded, or a mask holds a value that is no class.
@@ -314,7 +314,7 @@ def build_upernet(backbone, num_classes: int, hidden_size: int = 512) -> UperNet
     UperNet (arXiv 1807.10221) around a backbone, with an auxiliary head on its third feature map.
 
     Args:
-        backbone: From [`load_backbone`].
+        backbone: The result of [`load_backbone`].
         hidden_size: Width of the decoder.
     """
     config = UperNetConfig(
@@ -337,8 +337,8 @@ def sliding_window_logits(model: nn.Module, pixel_values: torch.Tensor, crop_siz
     Class scores of images of any size, averaged over overlapping windows.
 
     Args:
-        model: With `logits` of the size of its images.
-        pixel_values: Of shape `(batch_size, num_channels, height, width)`.
+        model: A model whose `logits` have the size of its images.
+        pixel_values: Images of shape `(batch_size, num_channels, height, width)`.
         crop_size: Side of the windows; smaller images are one window.
         stride: Between windows; the last ones of a row and a column end at the border.
 

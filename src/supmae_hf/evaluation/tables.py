@@ -34,10 +34,10 @@ def save_bars(
     Args:
         rows: The table.
         label: The column that names the rows.
-        columns: What to draw; those that no row has are left out.
+        columns: Columns to draw; those that no row has are left out.
         path: File to write; the ending decides the format.
         xlabel: Title of the axis, with the unit.
-        errors: What follows a column's name in that of the column with its standard deviation, drawn as a whisker.
+        errors: Suffix of the names of the columns with standard deviations, which are drawn as whiskers.
     """
     table = pandas.DataFrame(rows).set_index(label)
     columns = [column for column in columns if column in table]
@@ -72,7 +72,7 @@ class Journal:
     Results in a file of JSON lines, one each as it is known, so that an interrupted evaluation goes on where it was.
 
     Args:
-        path: Of the file. A last line that was cut off is dropped.
+        path: Path of the file. A last line that was cut off is dropped.
         is_writer: Whether this is the one process of several that writes.
     """
 

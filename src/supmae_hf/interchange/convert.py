@@ -161,7 +161,7 @@ def config_from_original(state_dict: dict[str, torch.Tensor], args: dict, **fiel
     The configuration of an authors' model, from the shapes of its tensors and the arguments it was trained with.
 
     Args:
-        state_dict, args: As [`load_original`] returns them.
+        state_dict, args: The results of [`load_original`].
         fields: Fields of the configuration that are known better, or are not in the file; `image_size` only counts if the
             file does not tell it.
 
@@ -327,7 +327,7 @@ def convert_pretrained(
     [`SupMAEModel`]; a SupMAE stays what it is, perhaps at another size.
 
     Args:
-        encoder_only, image_size, patch_size, fields: As for [`convert_original`].
+        encoder_only, image_size, patch_size, fields: See [`convert_original`].
 
     Raises:
         OSError: if there is no such checkpoint.

@@ -1,5 +1,5 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Whether two models compute the same: what conversions and exports are checked by before they are written."""
+"""The check that two models compute the same, before a conversion or an export is written."""
 
 import torch
 from sklearn.datasets import load_sample_images

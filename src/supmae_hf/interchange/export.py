@@ -230,7 +230,7 @@ def export_stock(
     random images and on photographs.
 
     Args:
-        model: In float32.
+        model: A model in float32.
         output_dir: Folder to make; it appears complete or not at all.
         timm (`bool`, *optional*, defaults to `False`): Whether to make a timm model of a classifier.
         image_processor (*optional*): Saved beside the model; the default one if it is left out.

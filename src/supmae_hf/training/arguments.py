@@ -31,7 +31,7 @@ _REFUSED = {
 
 @dataclass
 class ModelArguments:
-    """Which model to train."""
+    """The model to train."""
 
     model_name_or_path: str | None = HfArg(
         default=None,
@@ -182,10 +182,10 @@ class RecipeArguments(TrainingArguments):
 
     def without_evaluation(self):
         """
-        Where nothing is held out.
+        Turn evaluation off, since nothing is held out.
 
         Raises:
-            ValueError: if something follows from the evaluation.
+            ValueError: if arguments depend on an evaluation.
         """
         if self.early_stopping_patience is not None or self.load_best_model_at_end:
             raise ValueError(

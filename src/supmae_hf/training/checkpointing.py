@@ -105,7 +105,7 @@ def open_run(args: RecipeArguments, run: dict) -> Iterator[str | None]:
     Make `args.output_dir` the folder of a run until the block ends: see [`output_folder`], also for what is raised.
 
     Args:
-        run: From [`describe_run`].
+        run: The result of [`~Job.describe`].
 
     Yields:
         The checkpoint to go on from, the same in every process: the newest one in the folder, or the one of
@@ -153,8 +153,8 @@ def _step(checkpoint: Path) -> int:
 
 class StopRequest:
     """
-    Which signal has asked the run to end, SIGTERM or SIGINT (Ctrl-C; a second one ends it at once), as a context manager.
-    Signals may reach the processes at different steps, or only one of them: [`RunMonitor`] makes them agree.
+    A context manager that notes a signal to end the run, SIGTERM or SIGINT (Ctrl-C; a second one ends it at once). Signals may
+    reach the processes at different steps, or only one of them: [`RunMonitor`] makes them agree.
 
     Attributes:
         received (`signal.Signals`, *optional*): The signal.
@@ -182,8 +182,8 @@ class StopRequest:
 
 def ignore_stop_request(worker_id: int = 0):
     """
-    For data-loading workers, which a signal would end before the run has saved: they obey only their parent's SIGTERM, which
-    ends them. (On macOS, where senders cannot be told apart, they obey any.)
+    Make a data-loading worker ignore signals, which would end it before the run has saved, except its parent's SIGTERM. (On
+    macOS, where senders cannot be told apart, it obeys any SIGTERM.)
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
@@ -221,7 +221,7 @@ class RunMonitor:
 
     def end_step(self, step: int) -> bool:
         """
-        To be called by every process after every optimiser step.
+        Check the step. Every process must call it after every optimiser step.
 
         Returns:
             Whether the run is to save and stop, the same in every process.
@@ -239,7 +239,7 @@ class RunMonitor:
         return stop
 
     def check(self, model: torch.nn.Module, step: int):
-        """To be called before a checkpoint is written: raises if a loss or a weight is not finite."""
+        """Raise a `FloatingPointError`, before a checkpoint is written, if a loss or a weight is not finite."""
         if self._pending is not None:
             self._check(*self._pending)
         name = find_not_finite(model)

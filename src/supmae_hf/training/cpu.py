@@ -1,5 +1,5 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What makes training on a CPU fast, and only that (docs/performance.md has the measurements)."""
+"""Settings that make training on a CPU fast (docs/performance.md has the measurements)."""
 
 import ctypes
 import platform

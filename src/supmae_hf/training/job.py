@@ -108,13 +108,13 @@ class Job:
     A training run. [`load_job`] makes one with its data; then come `build_model` and `prepare_data`.
 
     Args:
-        name: What is done, such as "pre-training".
-        title: What has been done when the run is over, such as "Pre-trained".
+        name: Name of the job, such as "pre-training".
+        title: Title of its results, such as "Pre-trained".
         model_args, data_args, args: The arguments.
         data: Images and labels.
-        model: What is trained.
+        model: The model that is trained.
         image_processor: The image processor of evaluation and inference.
-        train_dataset, eval_dataset: What the model is trained and evaluated on.
+        train_dataset, eval_dataset: Data sets of training and evaluation.
     """
 
     name: str
@@ -192,7 +192,7 @@ class Job:
         Make the image processor and the data sets of training and evaluation; print what was read.
 
         Args:
-            transform_of: From the image processor to the transform of training images.
+            transform_of: Function that makes the transform of training images from the image processor.
             num_patches, labeled, targets: See [`ImageDataset`].
 
         Raises:
@@ -252,8 +252,8 @@ def load_job(
 
     Args:
         name, title: See [`Job`].
-        arguments: From [`parse_arguments`].
-        needs_labels: What needs one class per image, for errors; images without a label are left out then.
+        arguments: The result of [`parse_arguments`].
+        needs_labels: Name of a job that needs one class per image, for errors; images without a label are left out then.
 
     Raises:
         FileNotFoundError: if a folder or data set does not exist.
@@ -277,7 +277,7 @@ def prepare_pretraining(arguments: tuple[ModelArguments, DataArguments, PreTrain
     A pre-training run with model and data.
 
     Args:
-        arguments: From [`parse_arguments`].
+        arguments: The result of [`parse_arguments`].
 
     Raises:
         ValueError: if arguments contradict the data, the model or each other.
@@ -344,7 +344,7 @@ def _load_model(model_class: type[SupMAEPreTrainedModel], checkpoint: str, field
 
 
 def _same_classes(known: list[str], names: list[str]) -> bool:
-    """Whether a checkpoint's classes may be those of the data: equal, without names, or ImageNet's by their identifiers."""
+    """Decide whether a checkpoint's classes may be those of the data: equal, nameless, or ImageNet's by their identifiers."""
     is_nameless = all(re.fullmatch(r"LABEL_\d+", name) for name in known)
     return len(known) == len(names) and (known == names or is_nameless or imagenet_indices(names) is not None)
 

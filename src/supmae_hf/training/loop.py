@@ -1,5 +1,5 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the Trainer and the plain Accelerate loop share around a step: batches, their order, seeds, BatchNorm, the log."""
+"""Parts that the Trainer and the plain Accelerate loop share: batches, their order, seeds, BatchNorm, the log."""
 
 import contextlib
 import signal

@@ -128,16 +128,16 @@ def add(sums: dict | None, metrics: dict) -> dict:
 
 class Objective:
     """
-    The loss of pre-training, the same for the Trainer and the Accelerate loop, and what the log says of it.
+    The loss of pre-training and its metrics, the same for the Trainer and the Accelerate loop.
 
     The model averages a supervised loss over the labelled images of a batch, of which the batches and processes of a step may
     have different numbers. The average of this loss over them is that of all images of the step together.
 
     Args:
-        model: In no wrapper.
-        args ([`PreTrainingArguments`]): Schedules and pseudo-labels.
+        model: The model without wrappers.
+        args ([`PreTrainingArguments`]): Arguments with schedules and pseudo-labels.
         max_steps: Optimiser steps of the run.
-        monitor: Is given the losses of every batch.
+        monitor: Monitor that gets the losses of every batch.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Objective:
         The loss of a training batch.
 
         Args:
-            model: In whatever it is wrapped.
+            model: The model in its wrappers.
             outputs: Outputs of `model` for the batch.
         """
         losses, shares = {}, {}
@@ -247,10 +247,10 @@ class BranchCheck:
 
     def __call__(self, model: SupMAEForPreTraining, inputs: Tensors, steps_done: int):
         """
-        To be called by every process before the forward pass of a training batch.
+        Check a training batch. Every process must call it before the forward pass.
 
         Args:
-            model: In no wrapper.
+            model: The model without wrappers.
         """
         if self.is_done or steps_done + 1 < self.step:
             return

@@ -1,5 +1,5 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What a training run leaves beside the weights: the model card, pictures, curves, a few lines on the screen."""
+"""The results of a training run beside the weights: model card, pictures, curves, a few lines on the screen."""
 
 import itertools
 import os
@@ -37,8 +37,8 @@ class Metric:
     A number that an evaluation gives.
 
     Args:
-        title: Its name for people.
-        kind: Its type on the Hub. Those of the types `loss` and `mse` are no shares.
+        title: Name of the metric for people.
+        kind: Type of the metric on the Hub. Metrics of the types `loss` and `mse` are no shares.
     """
 
     title: str
@@ -249,7 +249,7 @@ def write_report(job, log_history: list[dict], metrics: dict[str, float]):
 
     Args:
         job ([`Job`]): The run.
-        metrics: Of the last evaluation.
+        metrics: Metrics of the last evaluation.
     """
     output_dir, model, pictures = Path(job.args.output_dir), job.model, []
     if isinstance(model, SupMAEForPreTraining) and job.eval_dataset is not None:

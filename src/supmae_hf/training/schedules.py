@@ -26,7 +26,7 @@ class StepSchedule:
         Read `SHARE:VALUE` pairs.
 
         Args:
-            flag: Its name, for errors.
+            flag: Name of the flag, for errors.
             number: The type of a value.
             fits: Whether a value can be used.
 

@@ -29,12 +29,12 @@ _MASKS = "_mask"  # the column of masks from a folder
 @dataclass
 class Supervision:
     """
-    What a run is supervised by.
+    The supervision of a run.
 
     Args:
-        kinds: By name.
-        fields: Of the model's configuration.
-        targets: Of the data sets.
+        kinds: Names of the kinds.
+        fields: Fields of the model's configuration.
+        targets: Targets of the data sets.
         frequencies: See [`~SupMAECaptionHead.set_frequencies`].
     """
 

@@ -51,7 +51,7 @@ logger = logging.get_logger(__name__)
 
 
 class _RunCallback(TrainerCallback):
-    """Where a [`RecipeTrainer`] acts between the Trainer's steps."""
+    """The actions of a [`RecipeTrainer`] between the Trainer's steps."""
 
     def __init__(self, trainer: "RecipeTrainer"):
         self.trainer = trainer
