@@ -35,7 +35,7 @@ class PackingArguments:
         default=False, help="Begin anew even if `--output_dir` holds other images: deletes them."
     )
     size: Count = HfArg(default=256, help="Pixels of the shorter side at most; larger images are resized.")
-    quality: Annotated[int, Range(1, 95)] = HfArg(default=90, help="Of JPEG files, 1 to 95.")
+    quality: Annotated[int, Range(1, 95)] = HfArg(default=90, help="Quality of JPEG files, 1 to 95.")
     images_per_file: Count = HfArg(
         default=10_000, help="Images of a Parquet file; an interrupted run loses those of one at most."
     )

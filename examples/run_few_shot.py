@@ -35,10 +35,10 @@ class FewShotArguments:
     seeds: list[Seed] = HfArg(default_factory=lambda: [0, 1, 2], help="Each draws other images.")
     methods: list[str] = HfArg(default_factory=lambda: ["probe", "finetune"], help="probe, finetune.")
     pooling: str = HfArg(default="model", help="Features: cls, mean, or model, as the model's own classifier has it.")
-    epochs: Count = HfArg(default=FineTuning.epochs, help="Of fine-tuning.")
-    train_batch_size: Count = HfArg(default=FineTuning.batch_size, help="Of fine-tuning.")
+    epochs: Count = HfArg(default=FineTuning.epochs, help="Epochs of fine-tuning.")
+    train_batch_size: Count = HfArg(default=FineTuning.batch_size, help="Batch size of fine-tuning.")
     learning_rates: list[Positive] = HfArg(
-        default_factory=lambda: list(FineTuning.learning_rates), help="Of fine-tuning, to choose from."
+        default_factory=lambda: list(FineTuning.learning_rates), help="Learning rates of fine-tuning to choose from."
     )
     horizontal_flip: bool = HfArg(default=True, help="Mirror half of the images that are fine-tuned on.")
 

@@ -51,13 +51,13 @@ class RobustnessArguments:
     imagenet_r: str | None = HfArg(default=None, help="ImageNet-R.")
     imagenet_sketch: str | None = HfArg(default=None, help="ImageNet-Sketch.")
     corruptions: list[str] = HfArg(
-        default_factory=lambda: list(CORRUPTIONS), help="Which corruptions; default: the 15 of mCE."
+        default_factory=lambda: list(CORRUPTIONS), help="Corruptions to measure; default: the 15 of mCE."
     )
     extra_corruptions: bool = HfArg(
         default=False, help=f"Add the 4 that mCE leaves out: {', '.join(EXTRA_CORRUPTIONS)}."
     )
     severities: list[Annotated[int, Range(1, 5)]] = HfArg(
-        default_factory=lambda: list(SEVERITIES), help="Which severities, of 1 to 5."
+        default_factory=lambda: list(SEVERITIES), help="Severities to measure, 1 to 5."
     )
 
     def __post_init__(self):

@@ -26,7 +26,7 @@ class ImageArguments:
         default=None, help="Column of the labels, or several of 0 and 1, one for each class."
     )
     on_bad_image: Literal["error", "skip"] = HfArg(
-        default="error", help="What to do with an image that cannot be decoded: stop, or use the next one instead."
+        default="error", help="Action for an image that cannot be decoded: stop, or use the next one instead."
     )
 
     def __post_init__(self):
@@ -91,7 +91,7 @@ class DataArguments(ImageArguments):
     max_train_samples: Count | None = HfArg(default=None, help="Train on this many images at most.")
     max_eval_samples: Count | None = HfArg(default=None, help="Evaluate on this many images at most.")
     channels: list[Place] | None = HfArg(
-        default=None, help="Which of the images' channels to use, counted from 0; default: all."
+        default=None, help="Indices of the images' channels to use, counted from 0; default: all."
     )
     pixel_range: list[Number] | None = HfArg(
         default=None,

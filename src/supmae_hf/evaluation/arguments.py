@@ -105,7 +105,7 @@ class FeatureArguments(DeviceArguments):
     nearest: list[str] | None = HfArg(
         default=None, help="Image files: print and draw those whose vectors are nearest to theirs."
     )
-    num_nearest: Count = HfArg(default=8, help="How many, for each.")
+    num_nearest: Count = HfArg(default=8, help="Number of nearest images for each.")
 
     def __post_init__(self):
         super().__post_init__()

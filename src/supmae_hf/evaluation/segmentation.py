@@ -47,8 +47,8 @@ class SegmentationDataArguments:
     dataset_name: str | None = HfArg(
         default=None, help="Data set on the Hub, or a local folder, with a column of images and one of masks."
     )
-    image_column_name: str = HfArg(default="image", help="Its images.")
-    mask_column_name: str = HfArg(default="annotation", help="Its masks: images of class indices.")
+    image_column_name: str = HfArg(default="image", help="Column of images.")
+    mask_column_name: str = HfArg(default="annotation", help="Column of masks: images of class indices.")
     train_images: str | None = HfArg(default=None, help="Folder of training images.")
     train_masks: str | None = HfArg(default=None, help="Folder of their masks, PNGs of the same names.")
     validation_images: str | None = HfArg(default=None, help="Folder of held-out images.")
@@ -95,7 +95,7 @@ class UperNetArguments:
     )
     decoder_hidden_size: Count = HfArg(default=512, help="Width of UperNet's decoder.")
     out_indices: list[int] | None = HfArg(
-        default=None, help="Four blocks; default: at 1/3, 1/2, 2/3 and all of the depth."
+        default=None, help="Indices of four blocks; default: at 1/3, 1/2, 2/3 and all of the depth."
     )
 
     def __post_init__(self):

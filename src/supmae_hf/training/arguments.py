@@ -87,7 +87,7 @@ class RecipeArguments(TrainingArguments):
         default=0.0, help="Epochs in which the learning rate rises linearly from 0; replaces warmup_steps."
     )
     min_learning_rate: NotNegative = HfArg(
-        default=0.0, help="Where the cosine ends, in the classifier's learning rate."
+        default=0.0, help="Learning rate of the classifier at the end of the cosine."
     )
     layer_decay: ShareAbove0 | None = HfArg(
         default=None,
@@ -217,20 +217,20 @@ class PreTrainingArguments(RecipeArguments):
     )
     image_size_schedule: list[str] | None = HfArg(
         default=None,
-        help="Smaller images in a part of the run, as SHARE:PIXELS: `0:128 0.5:224` trains on images of 128x128 until half "
+        help="Image sizes for parts of the run, as SHARE:PIXELS: `0:128 0.5:224` trains on images of 128x128 until half "
         "of the run is over. Default: the model's size.",
     )
     mask_ratio_schedule: list[str] | None = HfArg(
-        default=None, help="Other mask ratios in a part of the run, as SHARE:RATIO. Default: the model's `mask_ratio`."
+        default=None, help="Mask ratios for parts of the run, as SHARE:RATIO. Default: the model's `mask_ratio`."
     )
     labeled_share: ShareBelow1 = HfArg(
         default=0.0,
-        help="Of the images of an epoch at least, if only some have a label: labelled images come several times, each "
+        help="Smallest share of labelled images in an epoch, if only some have a label: they come several times, each "
         "time with another crop and mask, in the place of others. Default: every image comes once.",
     )
     repeated_augmentation: Count = HfArg(
         default=1,
-        help="Views of an image in a step, each with its crop and mask: the image is decoded once, a step takes so many "
+        help="Number of views of an image in a step, each with its crop and mask: the image is decoded once, a step takes so many "
         "times fewer images, and an epoch so many times more steps.",
     )
     caption_column_name: str | None = HfArg(
