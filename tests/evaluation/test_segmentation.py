@@ -8,7 +8,7 @@ from evaluation.zoo import make_model
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 from torch import nn
-from transformers import UperNetForSemanticSegmentation, pipeline
+from transformers import SegformerImageProcessor, UperNetForSemanticSegmentation, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from supmae_hf.evaluation.metrics import count_pixels, segmentation_scores
@@ -20,6 +20,7 @@ from supmae_hf.evaluation.segmentation import (
     load_backbone,
     load_segmentation_data,
     make_shapes,
+    save_masks,
     sliding_window_logits,
 )
 
@@ -129,6 +130,17 @@ def test_images_and_masks_are_augmented_together():
         for label, sign in ((1, 1), (2, -1)):  # reddish discs and greenish squares still are
             if (item["labels"] == label).sum() > 100:
                 assert sign * (red - green)[item["labels"] == label].mean() > 0.3
+
+
+@pytest.mark.parametrize("statistics", [(0.5, 0.5), (0.2, 0.1)])
+def test_pictures_have_the_colours_of_the_images(tmp_path, statistics):
+    processor = SegformerImageProcessor(image_mean=[statistics[0]] * 3, image_std=[statistics[1]] * 3)
+    color = torch.tensor([0.8, 0.2, 0.4])
+    pixels = ((color - statistics[0]) / statistics[1]).view(3, 1, 1).expand(3, 32, 32)
+    classes = torch.zeros(32, 32, dtype=torch.long)
+    save_masks([(pixels, classes, classes)], 3, tmp_path / "masks.png", processor)
+    picture = np.asarray(Image.open(tmp_path / "masks.png").convert("RGB"))
+    assert (np.abs(picture - 255 * color.numpy()) < 2).all(axis=-1).mean() > 0.1
 
 
 def test_bad_data(tmp_path):
