@@ -17,19 +17,9 @@ from pathlib import Path
 from transformers import set_seed
 
 from supmae_hf.cli import parse_arguments, run
-from supmae_hf.data.dataset import collate
+from supmae_hf.evaluation import segmentation
 from supmae_hf.evaluation.models import check_models
-from supmae_hf.evaluation.segmentation import (
-    SegmentationDataArguments,
-    SegmentationDataset,
-    UperNetArguments,
-    build_segmentation_processor,
-    build_upernet,
-    evaluate_segmentation,
-    load_backbone,
-    load_segmentation_data,
-    save_masks,
-)
+from supmae_hf.evaluation.segmentation import SegmentationDataArguments, UperNetArguments
 from supmae_hf.evaluation.tables import save_bars, say_written, write_table
 from supmae_hf.records import require_apart
 from supmae_hf.training.arguments import SegmentationArguments
@@ -46,23 +36,23 @@ def train(
     facts = {"model": name, "data": data_args.describe(data), **vars(upernet)}
     with open_run(args, describe_recipe("segmentation", args, facts)) as checkpoint:
         set_seed(args.seed)
-        image_processor = build_segmentation_processor(data_args, name)
-        backbone = load_backbone(name, data_args.crop_size, upernet.out_indices, args.drop_path_rate)
+        image_processor = segmentation.build_segmentation_processor(data_args, name)
+        backbone = segmentation.load_backbone(name, data_args.crop_size, upernet.out_indices, args.drop_path_rate)
         trainer = RecipeTrainer(
-            model=build_upernet(backbone, data_args.num_classes, upernet.decoder_hidden_size),
+            model=segmentation.build_upernet(backbone, data_args.num_classes, upernet.decoder_hidden_size),
             args=args,
             processing_class=image_processor,
-            train_dataset=SegmentationDataset(data["train"], data_args, image_processor, args.seed),
-            data_collator=collate,
+            train_dataset=segmentation.segmentation_dataset(data["train"], data_args, image_processor, args.seed),
+            data_collator=segmentation.collate_segmentation,
         )
         prepare_cpu(trainer.model, args)
         trainer.run(checkpoint)
-        metrics, shown = evaluate_segmentation(
-            trainer.model, SegmentationDataset(data["validation"], data_args, image_processor)
-        )
+        held_out = segmentation.segmentation_dataset(data["validation"], data_args, image_processor)
+        metrics, shown = segmentation.evaluate_segmentation(trainer.model, held_out, data_args)
         if trainer.is_world_process_zero():
-            (Path(args.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-            save_masks(shown, data_args.num_classes, Path(args.output_dir) / "masks.png", image_processor)
+            folder = Path(args.output_dir)
+            (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            segmentation.save_masks(shown, data_args.num_classes, folder / "masks.png", image_processor)
     return {"model": name, **{metric: 100 * metrics[metric] for metric in ("mIoU", "aAcc", "mAcc")}}
 
 
@@ -70,10 +60,12 @@ def main():
     upernet, data_args, args = parse_arguments(
         (UperNetArguments, SegmentationDataArguments, SegmentationArguments), base="segmentation", description=__doc__
     )
-    check_models(upernet.models, lambda name: load_backbone(name, data_args.crop_size, upernet.out_indices))
+    check_models(
+        upernet.models, lambda name: segmentation.load_backbone(name, data_args.crop_size, upernet.out_indices)
+    )
     output_dir = Path(args.output_dir)
     require_apart(output_dir, [*upernet.models, *data_args.sources()])
-    data = load_segmentation_data(data_args)
+    data = segmentation.load_segmentation_data(data_args)
     rows = []
     for name in upernet.models:
         own = copy.copy(args)

@@ -133,10 +133,10 @@ def test_finetune_transform_is_timms(photographs, num_channels):
     transform = build_finetune_transform(
         build_image_processor(config), auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25
     )
-    names = [type(step).__name__ for step in transform.transform.transforms]
+    names = [type(step).__name__ for step in transform.function.transforms]
     assert names.index("RandomHorizontalFlip") < names.index("RandAugment") < names.index("Normalize")
     assert names[-1] == "RandomErasing"
-    erasing = transform.transform.transforms[-1]
+    erasing = transform.function.transforms[-1]
     assert (erasing.probability, erasing.per_pixel) == (0.25, True)
     results = []
     for key in (1, 1, 2):

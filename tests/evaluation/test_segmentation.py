@@ -14,13 +14,13 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from supmae_hf.evaluation.metrics import count_pixels, segmentation_scores
 from supmae_hf.evaluation.segmentation import (
     SegmentationDataArguments,
-    SegmentationDataset,
     build_segmentation_processor,
     build_upernet,
     load_backbone,
     load_segmentation_data,
     make_shapes,
     save_masks,
+    segmentation_dataset,
     sliding_window_logits,
 )
 
@@ -108,28 +108,30 @@ def folders(tmp_path, mask_values, names=("a", "b")):
 def test_folders_with_reduced_labels(tmp_path):
     args = folders(tmp_path, [0, 1, 2, 3])
     data = load_segmentation_data(args)
-    item = SegmentationDataset(data["validation"], args, build_segmentation_processor(args))[0]
-    assert item["pixel_values"].shape == (3, 32, 40) and item["labels"].shape == (40, 50)
+    item = segmentation_dataset(data["validation"], args, build_segmentation_processor(args))[0]
+    assert item["pixel_values"].shape == (3, 32, 40) and item["segmentation_maps"].shape == (40, 50)
     stored = np.asarray(Image.open(data["validation"][0]["annotation"]["path"]))
-    expected = np.where(stored == 0, 255, stored.astype(int) - 1)
-    assert np.array_equal(item["labels"], expected)
-    training = SegmentationDataset(data["train"], args, build_segmentation_processor(args), seed=0)
+    expected = np.where(stored == 0, -100, stored.astype(int) - 1)
+    assert np.array_equal(item["segmentation_maps"], expected)
+    training = segmentation_dataset(data["train"], args, build_segmentation_processor(args), seed=0)
     crop, again, next_epoch = training[1], training[1], training[1 + len(training)]
-    assert crop["pixel_values"].shape == (3, 32, 32) and crop["labels"].shape == (32, 32)
-    assert torch.equal(crop["pixel_values"], again["pixel_values"]) and torch.equal(crop["labels"], again["labels"])
+    assert crop["pixel_values"].shape == (3, 32, 32) and crop["segmentation_maps"].shape == (32, 32)
+    assert torch.equal(crop["pixel_values"], again["pixel_values"]) and torch.equal(
+        crop["segmentation_maps"], again["segmentation_maps"]
+    )
     assert not torch.equal(crop["pixel_values"], next_epoch["pixel_values"])
-    assert set(crop["labels"].unique().tolist()) <= {0, 1, 2, 255}
+    assert set(crop["segmentation_maps"].unique().tolist()) <= {0, 1, 2, -100}
 
 
 def test_images_and_masks_are_augmented_together():
     args = SegmentationDataArguments(crop_size=64)
-    dataset = SegmentationDataset(make_shapes(8, 64, 0), args, build_segmentation_processor(args), seed=0)
+    dataset = segmentation_dataset(make_shapes(8, 64, 0), args, build_segmentation_processor(args), seed=0)
     for index in range(8):
         item = dataset[index]
         red, green = item["pixel_values"][0], item["pixel_values"][1]
         for label, sign in ((1, 1), (2, -1)):  # reddish discs and greenish squares still are
-            if (item["labels"] == label).sum() > 100:
-                assert sign * (red - green)[item["labels"] == label].mean() > 0.3
+            if (item["segmentation_maps"] == label).sum() > 100:
+                assert sign * (red - green)[item["segmentation_maps"] == label].mean() > 0.3
 
 
 @pytest.mark.parametrize("statistics", [(0.5, 0.5), (0.2, 0.1)])
@@ -146,7 +148,7 @@ def test_pictures_have_the_colours_of_the_images(tmp_path, statistics):
 def test_bad_data(tmp_path):
     args = folders(tmp_path, [0, 4])
     with pytest.raises(ValueError, match=r"a.png holds class 3, outside \[0, 3\): correct"):
-        SegmentationDataset(load_segmentation_data(args)["train"], args, build_segmentation_processor(args))[0]
+        segmentation_dataset(load_segmentation_data(args)["train"], args, build_segmentation_processor(args))[0]
     (tmp_path / "train" / "masks" / "a.png").unlink()
     with pytest.raises(ValueError, match="1 have no partner of the same name, such as .*a.jpg"):
         load_segmentation_data(args)

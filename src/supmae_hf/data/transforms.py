@@ -48,18 +48,13 @@ def seeded(*key: int):
 
 
 class PILTransform(Transform):
-    """
-    A function of 8-bit RGB images.
+    """A function of 8-bit PIL images with `num_channels` channels."""
 
-    Args:
-        function: Turns a PIL image into `pixel_values`.
-    """
-
-    def __init__(self, function: Callable[[Image.Image], torch.Tensor]):
-        self.function = function
+    def __init__(self, function: Callable[[Image.Image], torch.Tensor], num_channels: int = 3):
+        self.function, self.num_channels = function, num_channels
 
     def __call__(self, image: Image.Image | np.ndarray, file: bytes | None = None) -> torch.Tensor:
-        return self.function(to_pil(image))
+        return self.function(to_pil(image, self.num_channels))
 
 
 def as_transform(transform) -> Transform:
@@ -174,28 +169,28 @@ class TrainTransform(Transform):
         return v2.functional.pil_to_tensor(image.convert("RGB").crop(box))
 
 
-class FineTuneTransform(Transform):
+def build_finetune_transform(
+    preparation,
+    crop_scale=(0.08, 1.0),
+    horizontal_flip: bool = True,
+    auto_augment: str = "",
+    random_erasing: float = 0.0,
+) -> Transform:
     """
     The paper's augmentation for fine-tuning, from timm: random resized crop (bicubic), horizontal flip, RandAugment,
-    normalisation, random erasing with noise. For images as [`read_image`] gives them, 8-bit grey or RGB.
+    normalisation, random erasing with noise. Images that timm's augmentation does not take (more than 8 bits, other channels
+    than grey and RGB) get the same on tensors, with random rotations, shifts and shears in the place of RandAugment.
 
     Args:
         preparation, crop_scale, horizontal_flip: See [`TrainTransform`].
         auto_augment: timm's policy string, such as `rand-m9-mstd0.5-inc1`; empty for none.
         random_erasing: Probability that a box of the image is replaced by noise.
     """
-
-    def __init__(
-        self,
-        preparation,
-        crop_scale=(0.08, 1.0),
-        horizontal_flip: bool = True,
-        auto_augment: str = "",
-        random_erasing: float = 0.0,
-    ):
-        preparation = as_transform(preparation)
-        self.num_channels = preparation.options["num_channels"]
-        self.transform = create_transform(
+    preparation = as_transform(preparation)
+    options = preparation.options
+    is_plain = preparation.pixel_type == "uint8" and not (options.get("channels") or options.get("pixel_range"))
+    if is_plain and options["num_channels"] in (1, 3):
+        transform = create_transform(
             preparation.size,
             is_training=True,
             scale=tuple(crop_scale),
@@ -208,27 +203,7 @@ class FineTuneTransform(Transform):
             re_prob=random_erasing,
             re_mode="pixel",
         )
-
-    def __call__(self, image: Image.Image | np.ndarray, file: bytes | None = None) -> torch.Tensor:
-        return self.transform(to_pil(image, self.num_channels))
-
-
-def build_finetune_transform(
-    preparation,
-    crop_scale=(0.08, 1.0),
-    horizontal_flip: bool = True,
-    auto_augment: str = "",
-    random_erasing: float = 0.0,
-) -> FineTuneTransform | TrainTransform:
-    """
-    [`FineTuneTransform`], or, for images that timm's augmentation does not take (more than 8 bits, other channels than
-    grey and RGB), the same on tensors with random rotations, shifts and shears in the place of RandAugment.
-    """
-    preparation = as_transform(preparation)
-    options = preparation.options
-    is_plain = preparation.pixel_type == "uint8" and not (options.get("channels") or options.get("pixel_range"))
-    if is_plain and options["num_channels"] in (1, 3):
-        return FineTuneTransform(preparation, crop_scale, horizontal_flip, auto_augment, random_erasing)
+        return PILTransform(transform, options["num_channels"])
     augment = None
     if auto_augment:
         logger.warning(

@@ -27,7 +27,7 @@ from transformers.hf_argparser import HfArg
 
 from ..cli import Count, check
 from ..configuration_supmae import SupMAEConfig, to_pair
-from ..data.dataset import ImageDataset
+from ..data.dataset import ImageDataset, collate
 from ..data.folders import HELD_OUT_SPLITS, read_folder, to_dataset
 from ..data.labels import Labels
 from ..data.sources import open_splits
@@ -237,34 +237,29 @@ class SegmentationTransform(Transform):
         return self.normalize(image).as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
 
 
-class SegmentationDataset(ImageDataset):
+def segmentation_dataset(
+    split: datasets.Dataset, args: SegmentationDataArguments, image_processor, seed: int | None = None
+) -> ImageDataset:
     """
-    Images and masks as UperNet takes them: `pixel_values` `(3, height, width)`, and `labels` `(height, width)` with 255 for
-    pixels without a class.
+    Images with `pixel_values` `(3, height, width)` and `segmentation_maps` `(height, width)`, -100 where there is no class.
 
     Args:
-        dataset: A data set with columns `image` and `annotation`.
+        split: A data set with columns `image` and `annotation`.
         args: Number of classes, crops, and what mask values mean.
         image_processor: Says how pixels are normalised.
         seed: Seed of training; see [`SegmentationTransform`].
-
-    Raises:
-        ValueError: when an image cannot be decoded, or a mask holds a value that is no class.
     """
+    names = list(map(str, range(args.num_classes)))
+    masks = DenseLabels(names, "annotation", reduce_labels=args.reduce_labels, flag="`--num_classes`")
+    transform = SegmentationTransform(Preparation(image_processor), args.crop_size, seed is not None)
+    return ImageDataset(split, Labels(), transform, image_column="image", seed=seed, targets=[masks])
 
-    def __init__(
-        self, dataset: datasets.Dataset, args: SegmentationDataArguments, image_processor, seed: int | None = None
-    ):
-        names = list(map(str, range(args.num_classes)))
-        masks = DenseLabels(names, "annotation", reduce_labels=args.reduce_labels, flag="`--num_classes`")
-        transform = SegmentationTransform(Preparation(image_processor), args.crop_size, seed is not None)
-        super().__init__(dataset, Labels(), transform, image_column="image", seed=seed, targets=[masks])
-        self.segmentation = args
 
-    def __getitem__(self, position: int) -> dict:
-        item = super().__getitem__(position)
-        mask = item["segmentation_maps"]
-        return {"pixel_values": item["pixel_values"], "labels": torch.where(mask == UNLABELED, IGNORED, mask)}
+def collate_segmentation(items: list[dict]) -> dict[str, torch.Tensor]:
+    """A batch as UperNet takes it: masks are `labels`, with 255 for pixels without a class."""
+    batch = collate(items)
+    masks = batch["segmentation_maps"]
+    return {"pixel_values": batch["pixel_values"], "labels": torch.where(masks == UNLABELED, IGNORED, masks)}
 
 
 def load_backbone(name: str, image_size: int, out_indices: list[int] | None = None, drop_path_rate: float = 0.0):
@@ -363,25 +358,28 @@ def sliding_window_logits(model: nn.Module, pixel_values: torch.Tensor, crop_siz
 
 
 @torch.no_grad()
-def evaluate_segmentation(model, dataset: SegmentationDataset) -> tuple[dict, list[tuple[torch.Tensor, ...]]]:
+def evaluate_segmentation(
+    model, dataset: ImageDataset, args: SegmentationDataArguments
+) -> tuple[dict, list[tuple[torch.Tensor, ...]]]:
     """
-    Whole images by sliding windows, compared in the size of their masks; each process of several takes a share.
+    Segment whole images by sliding windows, and compare in the size of their masks; each process of several takes a share.
 
     Returns:
         What [`segmentation_scores`] makes of all images, and (pixel_values, mask, prediction) of this process's first.
     """
-    args, state = dataset.segmentation, PartialState()
+    state = PartialState()
     model.eval()
     pixels, shown = np.zeros((args.num_classes, args.num_classes), dtype=np.int64), []
     for index in range(state.process_index, len(dataset), state.num_processes):
         item = dataset[index]
         images = item["pixel_values"][None].to(model.device)
         logits = sliding_window_logits(model, images, args.crop_size, args.stride)
-        logits = nn.functional.interpolate(logits, size=tuple(item["labels"].shape), mode="bilinear")
+        mask = item["segmentation_maps"]
+        logits = nn.functional.interpolate(logits, size=tuple(mask.shape), mode="bilinear")
         predicted = logits.argmax(dim=1)[0].cpu()
-        pixels += count_pixels(predicted.numpy(), item["labels"].numpy(), args.num_classes, IGNORED)
+        pixels += count_pixels(predicted.numpy(), mask.numpy(), args.num_classes, UNLABELED)
         if len(shown) < 6:
-            shown.append((item["pixel_values"], item["labels"], predicted))
+            shown.append((item["pixel_values"], mask, predicted))
     return segmentation_scores(sum(gather_object([pixels]))), shown
 
 
@@ -401,7 +399,7 @@ def save_masks(shown: list[tuple[torch.Tensor, ...]], num_classes: int, path: st
         pictures = [preparation.denormalize(image).clamp(0, 1).permute(1, 2, 0).numpy()]
         for classes in (mask, predicted):
             picture = np.ones((*classes.shape, 3))
-            known = (classes != IGNORED).numpy()
+            known = (classes != UNLABELED).numpy()
             picture[known] = colors[classes.numpy()[known]]
             pictures.append(picture)
         for row, (name, picture) in enumerate(zip(("image", "mask", "prediction"), pictures)):
