@@ -180,6 +180,7 @@ def test_publish_and_load_back(runs, tmp_path, stock, revision):
     assert isinstance(AutoModelForImageClassification.from_pretrained(runs / "finetuned"), type(model))
 
 
+@pytest.mark.slow
 def test_push_to_hub_from_training_and_from_a_model(runs, tmp_path):
     flags = ["--model_config", json.dumps(TINY), "--output_dir", tmp_path / "pushed", "--push_to_hub"]
     flags += ["--hub_model_id", "org/pushed", "--hub_token", TOKEN]

@@ -81,7 +81,7 @@ def neighbors_of_the_vit(vit: str) -> float:
     return neighbors.score(*parts[1])
 
 
-@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("trained", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_going_on_keeps_what_the_vit_knows(tmp_path, vit, trained, warnings):
     model, log, printed = go_on(vit, tmp_path, "--train_position_embeddings", trained)
     assert "its classifier reads the class token" in warnings.text and "of the type 'vit'" in warnings.text

@@ -367,6 +367,7 @@ def hub_environment(server: HubServer, home: Path) -> dict:
 PUSH = ["--push_to_hub", "--hub_model_id", "org/pushed", "--hub_strategy", "checkpoint"]
 
 
+@pytest.mark.slow
 def test_a_hub_that_never_answers_holds_nothing_up(tmp_path):
     with HubServer() as server:
         server.hang = True

@@ -193,6 +193,7 @@ def test_both_scripts_learn_from_parts(table, tmp_path, kind):
         assert config.dense_classes == ["background", "top", "spot"]
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_numbers_of_one(table, tmp_path):
     flags = ["--dataset_name", table, "--caption_column_name", "caption", "--objects_column_name", "objects"]
     config = json.dumps({**TINY, "classifier_hidden_size": 0})
