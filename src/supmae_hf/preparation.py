@@ -42,6 +42,24 @@ def to_pil(image: Image.Image | np.ndarray, num_channels: int = 3) -> Image.Imag
     return v2.functional.to_pil_image(pixels)
 
 
+class ExactMask(tv_tensors.Mask):
+    """A mask whose pixels stay on those of its image when both are resized: nearest neighbours by the centres of pixels."""
+
+
+@v2.functional.register_kernel(functional=v2.functional.resize, tv_tensor_cls=ExactMask)
+def _resize(mask: ExactMask, size: list[int], max_size: int | None = None, **kwargs) -> ExactMask:
+    plain, exact = mask.as_subclass(torch.Tensor).unsqueeze(0), v2.InterpolationMode.NEAREST_EXACT
+    resized = v2.functional.resize(plain, size, interpolation=exact, max_size=max_size, antialias=False)
+    return ExactMask(resized.squeeze(0))
+
+
+@v2.functional.register_kernel(functional=v2.functional.resized_crop, tv_tensor_cls=ExactMask)
+def _resized_crop(
+    mask: ExactMask, top: int, left: int, height: int, width: int, size: list[int], **kwargs
+) -> ExactMask:
+    return _resize(v2.functional.crop(mask, top, left, height, width), size)
+
+
 class Transform:
     """From an image as [`read_image`] gives it, and its file if it is one of a file, to `pixel_values`."""
 
@@ -156,7 +174,7 @@ class Preparation(Transform):
         return pixel_values.cpu() * std + mean
 
     def with_mask(self, image, file: bytes | None, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels, mask, size = self(image, file), tv_tensors.Mask(mask), self.image_processor.size
+        pixels, mask, size = self(image, file), ExactMask(mask), self.image_processor.size
         mask = v2.functional.resize(mask, [size.shortest_edge] if size.shortest_edge else [size.height, size.width])
         if self.image_processor.do_center_crop:
             mask = v2.functional.center_crop(mask, list(self.size))

@@ -1,6 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Records as model inputs, the order of an epoch, batches."""
 
+import io
 import itertools
 import math
 import os
@@ -11,17 +12,18 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from timm.data import Mixup
 from transformers.utils import logging
 
 from ..image_processing_supmae import channels_last, read_bytes, read_image
 from ..preparation import Transform
 from ..supervision_supmae import UNLABELED
+from .annotations import AnnotationError, DenseLabels
 from .image_data import ImageData, Split
 from .labels import Labels
 from .sources import find_image_column, shard_sizes, undecoded
-from .targets import Captions, Column, DenseLabels
+from .targets import Captions, Column
 from .transforms import as_transform, seeded
 
 
@@ -38,6 +40,12 @@ _GOLDEN = (5**0.5 - 1) / 2  # whose multiples are spread evenly over every inter
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError)
 
 
+def name_of(encoded, place: str) -> str:
+    """The name of a record's image for people: its file, if there is one, and its place."""
+    path = encoded.get("path") if isinstance(encoded, dict) else None
+    return f"{path} ({place})" if path else place.capitalize()
+
+
 def say_unreadable(encoded, place: str, error: Exception, skip: bool):
     """
     Raise the `ValueError` for an image that cannot be decoded or, with `skip`, log it.
@@ -47,10 +55,9 @@ def say_unreadable(encoded, place: str, error: Exception, skip: bool):
         place: Place of the image, such as `"image 3"`.
         error: One of [`UNREADABLE`].
     """
-    path = encoded.get("path") if isinstance(encoded, dict) else None
-    name = f"{path} ({place})" if path else place.capitalize()
     message = (
-        f"{name} cannot be decoded ({error}): repair it or remove it from the data set, or pass `--on_bad_image skip`."
+        f"{name_of(encoded, place)} cannot be decoded ({error}): repair it or remove it from the data set, or pass "
+        "`--on_bad_image skip`."
     )
     if not skip:
         raise ValueError(message) from error
@@ -121,13 +128,24 @@ class _Images:
         # one that has been turned is not as its file has it
         return image, file if getattr(image, "format", None) is not None else None
 
+    def orientation(self, encoded) -> int:
+        """The EXIF orientation of a record's image, 1 to 8."""
+        file = self.read_file(encoded) if isinstance(encoded, dict) else None
+        try:
+            return 1 if file is None else Image.open(io.BytesIO(file)).getexif().get(ExifTags.Base.Orientation, 1)
+        except UNREADABLE:  # not a file of Pillow's, which has none
+            return 1
+
+    def read_classes(self, record: dict, image: Image.Image | np.ndarray) -> torch.Tensor:
+        """The classes of the pixels of a record's image, which is upright."""
+        size = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
+        orientation = self.orientation(record[self.image_column]) if self.dense.as_stored else 1
+        return self.dense.encode(record, tuple(size), self.read, orientation)
+
     def _views(self, record: dict) -> list[dict[str, torch.Tensor]]:
         """Pixel values, noise and dense labels of each view; the image is decoded once."""
         image, file = self.read(record[self.image_column])
-        mask, views = None, []
-        if self.dense is not None:
-            size = image.size[::-1] if isinstance(image, Image.Image) else image.shape[:2]
-            mask = self.dense.encode(record, tuple(size), self.read)
+        mask, views = None if self.dense is None else self.read_classes(record, image), []
         image, file = self.transform.open(image, file)
         for _ in range(self.num_views):
             noise = {} if self.num_patches is None else {"noise": torch.rand(self.num_patches)}
@@ -143,6 +161,8 @@ class _Images:
         with seeded(*key):
             try:
                 views = self._views(record)
+            except AnnotationError as error:
+                raise AnnotationError(f"{name_of(record[self.image_column], place)}: {error}.") from error
             except UNREADABLE as error:
                 say_unreadable(record[self.image_column], place, error, self.skip_bad_images)
                 return None

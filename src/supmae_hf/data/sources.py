@@ -330,7 +330,12 @@ def load_training_data(
         ValueError: if there are no training images, or a stream has no held-out split; if no image is labelled although
             the user named a label column, or the folder has sub-folders.
     """
-    splits, notes = _open(args)
+    unlabeled = args.unlabeled_dir or []
+    if args.source is None and unlabeled:  # which is all there is
+        splits, notes = open_splits(unlabeled[0])
+        splits, unlabeled = {"train": splits["train"].select_columns("image")}, unlabeled[1:]
+    else:
+        splits, notes = _open(args)
     source, label_columns, streaming = args.source, args.label_column_name, args.streaming
     if "train" not in splits:
         raise ValueError(
@@ -384,7 +389,7 @@ def load_training_data(
             )
         train, validation = _hold_out(train, labels.classes(train), args.train_val_split)
         words = f"{args.train_val_split:.0%} of the training images, the same in every run"
-    train, more_notes = _add_unlabeled(train, validation, args.unlabeled_dir or (), image_column)
+    train, more_notes = _add_unlabeled(train, validation, unlabeled, image_column)
     if not streaming:  # a stream draws the images of an epoch itself
         train = take(train, args.max_train_samples)
     validation = None if validation is None else take(validation, args.max_eval_samples)

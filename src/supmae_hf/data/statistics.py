@@ -11,8 +11,10 @@ import torch
 from ..configuration_supmae import SupMAEConfig
 from ..image_processing_supmae import SupMAEImageProcessor, to_pixels
 from ..preparation import IMAGENET_MEAN, IMAGENET_STD, load_image_processor
+from ..supervision_supmae import UNLABELED
+from .annotations import AnnotationError, DenseLabels, objects_of
 from .arguments import DataArguments
-from .dataset import UNREADABLE, ImageDataset, say_unreadable
+from .dataset import UNREADABLE, ImageDataset, name_of, say_unreadable
 from .image_data import ImageData
 from .labels import Labels
 from .sources import take
@@ -21,6 +23,7 @@ from .transforms import as_transform
 
 _NUM_LOOKED_AT = 100  # images, for their type
 MAX_IMAGES = 2_000  # for mean and standard deviation
+MAX_ANNOTATED = 500  # images of a split whose masks or boxes are looked at
 _UNSIGNED_16_BIT = (0, 65535)
 
 
@@ -42,6 +45,80 @@ def _images(data: ImageData, count: int) -> Iterator:
 def _type_of(image) -> str:
     """The type of an image's pixels."""
     return str(image.dtype) if isinstance(image, np.ndarray) else "uint8"
+
+
+def look_at_annotations(data: ImageData, dense: DenseLabels, max_images: int = MAX_ANNOTATED) -> list[str]:
+    """
+    Look at the masks or boxes of at most `max_images` images of each split, and describe them.
+
+    Returns:
+        Lines for people: the share of the pixels that each class has, boxes that are clipped, images that are turned.
+
+    Raises:
+        AnnotationError: if annotations do not fit their image; the message names it.
+        ValueError: if all pixels that were looked at are of one class, or boxes seem to be fractions.
+    """
+    lines, num_turned = [], 0
+    for name, split in data.splits().items():
+        if dense.column not in split.features:
+            continue
+        images = ImageDataset.of(data, take(split, max_images), targets=[dense])
+        pixels, num_images, num_boxes, num_clipped, largest = np.zeros(len(dense.names) + 1), 0, 0, 0, 0.0
+        for index in range(len(images)):
+            record = images.dataset[index]
+            annotation, encoded = record[dense.column], record[data.image_column]
+            if annotation is None:
+                continue
+            try:
+                image = images.read(encoded)[0]
+                classes = images.read_classes(record, image).numpy()
+            except AnnotationError as error:
+                raise AnnotationError(f"{name_of(encoded, f'image {index}')}: {error}.") from error
+            except UNREADABLE as error:
+                say_unreadable(encoded, f"image {index}", error, data.skip_bad_images)
+                continue
+            num_images += 1
+            num_turned += images.orientation(encoded) != 1
+            pixels += np.bincount(
+                np.where(classes == UNLABELED, len(dense.names), classes).ravel(), minlength=len(pixels)
+            )
+            if dense.categories is not None:
+                corners, (height, width) = dense.corners(annotation, classes.shape), classes.shape
+                beyond = (corners[:, :2] < -1).any(1) | (corners[:, 2] > width + 1) | (corners[:, 3] > height + 1)
+                num_boxes, num_clipped = num_boxes + len(corners), num_clipped + int(beyond.sum())
+                largest = max(largest, np.abs(objects_of(annotation)[0]).max(initial=0))
+        _require_classes(dense, pixels, num_boxes, largest, images)
+        shares = ", ".join(f"{x} {share:.1%}" for x, share in zip([*dense.names, "no class"], pixels / pixels.sum()))
+        lines.append(f"pixels of {num_images} annotated images ({name}): {shares}")
+        if num_clipped:
+            lines.append(
+                f"{num_clipped} of {num_boxes} boxes ({name}) reach beyond their image and are clipped: is `--box_format` "
+                f"{dense.box_format} right?"
+            )
+    if num_turned:
+        which = "the stored pixels" if dense.as_stored else "the upright image"
+        lines.append(
+            f"{num_turned} annotated images are turned by their EXIF orientation: annotations are taken to be of {which} "
+            f"(`--annotations_as_stored {not dense.as_stored}` for the other)"
+        )
+    return lines
+
+
+def _require_classes(dense: DenseLabels, pixels: np.ndarray, num_boxes: int, largest: float, images: ImageDataset):
+    if num_boxes and largest <= 1 and not dense.box_format.startswith("rel_"):
+        raise ValueError(
+            f"All boxes in '{dense.column}' are at most 1: they seem to be fractions of the image. Pass `--box_format rel_xywh`, "
+            "`rel_xyxy` or `rel_cxcywh`."
+        )
+    missing = [name for name, count in zip(dense.names, pixels) if not count]
+    if pixels.any() and len(missing) >= len(dense.names) - 1 and dense.categories is None:
+        first = next(record[dense.column] for record in images.dataset if record[dense.column] is not None)
+        values = np.unique(np.asarray(images.read(first)[0]))
+        hint = " The values of masks are 0 and 255, of which 255 is no class: store classes as 0, 1, 2, ..."
+        raise ValueError(
+            f"No pixel of the masks that were looked at is of the class '{missing[0]}', and one class alone teaches nothing."
+            + (hint if values.tolist() == [0, 255] else "")
+        )
 
 
 def channel_statistics(

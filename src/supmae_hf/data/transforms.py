@@ -17,7 +17,7 @@ from transformers import BaseImageProcessor
 from transformers.utils import logging
 
 from ..image_processing_supmae import to_pixels
-from ..preparation import Preparation, Transform, to_pil
+from ..preparation import ExactMask, Preparation, Transform, to_pil
 
 
 logger = logging.get_logger(__name__)
@@ -133,7 +133,7 @@ class TrainTransform(Transform):
         if mask is None:
             pixels = self.flip(pixels)
         else:
-            mask = v2.functional.resized_crop(tv_tensors.Mask(mask), **crop, size=list(self.size))
+            mask = v2.functional.resized_crop(ExactMask(mask), **crop, size=list(self.size))
             pixels, mask = self.flip(tv_tensors.Image(pixels), mask)
             pixels, mask = pixels.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
         if self.augment is not None:

@@ -27,15 +27,15 @@ from transformers.hf_argparser import HfArg
 
 from ..cli import Count, check
 from ..configuration_supmae import SupMAEConfig, to_pair
+from ..data.annotations import IGNORED, DenseLabels, check_num_classes, with_masks
 from ..data.dataset import ImageDataset, collate
 from ..data.folders import HELD_OUT_SPLITS, read_folder, to_dataset
 from ..data.labels import Labels
 from ..data.sources import open_splits
-from ..data.targets import IGNORED, DenseLabels, check_num_classes, with_masks
 from ..image_processing_supmae import SupMAEImageProcessor
 from ..loading import load_pretrained
 from ..modeling_supmae import SupMAEBackbone
-from ..preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation, Transform, load_image_processor, to_pil
+from ..preparation import IMAGENET_MEAN, IMAGENET_STD, ExactMask, Preparation, Transform, load_image_processor, to_pil
 from ..supervision_supmae import UNLABELED
 from .metrics import count_pixels, segmentation_scores
 
@@ -219,7 +219,7 @@ class SegmentationTransform(Transform):
     def __init__(self, preparation: Preparation, crop_size: int, is_training: bool):
         steps = [
             v2.RandomResize(crop_size // 2, crop_size * 2),
-            v2.RandomCrop(crop_size, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: UNLABELED}),
+            v2.RandomCrop(crop_size, pad_if_needed=True, fill={tv_tensors.Image: 0, ExactMask: UNLABELED}),
             v2.RandomHorizontalFlip(),
             v2.RandomApply([v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)]),
         ]
@@ -229,7 +229,7 @@ class SegmentationTransform(Transform):
 
     def with_mask(self, image, file: bytes | None, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """An image and the classes of its pixels `(height, width)`."""
-        image, mask = tv_tensors.Image(v2.functional.pil_to_tensor(to_pil(image))), tv_tensors.Mask(mask)
+        image, mask = tv_tensors.Image(v2.functional.pil_to_tensor(to_pil(image))), ExactMask(mask)
         if self.augment is not None:
             image, mask = self.augment(image, mask)
         else:

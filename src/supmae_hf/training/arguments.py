@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from timm.data import create_transform
@@ -251,6 +252,22 @@ class PreTrainingArguments(RecipeArguments):
     objects_column_name: str | None = HfArg(
         default=None, help="Column of objects, `bbox` and `category`, from which the model learns."
     )
+    objects_file: list[str] | None = HfArg(
+        default=None, help="Files of objects in COCO's format (instances_train.json), by the names of the images."
+    )
+    box_format: Literal["xywh", "xyxy", "cxcywh", "rel_xywh", "rel_xyxy", "rel_cxcywh"] = HfArg(
+        default="xywh",
+        help="Format of boxes: left, top, width and height in pixels; two corners; centre and size; or, with rel_, fractions of "
+        "the image's width and height.",
+    )
+    mask_colors: list[str] | None = HfArg(
+        default=None, help="Colour of each class, in their order, in masks of colours: 000000 800040."
+    )
+    annotations_as_stored: bool = HfArg(
+        default=False,
+        help="Take boxes and masks to be of the pixels as files store them, for images that an EXIF orientation turns. Default: of "
+        "the upright image.",
+    )
     pseudo_label_threshold: ShareAbove0 | None = HfArg(
         default=None,
         help="Let the classification branch learn, on unlabelled images, what the model says of them unmasked, where its "
@@ -267,6 +284,10 @@ class PreTrainingArguments(RecipeArguments):
         self.schedules()
         if self.tokenizer_name and not self.caption_column_name:
             raise ValueError("`--tokenizer_name` needs `--caption_column_name`.")
+        if self.mask_colors and not (self.mask_column_name or self.mask_dir):
+            raise ValueError("`--mask_colors` is for masks: give `--mask_column_name` or `--mask_dir`.")
+        if self.box_format != "xywh" and not (self.objects_column_name or self.objects_file):
+            raise ValueError("`--box_format` is for boxes: give `--objects_column_name` or `--objects_file`.")
         if self.reduce_labels and not (self.mask_column_name or self.mask_dir):
             raise ValueError("`--reduce_labels` is for masks: give `--mask_column_name` or `--mask_dir`.")
         if self.mask_dir and not os.path.isdir(self.mask_dir):

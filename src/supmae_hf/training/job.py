@@ -76,6 +76,7 @@ _NOT_COMPARED = [
     "mask_column_name",
     "mask_dir",
     "objects_column_name",
+    "objects_file",
     "early_stopping_patience",
     "attn_implementation",
     "dataset_name",

@@ -100,7 +100,9 @@ def scheduled(
         )
         if "segmentation_maps" in inputs:
             labels = inputs["segmentation_maps"].unsqueeze(1).float()
-            inputs["segmentation_maps"] = F.interpolate(labels, size=(size, size), mode="nearest").squeeze(1).long()
+            inputs["segmentation_maps"] = (
+                F.interpolate(labels, size=(size, size), mode="nearest-exact").squeeze(1).long()
+            )
         rows, columns = (size // side for side in to_pair(config.patch_size))
         if "noise" in inputs:
             inputs["noise"] = inputs["noise"][:, : rows * columns]

@@ -1,6 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """From the columns that a run names to the kinds of supervision of its model, and to their targets."""
 
+import os
 from dataclasses import dataclass, field
 
 import datasets
@@ -8,22 +9,22 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..configuration_supmae import SupMAEConfig
-from ..data.labels import values_of
-from ..data.targets import (
+from ..data.annotations import (
     BACKGROUND,
-    Captions,
     DenseLabels,
     check_num_classes,
     find_objects,
-    texts_of,
-    train_word_tokenizer,
     with_masks,
+    with_objects,
 )
+from ..data.labels import values_of
+from ..data.statistics import look_at_annotations
+from ..data.targets import Captions, texts_of, train_word_tokenizer
 from ..loading import load_pretrained
 from ..modeling_supmae import SupMAEForPreTraining
 
 
-_MASKS = "_mask"  # the column of masks from a folder
+_MASKS, _OBJECTS = "_mask", "_objects"  # the columns of masks from a folder, of objects from files
 
 
 @dataclass
@@ -65,7 +66,7 @@ def prepare_supervision(job) -> Supervision:
     args, data, model_config = job.args, job.data, job.model_args.model_config
     flags = {name: getattr(args, name) for name in ("caption_column_name", "mask_column_name", "objects_column_name")}
     named = {name: column for name, column in flags.items() if column is not None}
-    if (named or args.mask_dir) and isinstance(data.train, datasets.IterableDataset):
+    if (named or args.mask_dir or args.objects_file) and isinstance(data.train, datasets.IterableDataset):
         raise ValueError("Captions and dense labels are read before training: leave out `--streaming`.")
     for name, column in named.items():
         if column not in data.train.features:
@@ -73,7 +74,8 @@ def prepare_supervision(job) -> Supervision:
 
     kinds = ["labels"] if data.labels.columns else []
     kinds += ["captions"] if args.caption_column_name else []
-    kinds += ["dense"] if args.mask_dir or args.mask_column_name or args.objects_column_name else []
+    is_dense = args.mask_dir or args.mask_column_name or args.objects_column_name or args.objects_file
+    kinds += ["dense"] if is_dense else []
     wanted = model_config.get("supervision", kinds or "labels")
     wanted = list(SupMAEConfig(supervision=wanted).supervision_weights)
     for kind, flag in (("captions", "caption_column_name"), ("dense", "mask_column_name")):
@@ -127,19 +129,43 @@ def _add_captions(supervision: Supervision, job):
 
 def _add_dense(supervision: Supervision, job):
     args, data = job.args, job.data
-    given = [
-        name for name in ("mask_dir", "mask_column_name", "objects_column_name") if getattr(args, name) is not None
-    ]
+    flags = ("mask_dir", "mask_column_name", "objects_column_name", "objects_file")
+    given = [name for name in flags if getattr(args, name) is not None]
     if len(given) > 1:
         raise ValueError(f"`--{given[0]}` and `--{given[1]}` both name dense labels: give one of them.")
-    column, categories = args.mask_column_name or args.objects_column_name, None
+    column, has_objects = args.mask_column_name or args.objects_column_name, given[0].startswith("objects")
     if args.mask_column_name and getattr(data.train.features[column], "dtype", "") in ("string", "large_string"):
         raise ValueError(
             f"`--mask_column_name` {column} is a column of text: masks are images, or arrays of two dimensions."
         )
-    if args.objects_column_name:
-        names, categories = find_objects(data.train, column)
-        names = [BACKGROUND, *names]
+    if args.mask_dir:
+        roots = [folder for folder in (job.data_args.train_dir, job.data_args.validation_dir) if folder]
+        column, more = _MASKS, (data.image_column, roots, args.mask_dir, _MASKS)
+        data.train = with_masks(data.train, *more)
+        data.validation = None if data.validation is None else with_masks(data.validation, *more)
+    if args.objects_file:
+        column, more = _OBJECTS, (data.image_column, args.objects_file, _OBJECTS)
+        data.train = with_objects(data.train, *more)
+        data.validation = None if data.validation is None else with_objects(data.validation, *more)
+    number, categories = len(data.train) - values_of(data.train, column).null_count, None
+    if not number:
+        hint = f": the names of masks are those of the images, such as {_example(data)}" if args.mask_dir else ""
+        raise ValueError(
+            f"No training image has dense labels in {args.mask_dir or args.objects_file or column}{hint}."
+        )
+    if has_objects:
+        found = find_objects(data.train, column)
+        names = [BACKGROUND, *[name for name in dict.fromkeys(found.values()) if name != BACKGROUND]]
+        categories = {value: names.index(name) for value, name in found.items()}
+        if len(names) == 1:
+            raise ValueError(f"The objects in {column} are all 'background', which is what no box covers: name other categories.")
+        has_column = data.validation is not None and column in data.validation.features
+        held_out = find_objects(data.validation, column) if has_column else {}
+        new = [name for value, name in held_out.items() if value not in categories]
+        if new:
+            raise ValueError(
+                f"Held-out images have the category '{new[0]}', which no training image has: remove its boxes, or train on some."
+            )
     else:
         names = job.model_args.model_config.get("dense_classes")
         if not names:
@@ -149,15 +175,23 @@ def _add_dense(supervision: Supervision, job):
             )
         check_num_classes(names if isinstance(names, int) else len(names), "`dense_classes` in `--model_config`")
         names = list(map(str, range(names))) if isinstance(names, int) else list(names)
-    if args.mask_dir:
-        roots = [folder for folder in (job.data_args.train_dir, job.data_args.validation_dir) if folder]
-        column, masks = _MASKS, (data.image_column, roots, args.mask_dir, _MASKS)
-        data.train = with_masks(data.train, *masks)
-        data.validation = None if data.validation is None else with_masks(data.validation, *masks)
+    dense = DenseLabels(
+        names,
+        column,
+        categories,
+        args.reduce_labels,
+        box_format=args.box_format,
+        colors=args.mask_colors,
+        as_stored=args.annotations_as_stored,
+    )
     supervision.fields["dense_classes"] = names
-    supervision.targets.append(DenseLabels(names, column, categories, args.reduce_labels))
-    number = len(data.train) - values_of(data.train, column).null_count
-    if not number:
-        raise ValueError(f"No training image has dense labels in {args.mask_dir or column}.")
-    what = "boxes" if args.objects_column_name else "a mask"
+    supervision.targets.append(dense)
+    what = "boxes" if has_objects else "a mask"
     data.notes.append(f"{number} training images have {what}, of {len(names)} classes")
+    data.notes += look_at_annotations(data, dense)
+
+
+def _example(data) -> str:
+    """The name of a training image."""
+    path = next(iter(values_of(data.train, data.image_column).to_pylist()))["path"]
+    return os.path.basename(path or "?")
