@@ -210,3 +210,17 @@ def test_tags_need_captions():
     with pytest.raises(ValueError, match="has captions"):
         model_of("labels").tag(digit_pixel_values(range(2)))
     assert isinstance(model_of("captions").supervision["captions"], SupMAECaptionHead)
+
+
+def test_images_whose_labelled_patches_are_all_hidden_do_not_count():
+    config = reference_config(supervision="dense", dense_classes=["a", "b"])
+    head = SUPERVISIONS["dense"](config)
+    maps = torch.full((2, 32, 32), -100, dtype=torch.int32)
+    maps[:, :8, :8] = 1  # one patch of 16
+    mask = torch.zeros(2, 16)
+    mask[0, 0] = 1  # hidden in the first image
+    logits = torch.randn(2, 16, 2)
+    expected = torch.nn.functional.cross_entropy(logits[1, :1], torch.tensor([1]))
+    torch.testing.assert_close(head.loss(logits, maps, mask), expected)
+    assert head.counted(maps, mask).tolist() == [0, 1] and head.count(maps).tolist() == [1, 1]
+    assert head.loss(logits, maps, torch.ones(2, 16)) == 0

@@ -164,9 +164,13 @@ class SupMAESupervision(nn.Module):
         """Count the targets of every image, of shape `(batch_size,)`; mostly 1 or 0."""
         raise NotImplementedError
 
+    def counted(self, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`count` of the targets that the masked pass can learn from; `mask` is that of [`SupMAEModelOutput`]."""
+        return self.count(targets)
+
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The average over what is labelled in a batch; 0 (with zero gradients) if nothing is."""
-        count = self.count(targets)
+        count = self.counted(targets, mask)
         return (self.losses(logits, targets, mask) * count).sum() / count.sum().clamp(min=1)
 
     def figures(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -277,6 +281,7 @@ class SupMAECaptionHead(SupMAEMLPHead):
 
     def shares(self, targets: torch.Tensor) -> torch.Tensor:
         """The targets `(batch_size, caption_vocab_size)`: rows add up to 1, or to 0 if there is no caption."""
+        targets = targets.long()
         wrong = first_of(targets, (targets != UNLABELED) & ((targets < 0) | (targets >= len(self.document_frequency))))
         if wrong is not None:
             raise ValueError(f"Token {wrong} is outside [0, {len(self.document_frequency)}), `caption_vocab_size`.")
@@ -297,7 +302,7 @@ class SupMAECaptionHead(SupMAEMLPHead):
 
     def count(self, targets: torch.Tensor) -> torch.Tensor:
         is_token = targets != UNLABELED
-        weights = self.token_weights().to(targets.device)[targets * is_token]
+        weights = self.token_weights().to(targets.device)[targets.long() * is_token]
         return ((weights > 0) & is_token).any(dim=1).float()
 
     def figures(self, logits: torch.Tensor, targets: torch.Tensor, mask=None) -> dict[str, torch.Tensor]:
@@ -336,6 +341,7 @@ class SupMAEDenseHead(SupMAESupervision):
 
     def shares(self, targets: torch.Tensor) -> torch.Tensor:
         """Share of each class in the labelled pixels of every patch, `(batch_size, num_patches, num_classes)`; 0 if there are none."""
+        targets = targets.long()
         wrong = first_of(targets, (targets != UNLABELED) & ((targets < 0) | (targets >= self.num_classes)))
         if wrong is not None:
             raise ValueError(f"Pixels of class {wrong} are outside [0, {self.num_classes}), `dense_classes`.")
@@ -380,6 +386,9 @@ class SupMAEDenseHead(SupMAESupervision):
 
     def count(self, targets: torch.Tensor) -> torch.Tensor:
         return (targets != UNLABELED).flatten(1).any(dim=1).float()
+
+    def counted(self, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self._counted(self.shares(targets), mask).any(dim=1).float()
 
     def figures(self, logits: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """Count for each class the patches of which it is the largest part, those predicted so, and those that are both."""

@@ -58,8 +58,8 @@ def tokens_of(family, name, images):
     if family == "supmae":
         model = SupMAEModel.from_pretrained(name).eval()
         states = model(images, output_hidden_states=True).hidden_states[-1]
-        norm = torch.nn.functional.layer_norm
-        return (model.layernorm(states)[:, 0], norm(states[:, 1:].mean(1), (64,), eps=1e-6), "mean")
+        tokens = model.layernorm(states)  # as the branch of pre-training has them
+        return tokens[:, 0], tokens[:, 1:].mean(1), "mean"
     model = (CLIPVisionModel if family == "clip" else AutoModel).from_pretrained(name).eval()
     if family == "vit_mae":
         model.config.mask_ratio = 0.0

@@ -3,12 +3,15 @@
 import json
 import math
 
+import datasets
 import pytest
 import torch
 from conftest import ROOT, reference_config, run_example
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from supmae_hf import SupMAEForPreTraining
-from supmae_hf.data.targets import train_word_tokenizer
+from supmae_hf.data.targets import Captions, train_word_tokenizer
 from supmae_hf.evaluation.zero_shot import class_tokens, load_captioner, zero_shot_function
 from supmae_hf.preparation import build_image_processor
 
@@ -47,6 +50,25 @@ def test_scores_by_hand(model, digits, tmp_path):
     words = load_captioner(str(tmp_path)).tag(digits, num_words=2)
     best = logits.topk(2).indices.tolist()
     assert words == [model.tokenizer.convert_ids_to_tokens(row) for row in best]
+
+
+def test_byte_level_tokenizers_know_words_behind_a_space():
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(["a dog", "my dog", "a cat"] * 9, trainers.BpeTrainer(initial_alphabet=alphabet))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    captions = Captions("text", tokenizer)
+    config = reference_config(supervision="captions", caption_vocab_size=captions.vocab_size)
+    model = SupMAEForPreTraining(config)
+    model.tokenizer = tokenizer
+    rows = datasets.Dataset.from_dict({"text": ["a dog", "my dog", "a cat"]})
+    model.supervision["captions"].set_frequencies(*captions.count(rows))
+    weights = class_tokens(model, ["Dog", "cat"])
+    dog, cat = (tokenizer.convert_tokens_to_ids(word) for word in ("Ġdog", "Ġcat"))
+    assert weights[0].nonzero().flatten().tolist() == [dog] and weights[1].nonzero().flatten().tolist() == [cat]
+    with pytest.raises(ValueError, match="knows no word of the class 'xyz'"):
+        class_tokens(model, ["xyz"])
 
 
 def test_what_has_no_words_is_refused(model, tmp_path):

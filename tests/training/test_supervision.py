@@ -77,6 +77,18 @@ def test_words_of_captions():
     assert sorted(tokenizer.convert_ids_to_tokens(joined.tolist())) == ["a", "cat", "two"]
 
 
+def test_captions_of_other_forms():
+    chinese = train_word_tokenizer(["一只狗 a dog", "红色的汽车"])
+    assert len(Captions("text", chinese).tokens("一只狗")) == 3
+    tokenizer = train_word_tokenizer(["a dog", "two cats"])
+    captions = Captions("text", tokenizer, 8)
+    expected = captions.encode({"text": "a dog two cats"})
+    for value in (["a dog", "two cats"], [{"raw": "a dog"}, {"raw": "two cats"}], {"raw": "a dog two cats"}):
+        assert torch.equal(captions.encode({"text": value}), expected)
+    tokenizer.add_tokens(["rare"])
+    assert Captions("text", tokenizer).vocab_size == 1 + max(tokenizer.get_vocab().values())
+
+
 def test_masks_are_cropped_and_flipped_with_their_images():
     generator = np.random.default_rng(0)
     masks = [generator.integers(0, 3, (5, 6)).repeat(16, 0).repeat(16, 1).astype(np.uint8) for _ in range(4)]

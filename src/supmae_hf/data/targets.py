@@ -13,6 +13,7 @@ from ..supervision_supmae import UNLABELED
 
 
 _CHUNK = 1000  # captions at a time
+RAW = "raw"  # the field of a caption's text, as COCO's captions on the Hub have it
 
 
 class Column:
@@ -37,7 +38,7 @@ class Captions:
     Captions as the ids of their distinct tokens, special and unknown ones left out: see [`SupMAECaptionHead`].
 
     Args:
-        column: Column of texts, or of lists of texts, whose tokens are joined.
+        column: Column of texts (or of fields with one, `raw`), or of lists of them, whose tokens are joined.
         tokenizer: Any of Transformers.
         length: Length of the targets, which are filled up with -100.
     """
@@ -47,6 +48,7 @@ class Captions:
     def __init__(self, column: str, tokenizer: PreTrainedTokenizerBase, length: int = 0):
         self.column, self.tokenizer, self.length = column, tokenizer, length
         self._special = set(tokenizer.all_special_ids)
+        self.vocab_size = 1 + max(tokenizer.get_vocab().values())  # some tokenizers leave ids out
 
     def tokens(self, text: str) -> list[int]:
         """Its distinct tokens, in order."""
@@ -63,7 +65,7 @@ class Captions:
 
     def count(self, split: datasets.Dataset) -> tuple[torch.Tensor, int]:
         """Count the captions that each token occurs in, and the captions with a token; sets `length` to that of the longest."""
-        counts, num_captions = np.zeros(len(self.tokenizer), dtype=np.int64), 0
+        counts, num_captions = np.zeros(self.vocab_size, dtype=np.int64), 0
         for text in texts_of(split, self.column):
             tokens = self.tokens(text)
             counts[tokens] += 1
@@ -72,9 +74,11 @@ class Captions:
         return torch.from_numpy(counts), num_captions
 
 
-def text_of(value: str | list | None) -> str:
+def text_of(value: str | list | Mapping | None) -> str:
     """The caption in a record: one text, or several in one."""
-    return " ".join(text or "" for text in value) if isinstance(value, (list, tuple)) else value or ""
+    if isinstance(value, Mapping):
+        value = value.get(RAW)
+    return " ".join(map(text_of, value)) if isinstance(value, (list, tuple)) else value or ""
 
 
 def texts_of(split: datasets.Dataset, column: str):
@@ -84,9 +88,13 @@ def texts_of(split: datasets.Dataset, column: str):
 
 
 def train_word_tokenizer(texts, vocab_size: int = 30_000) -> PreTrainedTokenizerFast:
-    """A tokenizer of the words in texts, in lower case and without punctuation; the most frequent ones."""
+    """
+    A tokenizer of the most frequent words in texts, in lower case and without punctuation. Chinese characters are words of their
+    own.
+    """
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    characters = normalizers.BertNormalizer(handle_chinese_chars=True, strip_accents=False, lowercase=True)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), characters])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation(behavior="removed")]
     )

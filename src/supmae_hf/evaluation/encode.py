@@ -15,7 +15,7 @@ from transformers import MODEL_MAPPING, AutoModel
 from ..data.dataset import ImageDataset, collate
 from ..data.labels import Labels
 from ..loading import load_pretrained
-from ..modeling_supmae import SupMAEForImageClassification
+from ..modeling_supmae import SupMAEForImageClassification, SupMAEModel
 from ..supervision_supmae import UNLABELED
 from .models import load_config
 
@@ -66,8 +66,8 @@ class ImageEncoder(nn.Module):
             DINOv2, CLIP and SigLIP (their vision towers), convolutional networks, timm models, ...
         pooling (`str`, *optional*, defaults to `"model"`):
             `"cls"` takes the class token, `"mean"` the average of the patch tokens, `"model"` what the model's own
-            classifier is given: SupMAE, BEiT and DINOv2 as their configuration says, ViTMAE, ViT and DeiT the class token,
-            others their pooled output.
+            classifier (of a pre-training checkpoint: its branch) is given: SupMAE, BEiT and DINOv2 as their configuration says,
+            ViTMAE, ViT and DeiT the class token, others their pooled output.
 
     Raises:
         OSError: if there is no such checkpoint.
@@ -82,12 +82,11 @@ class ImageEncoder(nn.Module):
         config = load_config(name)
         options = {}
         if config.model_type in ("supmae", "vit_mae"):
-            # as its classifier has it: mean of the tokens and LayerNorm, or LayerNorm and class token
             is_mean = pooling == "mean" or pooling == "model" and getattr(config, "use_mean_pooling", False)
-            self.model = load_pretrained(SupMAEForImageClassification, name, use_mean_pooling=is_mean)
-            self.model.classifier = nn.Identity()
-            self.hidden_size = self.model.config.hidden_size
-            self.config = self.model.config
+            is_classifier = config.architectures == ["SupMAEForImageClassification"]
+            model_class = SupMAEForImageClassification if is_classifier else SupMAEModel
+            self.model = load_pretrained(model_class, name, use_mean_pooling=is_mean)
+            self.config, self.hidden_size = self.model.config, self.model.config.hidden_size
             return
         model_class = MODEL_MAPPING.get(type(config), None)
         has_optional_pooler = model_class and "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
@@ -118,6 +117,9 @@ class ImageEncoder(nn.Module):
         if isinstance(self.model, SupMAEForImageClassification):
             outputs = self.model.vit(pixel_values)
             return tuple(self.model.fc_norm(x) for x in (outputs.pooler_output, outputs.last_hidden_state[:, 1:]))
+        if isinstance(self.model, SupMAEModel):
+            outputs = self.model(pixel_values)
+            return outputs.pooler_output, outputs.last_hidden_state[:, 1:]
         outputs = self.model(pixel_values)
         pooled = outputs.get("pooler_output")
         tokens = outputs.get("last_hidden_state")

@@ -33,6 +33,9 @@ def class_tokens(model: SupMAEForPreTraining, names: Sequence[str], prompts: Seq
     Args:
         prompts: Texts in which `{}` stands for the name.
 
+    Of a name as it is and in lower case, with and without a space before it, the form counts whose tokens the captions had: cased
+    and byte-level tokenizers tell them apart.
+
     Raises:
         ValueError: if a prompt has no `{}`, or the model knows no word of a class.
     """
@@ -43,15 +46,22 @@ def class_tokens(model: SupMAEForPreTraining, names: Sequence[str], prompts: Seq
     head = model.supervision["captions"]
     # a word that is in all captions still names its class
     importance = head.token_weights() + 1e-3
-    weights = importance.new_zeros(len(names), len(importance))
+    weights, seen = importance.new_zeros(len(names), len(importance)), head.document_frequency > 0
+    if head.num_captions == 0:
+        seen = torch.ones_like(seen)  # nobody has counted
+
+    def tokens_of(text: str) -> list[int]:
+        forms = [captions.tokens(form) for form in (text, f" {text}", text.lower(), f" {text.lower()}")]
+        return max(forms, key=lambda tokens: seen[tokens].float().mean().item() if tokens else 0.0)
+
     for row, name in zip(weights, names):
         readable = name.replace("_", " ")
-        if not captions.tokens(readable):
+        if not seen[tokens_of(readable)].any():
             raise ValueError(
                 f"The model knows no word of the class '{name}': rename it in the words of the captions that it has learnt from."
             )
         for prompt in prompts:
-            tokens = captions.tokens(prompt.replace("{}", readable))
+            tokens = tokens_of(prompt.replace("{}", readable))
             row[tokens] += importance[tokens] / importance[tokens].sum() / len(prompts)
     return weights
 

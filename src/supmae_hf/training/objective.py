@@ -69,7 +69,8 @@ def _supervised_metrics(model: SupMAEForPreTraining, outputs: SupMAEForPreTraini
     for kind, head in model.heads().items():
         if head.argument in batch:
             logits, targets = predictions_of(outputs, kind)[0].detach(), batch[head.argument]
-            metrics |= head.figures(logits, targets, outputs["mask"]) | {head.count_name: head.count(targets)}
+            counted = head.counted(targets, outputs["mask"])
+            metrics |= head.figures(logits, targets, outputs["mask"]) | {head.count_name: counted}
     return metrics
 
 
@@ -184,7 +185,7 @@ class Objective:
                 losses[kind] = predictions_of(outputs, kind)[1].mean()  # mean(): DataParallel returns one per device
                 shares[kind] = losses[kind]
                 if self._targets_per_batch:
-                    count = head.count(batch[head.argument]).sum()
+                    count = head.counted(batch[head.argument], outputs["mask"]).sum()
                     shares[kind] = losses[kind] * (count / self._targets_per_batch[kind].clamp(min=1e-6))
         loss = outputs["loss"].mean()
         if self._targets_per_batch:

@@ -18,8 +18,9 @@ from ..data.annotations import (
     with_objects,
 )
 from ..data.labels import values_of
+from ..data.sources import take
 from ..data.statistics import look_at_annotations
-from ..data.targets import Captions, texts_of, train_word_tokenizer
+from ..data.targets import RAW, Captions, texts_of, train_word_tokenizer
 from ..loading import load_pretrained
 from ..modeling_supmae import SupMAEForPreTraining
 
@@ -98,7 +99,9 @@ def _add_captions(supervision: Supervision, job):
     args, data, checkpoint = job.args, job.data, job.model_args.model_name_or_path
     column = args.caption_column_name
     value = data.train.features[column]
-    if getattr(getattr(value, "feature", value), "dtype", "") not in ("string", "large_string"):
+    text = getattr(value, "feature", value)
+    text = text.get(RAW) if isinstance(text, dict) else text
+    if getattr(text, "dtype", "") not in ("string", "large_string"):
         raise ValueError(f"`--caption_column_name` {column} of the type {value} holds no texts.")
     tokenizer, what = None, ""
     if args.tokenizer_name or (
@@ -120,11 +123,16 @@ def _add_captions(supervision: Supervision, job):
         raise ValueError(f"`--caption_column_name` {column} holds no caption.")
     supervision.tokenizer = tokenizer
     supervision.targets.append(captions)
-    supervision.fields["caption_vocab_size"] = len(tokenizer)
+    supervision.fields["caption_vocab_size"] = captions.vocab_size
     data.notes.append(
         f"{number} training images have a caption ('{column}'), of {int((known > 0).sum())} {what} in all, at most "
         f"{captions.length} each"
     )
+    some = [text for text in texts_of(take(data.train, 1000), column) if text]
+    if what == "words" and sum(map(len, some)) > 15 * sum(len(captions.tokens(text)) for text in some):
+        data.notes.append(
+            "captions have few words for their length: a language without spaces needs a tokenizer (`--tokenizer_name`)"
+        )
 
 
 def _add_dense(supervision: Supervision, job):
@@ -158,7 +166,9 @@ def _add_dense(supervision: Supervision, job):
         names = [BACKGROUND, *[name for name in dict.fromkeys(found.values()) if name != BACKGROUND]]
         categories = {value: names.index(name) for value, name in found.items()}
         if len(names) == 1:
-            raise ValueError(f"The objects in {column} are all 'background', which is what no box covers: name other categories.")
+            raise ValueError(
+                f"The objects in {column} are all 'background', which is what no box covers: name other categories."
+            )
         has_column = data.validation is not None and column in data.validation.features
         held_out = find_objects(data.validation, column) if has_column else {}
         new = [name for value, name in held_out.items() if value not in categories]
