@@ -161,6 +161,11 @@ class EvaluationDataArguments(ImageArguments):
         default=None, help="Folder of images, one sub-folder per class, or with train/ and val/ in it."
     )
     max_samples: Count | None = HfArg(default=None, help="At most this many images (of each split).")
+    problem_type: Literal["regression"] | None = HfArg(
+        default=None,
+        help="regression: take whole numbers as numbers, not as classes.",
+        metadata={"choices": ["regression"]},
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -3,7 +3,7 @@
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -270,25 +270,30 @@ def _choose_split(splits: dict[str, Split], name: str | None) -> str:
     return name
 
 
-def load_evaluation_data(args: EvaluationDataArguments, data_dir: str | None = None) -> ImageData:
+def load_evaluation_data(
+    args: EvaluationDataArguments, data_dir: str | None = None, needs_classes: bool = True
+) -> ImageData:
     """
     Images to evaluate on, as `validation` of the result: those of a folder (if it has splits, the held-out ones), of a split (by
     default the held-out one) of a data set, or the held-out digits.
 
     Args:
         data_dir: A folder in a repository of the Hub.
+        needs_classes: Whether labels must be one class per image.
 
     Raises:
         FileNotFoundError: if the folder or data set does not exist.
-        ValueError: if there is no such split, no column of images, or not one class per image.
+        ValueError: if there is no such split, no column of images, or no such labels.
     """
     splits, notes = _open(args, data_dir)
     name = args.split or next((name for name in HELD_OUT_SPLITS if name in splits), None)
     if name is None and list(splits) == ["train"] and (data_dir or Path(args.source).is_dir()):
         name = "train"  # a folder without splits
     data = splits[_choose_split(splits, name)]
-    labels = Labels.of(list(splits.values()) if len(splits) > 1 else data, args.label_column_name)
-    labels.require_classes("Evaluation", data)
+    everything = list(splits.values()) if len(splits) > 1 else data
+    labels = Labels.of(everything, args.label_column_name, args.problem_type)
+    if needs_classes or not labels.columns:
+        labels.require_classes("Evaluation", data)
     return _images_of(args, data, labels, f"split '{name}'" if len(splits) > 1 else "", notes)
 
 
@@ -397,20 +402,27 @@ def load_training_data(
     return ImageData(train, validation, image_column, labels, words, notes, skip_bad_images=args.skip_bad_images)
 
 
-def load_labeled_data(args: DataArguments, job: str, num_labels: int | None = None) -> ImageData:
+def load_labeled_data(
+    args: DataArguments, job: str, fields: Mapping | None = None, needs_classes: bool = True
+) -> ImageData:
     """
-    [`load_training_data`] with one class per image, without the training images that have no label.
+    [`load_training_data`] without the training images that have no label.
 
     Args:
         job: Name of the job that needs labels, for errors.
+        fields: Fields of the model's configuration, of which `problem_type` and `num_labels` say what labels are.
+        needs_classes: Whether labels must be one class per image.
 
     Raises:
-        ValueError: if the label column holds anything else, or a single class.
+        ValueError: if there are no labels, those of another kind, or a single class.
     """
+    fields = fields or {}
     if args.classification_branch is False:
         raise ValueError(f"{job} needs labels: leave out `--classification_branch False`.")
-    data = load_training_data(args, num_labels=num_labels)
-    data.labels.require_classes(job, data.train)
+    problem_type = None if needs_classes else fields.get("problem_type")
+    data = load_training_data(args, problem_type, fields.get("num_labels"))
+    if needs_classes or not data.labels.columns:
+        data.labels.require_classes(job, data.train)
     if isinstance(data.train, datasets.IterableDataset):
         data.labeled_only = True
         if args.label_fraction < 1:
@@ -419,7 +431,7 @@ def load_labeled_data(args: DataArguments, job: str, num_labels: int | None = No
     labeled = data.labels.find_labeled(data.train, args.label_fraction, args.label_seed)
     if not labeled:
         raise ValueError(f"{job} needs labels, but column '{data.labels.columns[0]}' has none.")
-    if len(data.labels.names) == 1:
+    if data.labels.problem_type == "single_label_classification" and len(data.labels.names) == 1:
         raise ValueError(
             f"{job} needs two classes or more, but all images are of the class '{data.labels.names[0]}': a class is a "
             "sub-folder, or a value of the label column."

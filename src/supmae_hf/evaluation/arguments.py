@@ -126,6 +126,7 @@ def evaluate_models(
     data_args: EvaluationDataArguments,
     loaders: Iterable[Callable],
     measure: Callable[[str, ImageData], dict],
+    needs_classes: bool = True,
     **key,
 ):
     """
@@ -134,11 +135,12 @@ def evaluate_models(
     Args:
         loaders: Functions that load a part of a model by its name: all models are loaded once before one is measured.
         measure: Function that returns a row of the table for the name of a model and the images.
+        needs_classes: Whether labels must be one class per image.
         key: Settings that the results depend on, beside model and data.
     """
     check_models(args.models, *loaders)
     with args.open_output_dir(data_args.sources()) as (folder, journal):
-        data = load_evaluation_data(data_args)
+        data = load_evaluation_data(data_args, needs_classes=needs_classes)
         args.say(data)
         key["data"], rows = data_key(data_args, data), []
         for name in args.models:

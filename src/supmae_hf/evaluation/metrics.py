@@ -1,10 +1,19 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Accuracy and intersection over union, by scikit-learn."""
+"""Metrics of classification, regression and segmentation, by scikit-learn."""
 
 import datasets
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score, confusion_matrix, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    mean_absolute_error,
+    r2_score,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 from transformers.trainer_utils import EvalPrediction
 
 
@@ -42,17 +51,82 @@ class TopKAccuracy(evaluate.Metric):
         return result
 
 
-def accuracy_row(name: str, scores: np.ndarray, targets) -> dict:
-    """A row of a table, in percent: a model, how many images are labelled, and [`TopKAccuracy`]."""
-    accuracies = TopKAccuracy(keep_in_memory=True).compute(predictions=scores, references=targets)
-    row = {"model": name, "images": sum(bool(target >= 0) for target in targets)}
-    return row | {metric: 100 * accuracy for metric, accuracy in accuracies.items()}
+class MultiLabelMetrics(evaluate.Metric):
+    """
+    Mean average precision, macro F1 (at a probability of 1/2) and macro AUROC over the classes, as an `evaluate.Metric` that needs
+    no download.
+
+    `compute(predictions=scores, references=labels)` takes logits and labels of 0 and 1, both of shape `(num_images, num_classes)`;
+    labels of -100 are left out, and so are classes without a positive or a negative image.
+    """
+
+    def _info(self):
+        rows = datasets.Sequence(datasets.Value("float32"))
+        return evaluate.MetricInfo(
+            description="Metrics of several classes per image.",
+            citation="",
+            inputs_description="Logits and labels (num_images, num_classes).",
+            features=datasets.Features({"predictions": rows, "references": rows}),
+        )
+
+    def _compute(self, predictions, references):
+        columns = [
+            (answers[answers != -100], scores[answers != -100])
+            for scores, answers in zip(np.asarray(predictions).T, np.asarray(references).T)
+        ]
+        columns = [(answers, scores) for answers, scores in columns if len(set(answers)) == 2]
+        names = {"map": average_precision_score, "f1": lambda y, x: f1_score(y, x > 0), "auroc": roc_auc_score}
+        return {name: float(np.mean([score(*column) for column in columns])) for name, score in names.items()}
+
+
+class RegressionMetrics(evaluate.Metric):
+    """
+    Mean absolute error and R^2 as an `evaluate.Metric` that needs no download.
+
+    `compute(predictions=values, references=targets)` takes numbers of shape `(num_images,)`; targets of -100 are left out.
+    """
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description="Metrics of regression.",
+            citation="",
+            inputs_description="Predictions and targets (num_images,).",
+            features=datasets.Features({name: datasets.Value("float64") for name in ("predictions", "references")}),
+        )
+
+    def _compute(self, predictions, references):
+        values, targets = np.asarray(predictions), np.asarray(references)
+        values, targets = values[targets != -100], targets[targets != -100]
+        return {"mae": float(mean_absolute_error(targets, values)), "r2": float(r2_score(targets, values))}
+
+
+def compute_metrics(problem_type: str | None, scores: np.ndarray, targets) -> dict[str, float]:
+    """
+    The metrics of a classifier: [`TopKAccuracy`], [`MultiLabelMetrics`] or [`RegressionMetrics`].
+
+    Args:
+        problem_type: As in Transformers' configurations; `None` for one class per image.
+        scores: Logits of shape `(num_images, num_labels)`.
+        targets: Labels as the model takes them.
+    """
+    kinds = {"multi_label_classification": MultiLabelMetrics, "regression": RegressionMetrics}
+    metric = kinds.get(problem_type, TopKAccuracy)(keep_in_memory=True)
+    if problem_type == "regression":
+        scores, targets = np.asarray(scores).reshape(-1), np.asarray(targets).reshape(-1)
+    return metric.compute(predictions=scores, references=targets)
+
+
+def accuracy_row(name: str, scores: np.ndarray, targets, problem_type: str | None = None) -> dict:
+    """A row of a table: a model, how many images are labelled, and [`compute_metrics`], in percent but for regression."""
+    scale = 1 if problem_type == "regression" else 100
+    labeled = (np.asarray(targets).reshape(len(targets), -1) != -100).any(axis=1)
+    metrics = compute_metrics(problem_type, scores, targets)
+    return {"model": name, "images": int(labeled.sum())} | {key: scale * value for key, value in metrics.items()}
 
 
 def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """[`TopKAccuracy`] as the `compute_metrics` of a [`~transformers.Trainer`]."""
-    metric = TopKAccuracy(keep_in_memory=True)
-    return metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
+    return compute_metrics(None, prediction.predictions, prediction.label_ids)
 
 
 def count_pixels(predicted: np.ndarray, reference: np.ndarray, num_labels: int, ignore_index: int) -> np.ndarray:

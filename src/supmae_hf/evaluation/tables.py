@@ -55,10 +55,13 @@ def save_bars(
 
 
 def write_accuracies(rows: Sequence[dict], folder: Path):
-    """Print and write a table of top-1 and top-5 accuracies in percent, and draw it."""
-    print("Percent.\n")
+    """Print, write and draw a table of [`accuracy_row`]s."""
+    unit = "in units of the labels" if "mae" in rows[0] else "percent"
+    print(f"{unit.capitalize()}.\n")
     write_table(rows, folder, "results")
-    save_bars(rows, "model", ["top1", "top5"], folder / "results.png", "accuracy (%)")
+    save_bars(
+        rows, "model", [name for name in rows[0] if name not in ("model", "images")], folder / "results.png", unit
+    )
     say_written(folder, "results.json", "results.csv", "results.png")
 
 

@@ -327,9 +327,19 @@ class FineTuningArguments(RecipeArguments):
     cutmix: NotNegative = HfArg(default=0.0, help="Alpha of cutmix; 0 for none.")
     auto_augment: str = HfArg(default="", help="timm's augmentation policy; '' for none.")
     random_erasing: Share = HfArg(default=0.0, help="Probability of random erasing, with noise.")
+    class_weights: Literal["balanced"] | None = HfArg(
+        default=None,
+        help="balanced: weigh the loss of each class by the inverse of its number of training images. Default: all images alike.",
+        metadata={"choices": ["balanced"]},
+    )
     classifier_init_std: NotNegative = HfArg(default=2e-5, help="Standard deviation of a new classifier's weights.")
 
     best_metric = "eval_top1"
+
+    def compare_checkpoints_by(self, metric: str):
+        """Let another metric than the accuracy decide which checkpoint is best, unless the user has named one."""
+        if self.metric_for_best_model == self.best_metric:
+            self.metric_for_best_model, self.greater_is_better = metric, not metric.endswith("loss")
 
     def __post_init__(self):
         super().__post_init__()

@@ -247,6 +247,7 @@ def load_job(
     title: str,
     arguments: tuple[ModelArguments, DataArguments, RecipeArguments],
     needs_labels: str | None = None,
+    needs_classes: bool = True,
 ) -> Job:
     """
     Read the data of a run, and seed the process.
@@ -254,7 +255,8 @@ def load_job(
     Args:
         name, title: See [`Job`].
         arguments: The result of [`parse_arguments`].
-        needs_labels: Name of a job that needs one class per image, for errors; images without a label are left out then.
+        needs_labels: Name of a job that needs labels, for errors; training images without a label are left out then.
+        needs_classes: Whether labels must be one class per image.
 
     Raises:
         FileNotFoundError: if a folder or data set does not exist.
@@ -266,7 +268,7 @@ def load_job(
     require_apart(args.output_dir, inputs)
     fields = model_args.model_config
     if needs_labels:
-        data = load_labeled_data(data_args, needs_labels, fields.get("num_labels"))
+        data = load_labeled_data(data_args, needs_labels, fields, needs_classes)
     else:
         data = load_training_data(data_args, fields.get("problem_type"), fields.get("num_labels"))
     set_seed(args.seed)

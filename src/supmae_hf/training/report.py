@@ -38,14 +38,14 @@ class Metric:
 
     Args:
         title: Name of the metric for people.
-        kind: Type of the metric on the Hub. Metrics of the types `loss` and `mse` are no shares.
+        kind: Type of the metric on the Hub. Losses, errors and R² are no shares.
     """
 
     title: str
     kind: str = "accuracy"
 
     def format(self, value: float) -> str:
-        return f"{self.title} {value:{'.4f' if self.kind in ('loss', 'mse') else '.2%'}}"
+        return f"{self.title} {value:{'.4f' if self.kind in ('loss', 'mse', 'mae', 'r_squared') else '.2%'}}"
 
 
 def metrics_of(model: torch.nn.Module) -> dict[str, Metric]:
@@ -57,6 +57,11 @@ def metrics_of(model: torch.nn.Module) -> dict[str, Metric]:
             metrics[head.loss_name] = Metric(head.loss_name.replace("_", " "), "loss")
             metrics |= {name: Metric(title, kind) for name, (title, kind) in head.metrics.items()}
         return metrics | {"knn_top1": Metric("accuracy of nearest neighbours")}
+    if model.config.problem_type == "multi_label_classification":
+        names = {"map": "mean average precision", "f1": "macro F1", "auroc": "macro AUROC"}
+        return metrics | {name: Metric(title, name) for name, title in names.items()}
+    if model.config.problem_type == "regression":
+        return metrics | {"mae": Metric("mean absolute error", "mae"), "r2": Metric("R²", "r_squared")}
     metrics["top1"] = Metric("top-1 accuracy")
     return metrics | ({"top5": Metric("top-5 accuracy", "top5_accuracy")} if model.config.num_labels > 5 else {})
 

@@ -311,17 +311,18 @@ class PreTrainer(RecipeTrainer):
 
 class FineTuner(RecipeTrainer):
     """
-    Trainer of [`SupMAEForImageClassification`] on single-label images: label smoothing, and mixup or cutmix if the
-    arguments say so, while training; the plain cross entropy in evaluation.
+    Trainer of [`SupMAEForImageClassification`]. For one class per image: label smoothing, and mixup or cutmix if the arguments
+    say so, while training; the plain cross entropy in evaluation. Other labels have the model's own loss.
 
     Args:
         mixup (`timm.data.Mixup`, *optional*): Mixes training batches and smooths their labels.
+        class_weights (`torch.Tensor` of shape `(num_labels,)`, *optional*): Weight of each class in the loss of training.
     """
 
-    def __init__(self, *args, mixup=None, **kwargs):
+    def __init__(self, *args, mixup=None, class_weights=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.label_smoother = None  # done in the loss below, and only in training
-        self.mixup = mixup
+        self.mixup, self.class_weights = mixup, class_weights
 
     def get_train_dataloader(self):
         collate = self.data_collator if self.mixup is None else MixupCollator(self.mixup)
@@ -329,9 +330,17 @@ class FineTuner(RecipeTrainer):
         return self.prepare_train_dataloader(loader)
 
     def training_loss(self, model, inputs, num_items_in_batch=None):
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        smoothing = 0.0 if labels.is_floating_point() else self.args.label_smoothing_factor
-        loss = torch.nn.functional.cross_entropy(outputs["logits"].float(), labels, label_smoothing=smoothing)
+        problem_type = self.model.config.problem_type
+        if problem_type in ("multi_label_classification", "regression"):
+            outputs = model(**inputs)
+            loss = outputs["loss"].mean()
+        else:
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            smoothing = 0.0 if labels.is_floating_point() else self.args.label_smoothing_factor
+            weights = None if self.class_weights is None else self.class_weights.to(labels.device)
+            loss = torch.nn.functional.cross_entropy(
+                outputs["logits"].float(), labels, weights, label_smoothing=smoothing
+            )
         self.monitor.add(loss=loss)
         return loss, outputs
