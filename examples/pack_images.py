@@ -2,7 +2,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
 Pack a data set once, for many epochs: Parquet files of images whose shorter side is --size pixels at most, with the same
-classes and splits. They are smaller, and read and decoded faster, than a folder of photographs.
+splits and columns; masks and boxes are resized with their image. They are smaller, and read and decoded faster, than a folder of photographs.
 
     python examples/pack_images.py [--image_dir FOLDER | --dataset_name NAME] --output_dir packed [--size 256]
 
@@ -20,7 +20,7 @@ from transformers.hf_argparser import HfArg
 
 from supmae_hf.cli import Count, Range, Workers, check, parse_arguments, run
 from supmae_hf.data.arguments import EvaluationDataArguments
-from supmae_hf.data.packing import write_packed
+from supmae_hf.data.packing import find_pixel_boxes, write_packed
 from supmae_hf.data.sources import load_splits
 from supmae_hf.evaluation.features import claim_parts, count_rows, missing_parts, parts_of
 from supmae_hf.records import output_folder, require_apart
@@ -72,9 +72,10 @@ def main():
     )
     with output_folder(args.output_dir, run, args.overwrite_output_dir) as record:
         claim_parts(record, parts)
+        objects = {name: find_pixel_boxes(data.validation) for name, data in splits.items()}
         for part in missing_parts(parts):
             places = range(part.start, part.stop)
-            options = args.size, args.quality, args.dataloader_num_workers
+            options = args.size, args.quality, args.dataloader_num_workers, objects[part.split]
             write_packed(splits[part.split], places, part.path, *options)
             print(f"{parts.index(part) + 1}/{len(parts)} {part.path}", flush=True)
         number = count_rows(parts)

@@ -42,9 +42,12 @@ _MAX_PAGES = 1000  # of a TIFF; finding out what they are takes long
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def read_image(file: str | Path | bytes) -> Image.Image | np.ndarray:
+def read_image(file: str | Path | bytes, is_mask: bool = False) -> Image.Image | np.ndarray:
     """
     The image in a file, or in the bytes of one.
+
+    Args:
+        is_mask: Whether its values are classes, which are those of the file even if a TIFF says that 0 is white.
 
     Returns:
         A PIL image, not decoded yet, of files with 8 bits and up to 4 channels; of others (16-bit PNG, TIFF of any type
@@ -58,7 +61,7 @@ def read_image(file: str | Path | bytes) -> Image.Image | np.ndarray:
     if not isinstance(file, bytes):
         file = read_bytes(file)
     if file[:4] in _TIFF:
-        return _read_tiff(file)
+        return _read_tiff(file, is_mask)
     if file[:6] == _NUMPY:
         return channels_last(np.load(io.BytesIO(file), allow_pickle=False))
     if file[:8] == b"\x89PNG\r\n\x1a\n" and file[24:25] == b"\x10":  # 16 bits, of which Pillow keeps 8 in colour
@@ -106,7 +109,7 @@ def _open_tiff(file) -> "tifffile.TiffFile":
     return tiff
 
 
-def _read_tiff(file: bytes) -> Image.Image | np.ndarray:
+def _read_tiff(file: bytes, is_mask: bool) -> Image.Image | np.ndarray:
     if tifffile is None:
         raise ImportError("TIFF files need tifffile: pip install tifffile imagecodecs")
     try:
@@ -118,7 +121,8 @@ def _read_tiff(file: bytes) -> Image.Image | np.ndarray:
                 raise ValueError(f"it holds {len(images)} images: save each as a file of its own")
             if len(tiff.series) > 1:
                 logger.warning_once("A TIFF holds several images of different sizes: the first one is read.")
-            is_usual = page.photometric.name in ("MINISBLACK", "MINISWHITE", "RGB") and page.bitspersample >= 8
+            is_usual = page.photometric.name in ("MINISBLACK", "MINISWHITE", "RGB")
+            is_usual = is_usual and (page.bitspersample >= 8 or is_mask)
             pixels = tiff.series[0].asarray() if is_usual else None
     except (ValueError, Image.DecompressionBombError):
         raise
@@ -134,7 +138,7 @@ def _read_tiff(file: bytes) -> Image.Image | np.ndarray:
         raise ValueError(f"it holds an array of the shape {pixels.shape}, which is no image")
     elif not axes.endswith("S"):  # bands one after the other
         pixels = np.moveaxis(pixels, 0, -1)
-    if page.photometric.name == "MINISWHITE" and pixels.dtype.kind == "u":
+    if page.photometric.name == "MINISWHITE" and pixels.dtype.kind == "u" and not is_mask:
         pixels = np.iinfo(pixels.dtype).max - pixels
     is_rgba = len(page.extrasamples) == 1 and page.extrasamples[0] != 0
     if pixels.dtype == np.uint8 and pixels.shape[-1] in ((1, 3, 4) if is_rgba else (1, 3)):

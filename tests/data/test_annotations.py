@@ -1,6 +1,7 @@
 """Masks and boxes in many forms: the right pixels, or an error that names the image and the remedy."""
 
 import io
+import itertools
 import json
 
 import datasets
@@ -141,7 +142,7 @@ def test_image_and_mask_are_cropped_alike():
 
 def test_masks_of_colours_and_lossy_ones():
     colors = np.stack([drawn() * 128, drawn() * 0, drawn() * 64], -1)
-    read = lambda one: (Image.open(io.BytesIO(one["bytes"])), one["bytes"])  # noqa: E731
+    read = lambda one, is_mask: (Image.open(io.BytesIO(one["bytes"])), one["bytes"])  # noqa: E731
     record = {"mask": encoded(Image.fromarray(colors))}
     found = DenseLabels(["ground", "shape"], "mask", colors=["000000", "#800040"])
     assert np.array_equal(found.encode(record, (HEIGHT, WIDTH), read), drawn())
@@ -267,3 +268,19 @@ def test_unlabelled_images_alone_are_all_that_a_run_sees(tmp_path):
         "| training | 22 | 0 |" in printed
         and "No labels: the reconstruction branch alone is trained (MAE)." in printed
     )
+
+
+def test_masks_of_tiffs_are_as_the_file_has_them():
+    """Whatever a TIFF says of black and white: values are classes."""
+    tifffile = pytest.importorskip("tifffile")
+    for photometric, mask in itertools.product(("miniswhite", "minisblack"), (drawn(), drawn().astype(bool))):
+        file = io.BytesIO()
+        tifffile.imwrite(file, mask, photometric=photometric)
+        column = [{"bytes": file.getvalue(), "path": "a.tif"}]
+        data = datasets.Dataset.from_dict(
+            {"image": [encoded(Image.fromarray(drawn()))], "mask": column},
+            features=datasets.Features({"image": datasets.Image(), "mask": datasets.Image()}),
+        )
+        images = ImageDataset(data, Labels(), None, "image", targets=[DenseLabels(["ground", "shape"], "mask")])
+        record = images.dataset[0]
+        assert np.array_equal(images.read_classes(record, images.read(record["image"])[0]), drawn())

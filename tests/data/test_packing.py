@@ -3,6 +3,7 @@
 import io
 import json
 
+import datasets
 import numpy as np
 import pytest
 from conftest import TINY, load_data, run_example
@@ -107,3 +108,41 @@ def test_a_run_trains_on_it(photos):
     arguments += ["--per_device_train_batch_size", 5, "--save_strategy", "no", "--use_cpu", "--output_dir", "out"]
     printed = run_example("run_pretrain.py", "--dataset_name", "packed", *arguments, cwd=photos)
     assert "2 classes: china 9, flower 6." in printed and "on 15 images; on 4 held-out images" in printed
+
+
+def test_masks_boxes_and_captions_stay_with_their_images(tmp_path):
+    """Every column stays; masks and boxes are made smaller with the image, those of small images and fractions are not."""
+    sizes, rows = [(60, 40), (400, 200), (256, 512)], []
+    for width, height in sizes:
+        mask = np.zeros((height, width), np.uint8)
+        mask[height // 4 : height // 2, width // 2 :] = 2
+        box = [width / 2, height / 4, width / 2, height / 4]
+        files = {"image": Image.fromarray(mask * 100), "mask": Image.fromarray(mask)}
+        files = {name: {"bytes": png(image), "path": None} for name, image in files.items()}
+        objects, fractions = ({"bbox": [x], "category": ["shape"]} for x in (box, [0.5, 0.25, 0.5, 0.25]))
+        rows.append(files | {"objects": objects, "fractions": fractions, "text": f"{width} wide", "many": [1, 2]})
+    (tmp_path / "table").mkdir()
+    data = (
+        datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+    )
+    data.to_parquet(tmp_path / "table" / "train.parquet")
+    pack(tmp_path, "--dataset_name", "table")
+    packed = datasets.Dataset.from_parquet(str(tmp_path / "packed" / "train-00000.parquet"), cache_dir=str(tmp_path))
+    assert set(packed.column_names) == set(data.column_names)
+    assert [image.size for image in packed["image"]] == [(60, 40), (256, 128), (128, 256)]
+    for row, before in zip(packed, rows):
+        image, mask = np.array(row["image"]), np.array(row["mask"])
+        assert set(np.unique(mask)) == {0, 2} and (np.abs(image - mask * 100.0) < 60).mean() > 0.99
+        left, top, width, height = row["objects"]["bbox"][0]
+        expected = np.zeros_like(mask)
+        expected[round(top) : round(top + height), round(left) : round(left + width)] = 2
+        assert np.array_equal(mask, expected)
+        assert {name: row[name] for name in ("fractions", "text", "many")} == {
+            name: before[name] for name in ("fractions", "text", "many")
+        }
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

@@ -117,7 +117,7 @@ PRETRAIN = [
     ("--no_such_flag 1", "unrecognized arguments: --no_such_flag 1"),
     ("--train_dir nowhere", "'nowhere' is not a folder of images: check its name."),
     ("--dataset_name a --train_dir b", "give one of them."),
-    ("--validation_dir b", "`--validation_dir` needs `--train_dir`."),
+    ("--validation_dir b", "`--validation_dir` needs `--train_dir` or `--dataset_name`."),
     ("--model_config [1]", "`--model_config` must map fields to values"),
     ("--model_config 3", "`--model_config` must map fields to values"),
     ("--model_config {mask_ratio:0.6}", "`--model_config` is not JSON"),

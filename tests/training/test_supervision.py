@@ -119,7 +119,7 @@ def test_masks_are_cropped_and_flipped_with_their_images():
 def test_values_of_masks():
     values = np.array([[0, 1, 2], [2, 1, 255]], dtype=np.uint8)
     record = {"mask": {"path": "a.png"}}
-    read = lambda encoded: (Image.fromarray(values), None)  # noqa: E731
+    read = lambda encoded, is_mask: (Image.fromarray(values), None)  # noqa: E731
     for reduce_labels, classes in ((False, [0, 1, 2, 2, 1, -100]), (True, [-100, 0, 1, 1, 0, -100])):
         dense = DenseLabels(["a", "b", "c"], "mask", reduce_labels=reduce_labels)
         assert dense.encode(record, (2, 3), read).flatten().tolist() == classes

@@ -16,6 +16,7 @@ import torch
 from torchvision.ops import box_convert
 
 from ..supervision_supmae import UNLABELED
+from .image_data import Split
 from .labels import values_of
 
 
@@ -44,6 +45,11 @@ def turn(mask: np.ndarray, orientation: int) -> np.ndarray:
         8: np.rot90,
     }
     return np.ascontiguousarray(turns.get(orientation, lambda x: x)(mask))
+
+
+def is_lossy(image, file: bytes | None) -> bool:
+    """Decide whether the file of an image is compressed with losses."""
+    return getattr(image, "format", None) in ("JPEG", "MPO") or (file or b"")[12:16] == b"VP8 "
 
 
 def check_num_classes(num_classes: int, name: str):
@@ -109,7 +115,7 @@ class DenseLabels:
 
         Args:
             size: Height and width of the record's image, upright.
-            read: Function that decodes an image, and returns its file, too.
+            read: Function that decodes an image or mask, and returns its file, too: `ImageDataset.read`.
             orientation: EXIF orientation of the record's image.
 
         Raises:
@@ -125,8 +131,8 @@ class DenseLabels:
 
     def _read(self, encoded, size: tuple[int, int], read: Callable) -> np.ndarray:
         where = (encoded.get("path") if isinstance(encoded, dict) else None) or "a mask"
-        image, file = read(encoded)
-        if getattr(image, "format", None) in ("JPEG", "MPO") or (file or b"")[12:16] == b"VP8 ":
+        image, file = read(encoded, is_mask=True)
+        if is_lossy(image, file):
             raise AnnotationError(f"{where} is compressed with losses, which changes classes: save masks as PNG files")
         mask = np.array(image).squeeze()
         if mask.dtype == bool:
@@ -207,7 +213,7 @@ class DenseLabels:
         return mask
 
 
-def find_objects(split: datasets.Dataset, column: str) -> dict[object, str]:
+def find_objects(split: Split, column: str) -> dict[object, str]:
     """
     The categories in a column of objects, and their names.
 
@@ -225,7 +231,8 @@ def find_objects(split: datasets.Dataset, column: str) -> dict[object, str]:
     category = getattr(fields[CATEGORIES], "feature", fields[CATEGORIES])
     if isinstance(category, datasets.ClassLabel):
         return dict(enumerate(category.names))
-    return {found: str(found) for found in sorted({x for row in split[column] for x in objects_of(row)[1]} - {None})}
+    rows = (row[column] for row in split.select_columns(column))
+    return {found: str(found) for found in sorted({x for row in rows for x in objects_of(row)[1]} - {None})}
 
 
 def objects_of(objects: Mapping | list | None) -> tuple[list[list[float]], list, list[bool]]:

@@ -65,7 +65,9 @@ class DataArguments(ImageArguments):
     train_dir: str | None = HfArg(
         default=None, help="Folder of training images, one sub-folder per class, or with train/ and val/ in it."
     )
-    validation_dir: str | None = HfArg(default=None, help="Folder of held-out images, in the same layout.")
+    validation_dir: str | None = HfArg(
+        default=None, help="Folder of held-out images, in the same layout or with the same columns."
+    )
     unlabeled_dir: list[str] | None = HfArg(
         default=None,
         help="Folders of more training images, without labels; may be repeated.",
@@ -121,8 +123,8 @@ class DataArguments(ImageArguments):
         super().__post_init__()
         if self.dataset_name and self.train_dir:
             raise ValueError("`--dataset_name` and `--train_dir` both name training images: give one of them.")
-        if self.validation_dir and not self.train_dir:
-            raise ValueError("`--validation_dir` needs `--train_dir`.")
+        if self.validation_dir and not (self.train_dir or self.dataset_name):
+            raise ValueError("`--validation_dir` needs `--train_dir` or `--dataset_name`.")
         if len(self.crop_scale) != 2 or not self.crop_scale[0] <= self.crop_scale[1]:
             raise ValueError(
                 f"`--crop_scale` needs two shares with 0 < smallest <= largest <= 1, got {self.crop_scale}."

@@ -117,14 +117,14 @@ class _Images:
             file = read_bytes(path)
         return file
 
-    def read(self, encoded) -> tuple[Image.Image | np.ndarray, bytes | None]:
-        """A record's image as [`read_image`] gives it, and its file if that holds nothing else."""
+    def read(self, encoded, is_mask: bool = False) -> tuple[Image.Image | np.ndarray, bytes | None]:
+        """A record's image or mask as [`read_image`] gives it, and its file if that holds nothing else."""
         if not isinstance(encoded, dict):
             return channels_last(np.asarray(encoded, dtype=self.dtype)), None
         file = self.read_file(encoded)
         if file is None:  # in an archive, or on the Hub
             return datasets.Image().decode_example(encoded), None
-        image = read_image(file)
+        image = read_image(file, is_mask)
         # one that has been turned is not as its file has it
         return image, file if getattr(image, "format", None) is not None else None
 

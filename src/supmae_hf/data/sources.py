@@ -22,6 +22,7 @@ from .folders import HELD_OUT_SPLITS, check_names, find_splits, read_folder, to_
 from .idx import idx_folder, read_idx
 from .image_data import ImageData, Split, paths_of, shortened
 from .labels import Labels
+from .tars import find_tar_features, with_fields
 
 
 # the same images are held out by every run, whatever its seed, so that fine-tuning never tests what pre-training saw
@@ -67,14 +68,21 @@ def load_dataset(name: str, *args, **kwargs) -> dict[str, Split]:
             ending = max(endings, key=endings.count)
             kwargs |= {"data_dir": glob.escape(name), **({"sep": "\t"} if ending == ".tsv" else {})}
             name = _TABLES[ending]
-        if kwargs.pop("streaming", False):
-            builder = datasets.load_dataset_builder(name, *args, **kwargs)
-            files = builder.config.data_files or {}
-            return {
+        streaming = kwargs.pop("streaming", False)
+        builder = datasets.load_dataset_builder(name, *args, **kwargs)
+        files = builder.config.data_files or {}
+        is_tar = bool(files) and all(str(file).endswith(".tar") for part in files.values() for file in part)
+        if is_tar and (features := find_tar_features([str(part[0]) for part in files.values()])):
+            builder = datasets.load_dataset_builder(name, *args, **kwargs, features=features)
+        if streaming:
+            splits = {
                 split: _with_sizes(stream, split, files.get(split))
                 for split, stream in builder.as_streaming_dataset().items()
             }
-        return dict(datasets.load_dataset(name, *args, **kwargs))
+        else:
+            builder.download_and_prepare()
+            splits = dict(builder.as_dataset())
+        return {split: with_fields(rows) for split, rows in splits.items()} if is_tar else splits
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
             f"There is no data set '{name}' that can be read, neither a folder here nor a repository that the Hub gave us: "

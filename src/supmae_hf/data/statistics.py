@@ -64,8 +64,7 @@ def look_at_annotations(data: ImageData, dense: DenseLabels, max_images: int = M
             continue
         images = ImageDataset.of(data, take(split, max_images), targets=[dense])
         pixels, num_images, num_boxes, num_clipped, largest = np.zeros(len(dense.names) + 1), 0, 0, 0, 0.0
-        for index in range(len(images)):
-            record = images.dataset[index]
+        for index, record in enumerate(images.dataset):
             annotation, encoded = record[dense.column], record[data.image_column]
             if annotation is None:
                 continue

@@ -3,13 +3,13 @@
 
 from collections.abc import Mapping
 
-import datasets
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..supervision_supmae import UNLABELED
+from .image_data import Split
 
 
 _CHUNK = 1000  # captions at a time
@@ -63,7 +63,7 @@ class Captions:
             )
         return torch.tensor(tokens + [UNLABELED] * (self.length - len(tokens)), dtype=torch.long)
 
-    def count(self, split: datasets.Dataset) -> tuple[torch.Tensor, int]:
+    def count(self, split: Split) -> tuple[torch.Tensor, int]:
         """Count the captions that each token occurs in, and the captions with a token; sets `length` to that of the longest."""
         counts, num_captions = np.zeros(self.vocab_size, dtype=np.int64), 0
         for text in texts_of(split, self.column):
@@ -81,7 +81,7 @@ def text_of(value: str | list | Mapping | None) -> str:
     return " ".join(map(text_of, value)) if isinstance(value, (list, tuple)) else value or ""
 
 
-def texts_of(split: datasets.Dataset, column: str):
+def texts_of(split: Split, column: str):
     """The captions of a data set."""
     for rows in split.select_columns(column).iter(batch_size=_CHUNK):
         yield from map(text_of, rows[column])

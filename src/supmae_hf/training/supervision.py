@@ -3,6 +3,7 @@
 
 import os
 from dataclasses import dataclass, field
+from itertools import islice
 
 import datasets
 import torch
@@ -18,7 +19,6 @@ from ..data.annotations import (
     with_objects,
 )
 from ..data.labels import values_of
-from ..data.sources import take
 from ..data.statistics import look_at_annotations
 from ..data.targets import RAW, Captions, texts_of, train_word_tokenizer
 from ..loading import load_pretrained
@@ -67,8 +67,10 @@ def prepare_supervision(job) -> Supervision:
     args, data, model_config = job.args, job.data, job.model_args.model_config
     flags = {name: getattr(args, name) for name in ("caption_column_name", "mask_column_name", "objects_column_name")}
     named = {name: column for name, column in flags.items() if column is not None}
-    if (named or args.mask_dir or args.objects_file) and isinstance(data.train, datasets.IterableDataset):
-        raise ValueError("Captions and dense labels are read before training: leave out `--streaming`.")
+    if (args.mask_dir or args.objects_file) and isinstance(data.train, datasets.IterableDataset):
+        raise ValueError(
+            "`--mask_dir` and `--objects_file` are for images that are not a stream: leave out `--streaming`, or name a column."
+        )
     for name, column in named.items():
         if column not in data.train.features:
             raise ValueError(f"`--{name}` {column} is no column: the columns are {list(data.train.features)}.")
@@ -128,7 +130,7 @@ def _add_captions(supervision: Supervision, job):
         f"{number} training images have a caption ('{column}'), of {int((known > 0).sum())} {what} in all, at most "
         f"{captions.length} each"
     )
-    some = [text for text in texts_of(take(data.train, 1000), column) if text]
+    some = [text for text in islice(texts_of(data.train, column), 1000) if text]
     if what == "words" and sum(map(len, some)) > 15 * sum(len(captions.tokens(text)) for text in some):
         data.notes.append(
             "captions have few words for their length: a language without spaces needs a tokenizer (`--tokenizer_name`)"
@@ -155,12 +157,14 @@ def _add_dense(supervision: Supervision, job):
         column, more = _OBJECTS, (data.image_column, args.objects_file, _OBJECTS)
         data.train = with_objects(data.train, *more)
         data.validation = None if data.validation is None else with_objects(data.validation, *more)
-    number, categories = len(data.train) - values_of(data.train, column).null_count, None
-    if not number:
+    is_stream = isinstance(data.train, datasets.IterableDataset)
+    number = None if is_stream else len(data.train) - values_of(data.train, column).null_count
+    if number == 0:
         hint = f": the names of masks are those of the images, such as {_example(data)}" if args.mask_dir else ""
         raise ValueError(
             f"No training image has dense labels in {args.mask_dir or args.objects_file or column}{hint}."
         )
+    categories = None
     if has_objects:
         found = find_objects(data.train, column)
         names = [BACKGROUND, *[name for name in dict.fromkeys(found.values()) if name != BACKGROUND]]
@@ -197,7 +201,7 @@ def _add_dense(supervision: Supervision, job):
     supervision.fields["dense_classes"] = names
     supervision.targets.append(dense)
     what = "boxes" if has_objects else "a mask"
-    data.notes.append(f"{number} training images have {what}, of {len(names)} classes")
+    data.notes.append(f"{'' if is_stream else f'{number} '}training images have {what}, of {len(names)} classes")
     data.notes += look_at_annotations(data, dense)
 
 
