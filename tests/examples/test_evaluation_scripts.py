@@ -9,7 +9,7 @@ import torch
 from conftest import run_example as run
 from evaluation.zoo import CLASSIFIERS, make_model
 from PIL import Image
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import recall_score, top_k_accuracy_score
 from timm.data import ImageNetInfo
 from transformers import AutoModelForImageClassification, pipeline
 
@@ -37,6 +37,10 @@ def test_eval(tmp_path, classifiers):
             scores[index, int(label["label"])] = label["score"]
     for k in (1, 5):
         assert rows[1][f"top{k}"] == pytest.approx(100 * top_k_accuracy_score(digits["label"], scores, k=k))
+    with open(tmp_path / "out" / "classes.csv") as file:
+        found = [float(row["accuracy"]) for row in csv.DictReader(file) if row["model"] == classifiers[1]]
+    expected = recall_score(digits["label"], scores.argmax(axis=1), average=None, zero_division=0)
+    assert found == pytest.approx(expected.tolist()) and (tmp_path / "out" / "confusion.png").stat().st_size > 10_000
 
 
 def image_folder(path, synsets, per_class=2):

@@ -83,6 +83,11 @@ def test_from_the_folder_to_the_export(folder, kind):
     for name, value in expected.items():
         assert evaluated[f"eval_{name}"] == pytest.approx(value, rel=1e-4)
         assert row[name] == pytest.approx(scale * value, rel=1e-4)
+    if kind == "multi":
+        classes = pandas.read_csv(folder / "table" / "classes.csv")
+        assert classes["class"].tolist() == columns and classes["images"].tolist() == answers.sum(axis=0).tolist()
+        expected = average_precision_score(answers, logits, average=None)
+        assert classes["average_precision"].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
 
     run_example("export_stock.py", "fine", "stock", cwd=folder)
     for name in ("fine", "stock"):

@@ -18,7 +18,7 @@ from ..data.image_data import ImageData
 from ..data.sources import load_evaluation_data
 from ..records import output_folder, require_apart
 from .models import check_models, fingerprint
-from .tables import Journal, write_accuracies
+from .tables import Journal, write_accuracies, write_classes
 
 
 @dataclass
@@ -134,7 +134,7 @@ def evaluate_models(
 
     Args:
         loaders: Functions that load a part of a model by its name: all models are loaded once before one is measured.
-        measure: Function that returns a row of the table for the name of a model and the images.
+        measure: Function that returns a row of the table for the name of a model and the images, perhaps with a table of `classes`.
         needs_classes: Whether labels must be one class per image.
         key: Settings that the results depend on, beside model and data.
     """
@@ -145,5 +145,8 @@ def evaluate_models(
         key["data"], rows = data_key(data_args, data), []
         for name in args.models:
             rows.append(journal.result({"model": fingerprint(name), **key}, lambda name=name: measure(name, data)))
+        classes = {row["model"]: row.pop("classes") for row in rows if "classes" in row}
         if args.state.is_main_process:
             write_accuracies(rows, folder)
+            if classes:
+                write_classes(classes, folder)

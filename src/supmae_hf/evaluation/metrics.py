@@ -1,6 +1,8 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Metrics of classification, regression and segmentation, by scikit-learn."""
 
+from collections.abc import Sequence
+
 import datasets
 import evaluate
 import numpy as np
@@ -15,6 +17,11 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 from transformers.trainer_utils import EvalPrediction
+
+from ..supervision_supmae import UNLABELED
+
+
+OTHER = "another class"  # that the data set does not have
 
 
 class TopKAccuracy(evaluate.Metric):
@@ -70,13 +77,54 @@ class MultiLabelMetrics(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):
-        columns = [
-            (answers[answers != -100], scores[answers != -100])
-            for scores, answers in zip(np.asarray(predictions).T, np.asarray(references).T)
-        ]
-        columns = [(answers, scores) for answers, scores in columns if len(set(answers)) == 2]
-        names = {"map": average_precision_score, "f1": lambda y, x: f1_score(y, x > 0), "auroc": roc_auc_score}
-        return {name: float(np.mean([score(*column) for column in columns])) for name, score in names.items()}
+        rows = label_rows(range(len(references[0])), np.asarray(predictions), np.asarray(references))
+        rows = [row for row in rows if row["auroc"] is not None]
+        names = {"map": "average_precision", "f1": "f1", "auroc": "auroc"}
+        return {name: float(np.mean([row[column] for row in rows])) for name, column in names.items()}
+
+
+def label_rows(names: Sequence, scores: np.ndarray, targets: np.ndarray) -> list[dict]:
+    """
+    Average precision, F1 and AUROC of each of several classes an image; `None` for one without a positive or a negative image.
+
+    Args:
+        names: Names of the classes.
+        scores, targets: Logits and labels of shape `(num_images, num_classes)`.
+    """
+    rows = []
+    for name, answers, logits in zip(names, targets.T, scores.T, strict=True):
+        logits, answers = logits[answers != UNLABELED], answers[answers != UNLABELED]
+        row = {"class": name, "images": int(answers.sum()), "average_precision": None, "f1": None, "auroc": None}
+        if len(set(answers)) == 2:
+            row["average_precision"] = float(average_precision_score(answers, logits))
+            row |= {"f1": float(f1_score(answers, logits > 0)), "auroc": float(roc_auc_score(answers, logits))}
+        rows.append(row)
+    return rows
+
+
+def class_rows(names: Sequence, predicted: np.ndarray, targets: np.ndarray) -> list[dict]:
+    """
+    Accuracy of each class, and which classes its images are taken for.
+
+    Args:
+        names: Names of the classes.
+        predicted: Predicted classes `(num_images,)`; `len(names)` for a class that the data set does not have.
+        targets: Classes of the images `(num_images,)`, -100 for none.
+    """
+    known = targets != UNLABELED
+    counts = confusion_matrix(targets[known], predicted[known], labels=range(len(names) + 1))
+    totals = counts.sum(axis=1)
+    return [
+        {
+            "class": name,
+            "images": int(totals[place]),
+            "accuracy": float(counts[place, place] / totals[place]) if totals[place] else None,
+            "taken_for": {
+                str([*names, OTHER][other]): int(counts[place, other]) for other in np.flatnonzero(counts[place])
+            },
+        }
+        for place, name in enumerate(names)
+    ]
 
 
 class RegressionMetrics(evaluate.Metric):
@@ -96,7 +144,7 @@ class RegressionMetrics(evaluate.Metric):
 
     def _compute(self, predictions, references):
         values, targets = np.asarray(predictions), np.asarray(references)
-        values, targets = values[targets != -100], targets[targets != -100]
+        values, targets = values[targets != UNLABELED], targets[targets != UNLABELED]
         return {"mae": float(mean_absolute_error(targets, values)), "r2": float(r2_score(targets, values))}
 
 
@@ -119,7 +167,7 @@ def compute_metrics(problem_type: str | None, scores: np.ndarray, targets) -> di
 def accuracy_row(name: str, scores: np.ndarray, targets, problem_type: str | None = None) -> dict:
     """A row of a table: a model, how many images are labelled, and [`compute_metrics`], in percent but for regression."""
     scale = 1 if problem_type == "regression" else 100
-    labeled = (np.asarray(targets).reshape(len(targets), -1) != -100).any(axis=1)
+    labeled = (np.asarray(targets).reshape(len(targets), -1) != UNLABELED).any(axis=1)
     metrics = compute_metrics(problem_type, scores, targets)
     return {"model": name, "images": int(labeled.sum())} | {key: scale * value for key, value in metrics.items()}
 

@@ -5,10 +5,15 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas
 from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay
 
 from ..records import Record
+
+
+_MAX_DRAWN = 50  # classes in a picture
 
 
 def write_table(rows: Sequence[dict], folder: str | Path, name: str, float_format: str = ".4g"):
@@ -63,6 +68,35 @@ def write_accuracies(rows: Sequence[dict], folder: Path):
         rows, "model", [name for name in rows[0] if name not in ("model", "images")], folder / "results.png", unit
     )
     say_written(folder, "results.json", "results.csv", "results.png")
+
+
+def write_classes(classes: dict[str, list[dict]], folder: Path):
+    """
+    Write a table of the classes of each model, and, of up to 50 classes an image each, draw what they are taken for.
+
+    Args:
+        classes: [`class_rows`] or [`label_rows`] of each model.
+    """
+    rows = [{"model": name, **row} for name, table in classes.items() for row in table]
+    Record(folder).claim("classes.csv", "confusion.png")
+    table = pandas.DataFrame(rows)
+    table.drop(columns="taken_for", errors="ignore").to_csv(folder / "classes.csv", index=False)
+    say_written(folder, "classes.csv")
+    if "taken_for" not in table or any(len(one) > _MAX_DRAWN for one in classes.values()):
+        return
+    size = 2 + 0.35 * max(map(len, classes.values()))
+    figure = Figure(figsize=(size * len(classes), size), layout="constrained")
+    axes = figure.subplots(1, len(classes), squeeze=False)[0]
+    for axis, (name, one) in zip(axes, classes.items()):
+        names = [row["class"] for row in one]
+        names += sorted({other for row in one for other in row["taken_for"]} - set(names))
+        counts = [[row["taken_for"].get(other, 0) for other in names] for row in one]
+        counts += [[0] * len(names)] * (len(names) - len(one))
+        display = ConfusionMatrixDisplay(np.array(counts), display_labels=names)
+        display.plot(ax=axis, cmap="Blues", xticks_rotation="vertical", colorbar=False)
+        axis.set(title=name, xlabel="predicted", ylabel="label")
+    figure.savefig(folder / "confusion.png", dpi=100)
+    say_written(folder, "confusion.png")
 
 
 def say_written(folder: str | Path, *names: str):
