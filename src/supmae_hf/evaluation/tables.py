@@ -95,7 +95,7 @@ def write_classes(classes: dict[str, list[dict]], folder: Path):
         display = ConfusionMatrixDisplay(np.array(counts), display_labels=names)
         display.plot(ax=axis, cmap="Blues", xticks_rotation="vertical", colorbar=False)
         axis.set(title=name, xlabel="predicted", ylabel="label")
-    figure.savefig(folder / "confusion.png", dpi=100)
+    figure.savefig(folder / "confusion.png", dpi=100, bbox_inches="tight")
     say_written(folder, "confusion.png")
 
 
