@@ -55,6 +55,14 @@ SINGLE, MULTI = "single_label_classification", "multi_label_classification"
             MULTI,
             [[1, 0, 1], [0, 0, 1], [-100] * 3],
         ),
+        # of which some are not known
+        (
+            datasets.List(datasets.Value("int8")),
+            [[1, -100, 1], [0, 0, -100], None],
+            ["0", "1", "2"],
+            MULTI,
+            [[1, -100, 1], [0, 0, -100], [-100] * 3],
+        ),
     ],
 )
 def test_meanings_of_labels(feature, values, names, problem_type, encoded):
@@ -69,21 +77,21 @@ def test_meanings_of_labels(feature, values, names, problem_type, encoded):
     if problem_type == SINGLE:
         assert classes.tolist() == encoded
     else:
-        assert (classes == -100).tolist() == [np.min(row) == -100 for row in encoded]
+        assert (classes == -100).tolist() == [np.max(row) == -100 for row in encoded]
     assert labels.find_labeled(dataset) == np.flatnonzero(classes != -100).tolist()
     config = SupMAEConfig(**labels.config_fields())
     assert config.num_labels == len(names or [0]) and config.problem_type == problem_type
 
 
 def test_several_columns_are_one_class_each():
-    columns = {"cat": [1, 0, None], "dog": [True, False, None], "bird": [0.0, 1.0, None]}
+    columns = {"cat": [1, -100, None], "dog": [True, False, None], "bird": [0.0, 1.0, None]}
     features = {"cat": datasets.Value("int64"), "dog": datasets.Value("bool"), "bird": datasets.Value("float64")}
     dataset = make_dataset(columns, features)
     labels = Labels.of(dataset, ["cat", "dog", "bird"])
     assert (labels.names, labels.problem_type) == (["cat", "dog", "bird"], MULTI)
-    assert [labels.encode(record).tolist() for record in dataset] == [[1, 1, 0], [0, 0, 1], [-100] * 3]
+    assert [labels.encode(record).tolist() for record in dataset] == [[1, 1, 0], [-100, 0, 1], [-100] * 3]
     assert labels.find_labeled(dataset) == [0, 1]
-    with pytest.raises(ValueError, match="hold .*: only 0 and 1 can be used"):
+    with pytest.raises(ValueError, match="hold .*: 0 and 1 can be used"):
         labels.encode({"cat": 2, "dog": 0, "bird": 0})
     with pytest.raises(ValueError, match="'name' of the type .* is not one of 0 and 1"):
         Labels.of(

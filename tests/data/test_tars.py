@@ -138,3 +138,9 @@ def test_broken_parts_are_named(tmp_path, content, message):
     write_tar(tmp_path / "train.tar", [{"png": file_of(digit_images(1)[0]), "json": content}])
     with pytest.raises(ValueError, match=message):
         load_data(str(tmp_path))
+
+
+def test_a_broken_tar_is_refused(tmp_path):
+    (tmp_path / "train.tar").write_bytes(b"no tar")
+    with pytest.raises(ValueError, match="cannot be read as a table"):
+        load_data(str(tmp_path))

@@ -195,8 +195,10 @@ class Labels:
         if len(self.columns) > 1:
             row = [record[column] for column in self.columns]
             known = [value for value in row if not _is_none(value)]
-            if any(value not in (0, 1) for value in known):
-                raise ValueError(f"The columns {self.columns} hold {known}: only 0 and 1 can be used.")
+            if any(value not in (0, 1, UNLABELED) for value in known):
+                raise ValueError(
+                    f"The columns {self.columns} hold {known}: 0 and 1 can be used, and {UNLABELED} for what is not known."
+                )
             if not known:
                 return np.full(len(row), UNLABELED, dtype=np.float32)
             return np.array([0 if _is_none(value) else value for value in row], dtype=np.float32)
@@ -228,9 +230,9 @@ class Labels:
     def is_label(self, *values) -> bool:
         """Decide whether an image with these entries in the label columns is labelled."""
         if len(self.columns) > 1:
-            return any(not _is_none(value) for value in values)
+            return any(not _is_none(value) and value != UNLABELED for value in values)
         if self.problem_type == "multi_label_classification":
-            return values[0] is not None
+            return values[0] is not None and (not values[0] or any(value != UNLABELED for value in values[0]))
         return bool(values) and self._is_label(values[0])
 
     def classes(self, dataset: datasets.Dataset) -> np.ndarray:
@@ -320,10 +322,10 @@ def _distinct(splits: Sequence[datasets.Dataset], column: str) -> set:
 
 
 def _indicator_size(splits: Sequence[datasets.Dataset], column: str) -> int:
-    """The length of lists of zeros and ones that say for each class whether it is there; 0 for lists of classes."""
+    """The length of lists of zeros and ones that say for each class whether it is there (-100: not known); 0 for lists of classes."""
     lists = [value for split in splits for value in values_of(split, column).to_pylist() if value is not None]
     sizes = {len(value) for value in lists}
-    if len(sizes) != 1 or not all(set(value) <= {0, 1} for value in lists):
+    if len(sizes) != 1 or not all(set(value) <= {0, 1, UNLABELED} for value in lists):
         return 0
     # a list of classes would not repeat one
     return sizes.pop() if any(len(set(value)) < len(value) for value in lists) else 0

@@ -3,6 +3,7 @@
 
 import glob
 import os
+import tarfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -88,7 +89,7 @@ def load_dataset(name: str, *args, **kwargs) -> dict[str, Split]:
             f"There is no data set '{name}' that can be read, neither a folder here nor a repository that the Hub gave us: "
             f"check its name and your connection. ({error})"
         ) from error
-    except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid) as error:
+    except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid, tarfile.TarError) as error:
         raise ValueError(f"The files of '{name}' cannot be read as a table: {error.__cause__ or error}.") from error
 
 
