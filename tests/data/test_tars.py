@@ -131,6 +131,16 @@ def test_samples_of_tars_may_differ(tmp_path):
         assert record["image"]["bytes"] == streamed["image"]["bytes"] == samples[place]["jpg" if place % 2 else "png"]
 
 
+def test_two_images_of_a_sample_stay_two(tmp_path):
+    image = digit_images(1)[0]
+    samples = [{"jpg": file_of(image, "JPEG"), "png": file_of(image), "cls": b"1"}] * 2 + [
+        {"jpg": file_of(image, "JPEG")}
+    ]
+    write_tar(tmp_path / "train.tar", samples)
+    data = load_data(str(tmp_path), image_column_name="jpg", train_val_split=0)
+    assert data.image_column == "jpg" and [png is None for png in data.train["png"]] == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [(b"{", "0000.json in .* is no JSON"), (b"3", "holds 3, but JSON parts hold fields")]
 )

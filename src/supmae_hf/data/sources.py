@@ -23,7 +23,7 @@ from .folders import HELD_OUT_SPLITS, check_names, find_splits, read_folder, to_
 from .idx import idx_folder, read_idx
 from .image_data import ImageData, Split, paths_of, shortened
 from .labels import Labels
-from .tars import find_tar_features, with_fields
+from .tars import find_parts, with_fields
 
 
 # the same images are held out by every run, whatever its seed, so that fine-tuning never tests what pre-training saw
@@ -73,7 +73,8 @@ def load_dataset(name: str, *args, **kwargs) -> dict[str, Split]:
         builder = datasets.load_dataset_builder(name, *args, **kwargs)
         files = builder.config.data_files or {}
         is_tar = bool(files) and all(str(file).endswith(".tar") for part in files.values() for file in part)
-        if is_tar and (features := find_tar_features([str(part[0]) for part in files.values()])):
+        features, types = find_parts([str(part[0]) for part in files.values()]) if is_tar else (None, [])
+        if features is not None:
             builder = datasets.load_dataset_builder(name, *args, **kwargs, features=features)
         if streaming:
             splits = {
@@ -83,7 +84,7 @@ def load_dataset(name: str, *args, **kwargs) -> dict[str, Split]:
         else:
             builder.download_and_prepare()
             splits = dict(builder.as_dataset())
-        return {split: with_fields(rows) for split, rows in splits.items()} if is_tar else splits
+        return {split: with_fields(rows, types) for split, rows in splits.items()} if is_tar else splits
     except (ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
             f"There is no data set '{name}' that can be read, neither a folder here nor a repository that the Hub gave us: "
