@@ -12,6 +12,7 @@ import time
 import psutil
 import pytest
 from conftest import TINY, digit_images, example_command, run_command, run_example
+from sklearn.datasets import load_digits
 
 from supmae_hf.records import find_checkpoint, list_checkpoints
 
@@ -199,3 +200,19 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     # with room again the same command goes on
     run_example("run_pretrain.py", *arguments, cwd=tmp_path)
     assert newest_step(tmp_path / "out") == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", ["even small", "value"])
+@pytest.mark.parametrize("script", ["run_pretrain.py", "run_finetune.py"])
+def test_other_labels_go_on_bit_for_bit(tmp_path, script, columns):
+    """Several classes an image, and numbers."""
+    (tmp_path / "images").mkdir()
+    lines = ["file_name,even,small,value"]
+    for index, (image, digit) in enumerate(zip(digit_images(160), load_digits().target)):
+        image.save(tmp_path / "images" / f"{index}.png")
+        lines.append(f"{index}.png,{int(digit % 2 == 0)},{int(digit < 5)},{digit / 4}")
+    (tmp_path / "images" / "metadata.csv").write_text("\n".join(lines))
+    arguments = [*RUN, "--train_dir", "images", "--label_column_name", *columns.split(), "--num_train_epochs", 30]
+    arguments += ["--per_device_train_batch_size", 8]
+    assert_killed_run_equals(script, arguments, tmp_path, kills=2, most_steps=60, seed=4)
