@@ -21,7 +21,7 @@ from supmae_hf import SupMAEForImageClassification
 from supmae_hf.cli import parse_arguments, run
 from supmae_hf.data.arguments import DataArguments
 from supmae_hf.data.transforms import build_finetune_transform
-from supmae_hf.evaluation.metrics import compute_metrics
+from supmae_hf.evaluation.metrics import evaluation_metrics
 from supmae_hf.training.arguments import FineTuningArguments, ModelArguments
 from supmae_hf.training.checkpointing import open_run
 from supmae_hf.training.job import load_job
@@ -62,7 +62,7 @@ def main():
     with open_run(args, job.describe()) as checkpoint:
         trainer = FineTuner(
             **job.for_trainer(),
-            compute_metrics=lambda x: compute_metrics(problem_type, x.predictions, x.label_ids),
+            compute_metrics=evaluation_metrics(problem_type),
             mixup=mixup,
             class_weights=weights,
             job=job,

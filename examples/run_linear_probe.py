@@ -13,14 +13,12 @@ needs the checkpoint that run_pretrain.py leaves.
 
 from pathlib import Path
 
-from transformers import EvalPrediction
-
 from supmae_hf import SupMAEForImageClassification
 from supmae_hf.cli import parse_arguments, run
 from supmae_hf.data.arguments import DataArguments
 from supmae_hf.data.transforms import TrainTransform
 from supmae_hf.evaluation.encode import knn_scores
-from supmae_hf.evaluation.metrics import compute_accuracy
+from supmae_hf.evaluation.metrics import compute_metrics, evaluation_metrics
 from supmae_hf.evaluation.probes import (
     LinearProbe,
     LinearProbeArguments,
@@ -45,7 +43,7 @@ def probe(job: Job, trainer: LinearProbeTrainer) -> dict[str, float]:
         return trainer.evaluate()
     queries, answers = compute_features(classifier, job.eval_dataset, args)
     scores = knn_scores(features, targets, queries, classifier.config.num_labels, args.num_neighbors)
-    return {f"eval_{name}": value for name, value in compute_accuracy(EvalPrediction(scores, answers)).items()}
+    return {f"eval_{name}": value for name, value in compute_metrics(None, scores, answers).items()}
 
 
 def main():
@@ -73,7 +71,7 @@ def main():
     job.prepare_data(lambda processor: TrainTransform(processor, *crops) if is_trained else processor)
     with open_run(args, job.describe()) as checkpoint:
         model = LinearProbe(job.model) if is_trained else job.model
-        trainer = LinearProbeTrainer(**{**job.for_trainer(), "model": model}, compute_metrics=compute_accuracy)
+        trainer = LinearProbeTrainer(**{**job.for_trainer(), "model": model}, compute_metrics=evaluation_metrics(None))
         if trainer.is_world_process_zero():
             Record(args.output_dir).claim(*RESULTS)
         if is_trained:

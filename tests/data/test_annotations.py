@@ -257,7 +257,7 @@ def test_files_of_coco(tmp_path):
     (tmp_path / "instances.json").write_text("[]")
     data = datasets.Dataset.from_dict({"image": ["a.png"]}).cast_column("image", datasets.Image(decode=False))
     with pytest.raises(ValueError, match="is not of COCO's format"):
-        with_objects(data, "image", [str(tmp_path / "instances.json")], "objects")
+        with_objects([data], "image", [str(tmp_path / "instances.json")], "objects")
 
 
 def test_unlabelled_images_alone_are_all_that_a_run_sees(tmp_path):

@@ -151,7 +151,7 @@ def test_masks_are_found_at_the_place_of_their_images(tmp_path):
     paths = [str(tmp_path / "images" / name) for name in ("a/1.jpg", "b/2.jpg", "b/1.jpg")]
     data = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image(decode=False))
     masks = str(tmp_path / "masks")
-    found = with_masks(data, "image", [str(tmp_path / "images")], masks, "mask")["mask"]
+    found = with_masks([data], "image", [str(tmp_path / "images")], masks, "mask")[0]["mask"]
     assert [mask and mask["path"] for mask in found] == [
         f"{masks}/a/1.png",
         f"{masks}/other/2.png",
@@ -160,7 +160,7 @@ def test_masks_are_found_at_the_place_of_their_images(tmp_path):
     (tmp_path / "masks" / "c").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "masks" / "c" / "1.png")
     with pytest.raises(ValueError, match="2 masks named as"):
-        with_masks(data, "image", [str(tmp_path / "images")], masks, "mask")
+        with_masks([data], "image", [str(tmp_path / "images")], masks, "mask")
 
 
 @pytest.mark.parametrize("kind", ["captions", "dense", "all"])

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -24,7 +24,6 @@ from .labels import values_of
 BOXES, CATEGORIES, CROWD = "bbox", "category", "iscrowd"
 BACKGROUND = "background"
 IGNORED = 255  # in masks, as segmentation data sets have it
-BOX_FORMATS = ("xywh", "xyxy", "cxcywh", "rel_xywh", "rel_xyxy", "rel_cxcywh")
 # Endings that the name of a mask may have behind that of its image.
 _MASK_ENDING = re.compile(r"[-_.](?:masks?|labels?|seg|segmentation|gt)$", re.IGNORECASE)
 
@@ -75,8 +74,8 @@ class DenseLabels:
         categories: Class of each category of objects; `None` for masks.
         reduce_labels: Whether mask value 0 is no class and class 0 is stored as 1, as in ADE20K.
         flag: The setting that names the classes, for errors.
-        box_format: Format of boxes, one of [`BOX_FORMATS`]: corner and size, two corners, or centre and size, in pixels, or with
-            `rel_` as fractions of the image's width and height.
+        box_format: Format of boxes, `xywh` (corner and size), `xyxy` (two corners) or `cxcywh` (centre and size), in pixels, or with
+            `rel_` before it as fractions of the image's width and height.
         colors: Colour of each class in masks of colours, such as `"800040"`.
         as_stored: Whether annotations are those of the pixels as the file stores them, before its EXIF orientation turns them.
 
@@ -213,6 +212,12 @@ class DenseLabels:
         return mask
 
 
+def object_fields(feature) -> dict:
+    """The types of the fields of objects, if a column's type is a list of objects, or an object of lists; else none."""
+    feature = getattr(feature, "feature", feature)
+    return feature if isinstance(feature, dict) and BOXES in feature else {}
+
+
 def find_objects(split: Split, column: str) -> dict[object, str]:
     """
     The categories in a column of objects, and their names.
@@ -220,10 +225,8 @@ def find_objects(split: Split, column: str) -> dict[object, str]:
     Raises:
         ValueError: if the column is none of objects.
     """
-    feature = split.features[column]
-    feature = getattr(feature, "feature", feature)  # a list of objects, or an object of lists
-    fields = feature if isinstance(feature, dict) else {}
-    if not {BOXES, CATEGORIES} <= set(fields):
+    fields = object_fields(split.features[column])
+    if CATEGORIES not in fields:
         raise ValueError(
             f"Column '{column}' of the type {split.features[column]} has not the fields '{BOXES}' and '{CATEGORIES}' of objects: see "
             "`--objects_column_name`."
@@ -243,18 +246,22 @@ def objects_of(objects: Mapping | list | None) -> tuple[list[list[float]], list,
     return boxes, categories, [bool(crowd) for crowd in objects.get(CROWD) or [0] * len(boxes)]
 
 
-def _files_of(split: datasets.Dataset, image_column: str, flag: str) -> list[str | None]:
+def _with_column(split: datasets.Dataset | None, image_column: str, find: Callable, column: str, feature, flag: str):
+    """A data set with a column of what `find` gives for the path of each image."""
+    if split is None:
+        return None
     images = values_of(split, image_column)
     if not pa.types.is_struct(images.type):
         raise ValueError(f"`--{flag}` names annotations by the files of the images, but the images are arrays.")
-    return pa.compute.struct_field(images, "path").to_pylist()
+    found = [find(path) for path in pa.compute.struct_field(images, "path").to_pylist()]
+    return split.add_column(column, found, feature=feature)
 
 
 def with_masks(
-    split: datasets.Dataset, image_column: str, roots: list[str], mask_dir: str, column: str
-) -> datasets.Dataset:
+    splits: Sequence[datasets.Dataset | None], image_column: str, roots: list[str], mask_dir: str, column: str
+) -> list[datasets.Dataset | None]:
     """
-    A data set with a column of the masks in a folder: those at the same place as the image below one of the `roots`, or of the same
+    Data sets with a column of the masks in a folder: those at the same place as the image below one of the `roots`, or of the same
     name, whatever their ending; the name of a mask may end in `_mask` or `_label`.
 
     Raises:
@@ -282,13 +289,15 @@ def with_masks(
             )
         return {"bytes": None, "path": paths[0]} if paths else None
 
-    masks = [find(path) for path in _files_of(split, image_column, "mask_dir")]
-    return split.add_column(column, masks, feature=datasets.Image(decode=False))
+    feature = datasets.Image(decode=False)
+    return [_with_column(split, image_column, find, column, feature, "mask_dir") for split in splits]
 
 
-def with_objects(split: datasets.Dataset, image_column: str, files: list[str], column: str) -> datasets.Dataset:
+def with_objects(
+    splits: Sequence[datasets.Dataset | None], image_column: str, files: list[str], column: str
+) -> list[datasets.Dataset | None]:
     """
-    A data set with a column of the objects in files of COCO's format (`instances_train2017.json`), by the names of the images.
+    Data sets with a column of the objects in files of COCO's format (`instances_train2017.json`), by the names of the images.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -314,5 +323,8 @@ def with_objects(split: datasets.Dataset, image_column: str, files: list[str], c
             ) from error
     number, text = datasets.List(datasets.Value("float64")), datasets.List(datasets.Value("string"))
     feature = {BOXES: datasets.List(number), CATEGORIES: text, CROWD: datasets.List(datasets.Value("int64"))}
-    rows = [found.get(os.path.basename(path or "")) for path in _files_of(split, image_column, "objects_file")]
-    return split.add_column(column, rows, feature=feature)
+
+    def find(image: str | None) -> dict | None:
+        return found.get(os.path.basename(image or ""))
+
+    return [_with_column(split, image_column, find, column, feature, "objects_file") for split in splits]

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..image_processing_supmae import read_image
 from ..records import unfinished_name
-from .annotations import BOXES, is_lossy, objects_of
+from .annotations import BOXES, is_lossy, object_fields, objects_of
 from .dataset import UNREADABLE, ImageDataset, say_unreadable
 from .image_data import ImageData
 
@@ -92,8 +92,7 @@ def find_pixel_boxes(split: datasets.Dataset) -> list[str]:
     """The columns of objects whose boxes are in pixels, not fractions: one of their numbers is above 1."""
     columns = []
     for column, feature in split.features.items():
-        fields = getattr(feature, "feature", feature)
-        if isinstance(fields, dict) and BOXES in fields:
+        if object_fields(feature):
             rows = (row[column] for row in split.select_columns(column))
             if any(side > 1 for row in rows for box in objects_of(row)[0] for side in box):
                 columns.append(column)
@@ -114,14 +113,13 @@ class _PackedRows(Dataset):
         encoded = record[column]
         try:
             image, file = self.images.read(encoded)
-            before = size = getattr(image, "size", None)
+            before = size = None
             if isinstance(image, Image.Image):
-                packed = pack_image(image, file, self.size, self.quality)
+                before, packed = image.size, pack_image(image, file, self.size, self.quality)
                 size = Image.open(io.BytesIO(packed)).size
             elif not isinstance(encoded, dict):
                 raise ValueError("it is an array, not a file")
             else:  # more than 8 bits, or bands: as it is
-                before = size = None
                 packed = self.images.read_file(encoded)
         except UNREADABLE as error:
             say_unreadable(encoded, f"image {index}", error, self.images.skip_bad_images)

@@ -1,7 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Metrics of classification, regression and segmentation, by scikit-learn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import datasets
 import evaluate
@@ -49,7 +49,7 @@ class TopKAccuracy(evaluate.Metric):
 
     def _compute(self, predictions, references):
         scores, classes = np.asarray(predictions), np.asarray(references)
-        scores, classes = scores[classes != -100], classes[classes != -100]
+        scores, classes = scores[classes != UNLABELED], classes[classes != UNLABELED]
         num_classes = scores.shape[1]
         result = {"top1": float(accuracy_score(classes, scores.argmax(axis=1)))}
         for k in self.ks:
@@ -172,9 +172,9 @@ def accuracy_row(name: str, scores: np.ndarray, targets, problem_type: str | Non
     return {"model": name, "images": int(labeled.sum())} | {key: scale * value for key, value in metrics.items()}
 
 
-def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """[`TopKAccuracy`] as the `compute_metrics` of a [`~transformers.Trainer`]."""
-    return compute_metrics(None, prediction.predictions, prediction.label_ids)
+def evaluation_metrics(problem_type: str | None) -> Callable[[EvalPrediction], dict[str, float]]:
+    """[`compute_metrics`] as the function of that name of a [`~transformers.Trainer`]."""
+    return lambda prediction: compute_metrics(problem_type, prediction.predictions, prediction.label_ids)
 
 
 def count_pixels(predicted: np.ndarray, reference: np.ndarray, num_labels: int, ignore_index: int) -> np.ndarray:

@@ -151,12 +151,10 @@ def _add_dense(supervision: Supervision, job):
     if args.mask_dir:
         roots = [folder for folder in (job.data_args.train_dir, job.data_args.validation_dir) if folder]
         column, more = _MASKS, (data.image_column, roots, args.mask_dir, _MASKS)
-        data.train = with_masks(data.train, *more)
-        data.validation = None if data.validation is None else with_masks(data.validation, *more)
+        data.train, data.validation = with_masks([data.train, data.validation], *more)
     if args.objects_file:
         column, more = _OBJECTS, (data.image_column, args.objects_file, _OBJECTS)
-        data.train = with_objects(data.train, *more)
-        data.validation = None if data.validation is None else with_objects(data.validation, *more)
+        data.train, data.validation = with_objects([data.train, data.validation], *more)
     is_stream = isinstance(data.train, datasets.IterableDataset)
     number = None if is_stream else len(data.train) - values_of(data.train, column).null_count
     if number == 0:
