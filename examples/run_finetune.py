@@ -35,7 +35,7 @@ def main():
         default_recipe=Path(__file__).parent / "configs" / "finetune_digits.yaml",
     )
     _, data_args, args = arguments
-    job = load_job("fine-tuning", "Fine-tuned", arguments, needs_labels="Fine-tuning", needs_classes=False)
+    job = load_job("fine-tuning", "Fine-tuned", arguments, needs_labels="Fine-tuning")
     problem_type = job.data.labels.problem_type
     is_single = problem_type == "single_label_classification"
     if not is_single:

@@ -24,7 +24,7 @@ from supmae_hf.evaluation.probes import (
     LinearProbeArguments,
     LinearProbeTrainer,
     compute_features,
-    fit_logistic,
+    fit_linear,
 )
 from supmae_hf.records import Record
 from supmae_hf.training.arguments import ModelArguments
@@ -35,15 +35,18 @@ from supmae_hf.training.report import say_results, write_report
 
 
 def probe(job: Job, trainer: LinearProbeTrainer) -> dict[str, float]:
-    """Fit logistic regression, or find nearest neighbours, in the features of each image; returns the metrics."""
+    """Fit a linear model to the features of each image, or find its nearest neighbours; returns the metrics."""
     args, classifier = job.args, job.model
     features, targets = compute_features(classifier, job.train_dataset, args)
     if args.probe == "logistic":
-        fit_logistic(classifier, features, targets, args.inverse_regularization)
+        fit_linear(classifier, features, targets, args.inverse_regularization)
         return trainer.evaluate()
     queries, answers = compute_features(classifier, job.eval_dataset, args)
     scores = knn_scores(features, targets, queries, classifier.config.num_labels, args.num_neighbors)
-    return {f"eval_{name}": value for name, value in compute_metrics(None, scores, answers).items()}
+    problem_type = classifier.config.problem_type
+    if problem_type == "multi_label_classification":
+        scores = scores - 0.5  # the metrics take logits, above 0 for a probability above 1/2
+    return {f"eval_{name}": value for name, value in compute_metrics(problem_type, scores, answers).items()}
 
 
 def main():
@@ -71,7 +74,7 @@ def main():
     job.prepare_data(lambda processor: TrainTransform(processor, *crops) if is_trained else processor)
     with open_run(args, job.describe()) as checkpoint:
         model = LinearProbe(job.model) if is_trained else job.model
-        trainer = LinearProbeTrainer(**{**job.for_trainer(), "model": model}, compute_metrics=evaluation_metrics(None))
+        trainer = LinearProbeTrainer(**{**job.for_trainer(), "model": model}, compute_metrics=evaluation_metrics(fields["problem_type"]))
         if trainer.is_world_process_zero():
             Record(args.output_dir).claim(*RESULTS)
         if is_trained:

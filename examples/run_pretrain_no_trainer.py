@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, TorchDynamoPlugin, send_to_device
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, TorchDynamoPlugin
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 from transformers import TrainerState
@@ -45,7 +45,6 @@ TRAINER_ONLY = (
 def train_step(model, batches: list[dict], optimizer, objective: Objective, max_grad_norm: float) -> torch.Tensor:
     """Forward and backward passes of an optimiser step's batches, and the step; returns this process's part of the loss."""
     accelerator, step_loss = objective.accelerator, 0.0
-    objective.begin_step(batches)
     for index, batch in enumerate(batches):
         is_last = index == len(batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
@@ -167,12 +166,11 @@ def train(job: Job, checkpoint: str | None, knn: KnnEvaluation | None = None):
                 model.train()
                 learning_rate = max(scheduler.get_last_lr())
                 step_batches = [next(batches) for _ in range(min(accumulation, len(loader) - step * accumulation))]
-                step_batches = send_to_device(step_batches, accelerator.device)  # streams are not prepared
                 for batch in step_batches:
                     interval.add(batch)
                 # the first batch draws from it, too
                 loop.seed_step(args.seed, state.global_step, accelerator.process_index)
-                step_batches = [objective.prepare(batch, state.global_step) for batch in step_batches]
+                step_batches = objective.begin_step(step_batches, state.global_step)
                 loss += train_step(model, step_batches, optimizer, objective, args.max_grad_norm)
                 if not accelerator.optimizer_step_was_skipped:
                     scheduler.step()

@@ -3,8 +3,8 @@ import pytest
 import torch
 from conftest import digit_pixel_values, reference_config
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.preprocessing import StandardScaler
 
 from supmae_hf import SupMAEForImageClassification
@@ -16,7 +16,7 @@ from supmae_hf.evaluation.probes import (
     LinearProbeArguments,
     LinearProbeTrainer,
     compute_features,
-    fit_logistic,
+    fit_linear,
 )
 
 
@@ -118,7 +118,7 @@ def test_logistic_regression_becomes_the_classifier(tmp_path, classes, num_label
     model = build(num_labels=num_labels).eval()
     train = items(100, classes)
     features, labels = compute_features(model, train, DEVICE)
-    fit_logistic(model, features, labels, c=0.5)
+    fit_linear(model, features, labels, c=0.5)
     scaler = StandardScaler().fit(features)
     regression = LogisticRegression(C=0.5, max_iter=2000).fit(scaler.transform(features), labels)
     expected = regression.predict_proba(scaler.transform(features))
@@ -126,6 +126,31 @@ def test_logistic_regression_becomes_the_classifier(tmp_path, classes, num_label
         actual = model(torch.stack([item["pixel_values"] for item in train])).logits.softmax(dim=1).numpy()
     np.testing.assert_allclose(actual[:, :classes], expected, atol=1e-3)
     assert actual[:, classes:].sum() == 0
+
+
+def test_several_classes_and_numbers_are_fitted_and_voted_on():
+    model = build(num_labels=3, problem_type="multi_label_classification").eval()
+    features, digits = compute_features(model, items(100), DEVICE)
+    labels = np.stack([digits % 2 == 0, np.isin(digits, [0, 6, 8, 9]), digits < 0], axis=1).astype(np.float32)
+    labels[:10, 0] = -100  # not known
+    scaler = StandardScaler().fit(features)
+    fit_linear(model, features, labels, c=0.5)
+    logits = model.classifier(torch.tensor(features)).detach().numpy()
+    votes = knn_scores(features, labels, features[:20] + 0.01, num_labels=3, num_neighbors=5)
+    assert (logits[:, 2] < -1e3).all() and (votes[:, 2] == 0).all()  # the class of no image
+    for column, places in ((0, slice(10, None)), (1, slice(None))):
+        answers = labels[places, column]
+        regression = LogisticRegression(C=0.5, max_iter=2000).fit(scaler.transform(features[places]), answers)
+        expected = regression.decision_function(scaler.transform(features))
+        np.testing.assert_allclose(logits[:, column], expected, atol=1e-3)
+        neighbors = KNeighborsRegressor(5, weights="distance", metric="cosine").fit(features[places], answers)
+        np.testing.assert_allclose(votes[:, column], neighbors.predict(features[:20] + 0.01))
+
+    model = build(num_labels=1, problem_type="regression").eval()
+    fit_linear(model, features, digits.astype(np.float32), c=0.5)
+    expected = Ridge(alpha=2.0).fit(scaler.transform(features), digits).predict(scaler.transform(features))
+    values = model.classifier(torch.tensor(features)).detach().numpy()[:, 0]
+    np.testing.assert_allclose(values, expected, atol=1e-3)
 
 
 def test_neighbors_vote(tmp_path):

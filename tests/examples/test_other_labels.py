@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score, roc_auc_score
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from supmae_hf import SupMAEConfig, SupMAEForPreTraining
 from supmae_hf.evaluation.metrics import MultiLabelMetrics, RegressionMetrics
 
 
@@ -96,6 +97,31 @@ def test_from_the_folder_to_the_export(folder, kind):
             found = {one["label"]: one["score"] for one in classify(picture)}
             for index, label in loaded.config.id2label.items():
                 assert found[label] == pytest.approx(expected_scores[index].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_probes_of_other_labels(folder, kind):
+    columns, _ = KINDS[kind]
+    data = [*RUN, "--train_dir", "scans", "--label_column_name", *columns, "--model_name_or_path", "pre"]
+    model = SupMAEForPreTraining(SupMAEConfig(**TINY))
+    model.save_pretrained(folder / "pre")
+    answers, files = truth(folder, columns)
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    for probe in ("lars", "logistic", "knn"):
+        more = ["--probe", probe, "--num_train_epochs", 2, "--output_dir", probe]
+        run_example("run_linear_probe.py", *data, *more, cwd=folder)
+        metrics = json.loads((folder / probe / "eval_results.json").read_text())
+        assert {"multi": "eval_map", "numbers": "eval_r2"}[kind] in metrics
+        if probe == "knn":
+            continue
+        loaded = AutoModelForImageClassification.from_pretrained(folder / probe).eval()
+        with torch.no_grad():
+            logits = loaded(**AutoImageProcessor.from_pretrained(folder / probe)(pictures, return_tensors="pt")).logits
+        if kind == "multi":
+            expected = average_precision_score(np.nan_to_num(answers), logits)
+        else:
+            expected = r2_score(answers, logits)
+        assert metrics["eval_map" if kind == "multi" else "eval_r2"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_class_weights_count_images(folder):

@@ -169,6 +169,31 @@ def test_accumulated_batches_count_each_label_once(tmp_path):
             assert other[name] == pytest.approx(one[name], rel=1e-5)
 
 
+def test_accumulated_batches_do_not_count_hidden_labels(tmp_path):
+    """Dense labels of hidden patches teach nothing: 2 x 4 images are 1 x 8 images even if those of three are hidden."""
+    weights, logs = [], []
+    for batch_size, accumulation in [(8, 1), (4, 2)]:
+        torch.manual_seed(0)
+        items = dataset(size=8)
+        for index, item in enumerate(items):
+            item["segmentation_maps"] = torch.full((32, 32), -100)
+            item["segmentation_maps"][:8, :8] = index % 2
+            item["noise"][0] = 2.0 if index < 3 else -1.0
+        config = reference_config(supervision={"dense": 1.0}, dense_classes=["a", "b"])
+        more = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+        model = SupMAEForPreTraining(config)
+        args = arguments(tmp_path, eval_strategy="no", logging_steps=1, **more)
+        trainer = PreTrainer(model=model, args=args, train_dataset=items)
+        trainer.train()
+        weights.append({name: p for name, p in model.named_parameters() if not name.endswith("k_proj.bias")})
+        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
+    for name in weights[0]:
+        torch.testing.assert_close(weights[1][name], weights[0][name], atol=1e-5, rtol=1e-5, msg=name)
+    for one, other in zip(*logs, strict=True):
+        assert other["dense_loss"] == pytest.approx(one["dense_loss"], rel=1e-5)
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
 def test_batch_norm_under_accumulation_is_mentioned(tmp_path, caplog):
     logging.enable_propagation()
     args = arguments(tmp_path, gradient_accumulation_steps=2, eval_strategy="no")

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from torch import nn
 from transformers import MODEL_MAPPING, AutoModel
 
@@ -147,17 +147,35 @@ class ImageEncoder(nn.Module):
 
 
 def knn_scores(
-    features: np.ndarray, labels: np.ndarray, queries: np.ndarray, num_labels: int, num_neighbors: int
+    features: np.ndarray, targets: np.ndarray, queries: np.ndarray, num_labels: int, num_neighbors: int
 ) -> np.ndarray:
     """
-    Votes of the `num_neighbors` nearest training images by cosine distance, weighted by closeness: shape
-    `(num_queries, num_labels)`.
+    Averages over the `num_neighbors` nearest training images by cosine distance, weighted by closeness, of shape
+    `(num_queries, num_labels)`: votes for each class, or numbers.
+
+    Args:
+        targets: Labels as the model takes them; -100 among several classes is left out.
     """
-    neighbors = KNeighborsClassifier(min(num_neighbors, len(features)), weights="distance", metric="cosine")
-    neighbors.fit(features, labels)
-    scores = np.zeros((len(queries), num_labels))
-    scores[:, neighbors.classes_] = neighbors.predict_proba(queries)
-    return scores
+
+    def fit(kind: type, places: np.ndarray | slice, answers: np.ndarray):
+        bank = features[places]
+        neighbors = kind(min(num_neighbors, len(bank)), weights="distance", metric="cosine")
+        return neighbors.fit(bank, answers[places])
+
+    if np.issubdtype(targets.dtype, np.integer):
+        neighbors = fit(KNeighborsClassifier, slice(None), targets)
+        scores = np.zeros((len(queries), num_labels))
+        scores[:, neighbors.classes_] = neighbors.predict_proba(queries)
+        return scores
+    columns = targets.reshape(len(features), num_labels).T
+    known = columns != UNLABELED
+    return np.stack(
+        [
+            fit(KNeighborsRegressor, places, answers).predict(queries) if places.any() else np.zeros(len(queries))
+            for places, answers in zip(known, columns)
+        ],
+        axis=1,
+    )
 
 
 class KnnEvaluation:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -17,7 +17,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..cli import Count, Positive
 from ..modeling_supmae import SupMAEForImageClassification
-from ..supervision_supmae import classification_loss
+from ..supervision_supmae import UNLABELED, classification_loss
 from ..training.arguments import RecipeArguments
 from ..training.trainer import RecipeTrainer
 from .encode import NUM_NEIGHBORS, predict
@@ -31,14 +31,14 @@ class LinearProbeArguments(RecipeArguments):
 
     probe: Literal["lars", "logistic", "knn"] = HfArg(
         default="lars",
-        help="lars trains on augmented images, as the paper does; logistic (scikit-learn's regression) and knn "
-        "compute the features of each image once.",
+        help="lars trains on augmented images, as the paper does; logistic (scikit-learn's logistic regression, for numbers ridge "
+        "regression) and knn compute the features of each image once.",
     )
     use_mean_pooling: bool = HfArg(
         default=False, help="Probe the mean of the patch tokens instead of the class token."
     )
     num_neighbors: Count = HfArg(default=NUM_NEIGHBORS, help="Neighbours that vote, for `--probe knn`.")
-    inverse_regularization: Positive = HfArg(default=1.0, help="scikit-learn's C, for `--probe logistic`.")
+    inverse_regularization: Positive = HfArg(default=1.0, help="scikit-learn's C (for numbers 1 / alpha), for `--probe logistic`.")
 
 
 class LinearProbe(nn.Module):
@@ -142,21 +142,39 @@ def select_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> tup
     return search.best_estimator_, float(search.best_score_)
 
 
-def fit_logistic(model: SupMAEForImageClassification, features: np.ndarray, labels: np.ndarray, c: float):
+def fit_linear(model: SupMAEForImageClassification, features: np.ndarray, targets: np.ndarray, c: float):
     """
-    Logistic regression on standardised features, as the model's new classifier.
+    scikit-learn's linear model on standardised features, as the model's new classifier: logistic regression, one for each class if
+    an image may have several, or ridge regression, as `model.config.problem_type` says.
 
     Args:
-        c (`float`): scikit-learn's inverse strength of regularisation.
+        features: Features of shape `(num_images, hidden_size)`.
+        targets: Labels as the model takes them; -100 among several classes is left out.
+        c (`float`): scikit-learn's inverse strength of regularisation, C or 1 / alpha.
     """
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000)).fit(features, labels)
-    scaler, regression = pipeline[0], pipeline[1]
-    coefficients, intercepts = regression.coef_, regression.intercept_
-    if len(regression.classes_) == 2:  # scikit-learn has one score then, of the second class against the first
-        coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
-        intercepts = np.concatenate([np.zeros_like(intercepts), intercepts])
-    weight = np.zeros((model.config.num_labels, features.shape[1]))
-    bias = np.full(model.config.num_labels, -1e4)  # never chosen: classes without a training image
-    weight[regression.classes_] = coefficients / scaler.scale_
-    bias[regression.classes_] = intercepts - (coefficients / scaler.scale_) @ scaler.mean_
+    config = model.config
+    scaler = StandardScaler().fit(features)
+    features = scaler.transform(features)
+    weight = np.zeros((config.num_labels, features.shape[1]))
+    bias = np.full(config.num_labels, -1e4)  # never chosen: classes without a training image
+    if config.problem_type == "regression":
+        regression = Ridge(alpha=1 / c).fit(features, targets.reshape(-1, config.num_labels))
+        weight[:], bias[:] = regression.coef_, regression.intercept_
+    elif config.problem_type == "multi_label_classification":
+        for place, answers in enumerate(targets.T):
+            known = answers != UNLABELED
+            if len(set(answers[known])) == 2:
+                regression = LogisticRegression(C=c, max_iter=2000).fit(features[known], answers[known])
+                weight[place], bias[place] = regression.coef_[0], regression.intercept_[0]
+            elif answers[known].any():
+                bias[place] = 1e4  # the class of every image
+    else:
+        regression = LogisticRegression(C=c, max_iter=2000).fit(features, targets)
+        if len(regression.classes_) == 2:  # scikit-learn has one score then, of the second class against the first
+            bias[regression.classes_] = [0, regression.intercept_[0]]
+            weight[regression.classes_[1]] = regression.coef_[0]
+        else:
+            weight[regression.classes_], bias[regression.classes_] = regression.coef_, regression.intercept_
+    weight = weight / scaler.scale_
+    bias = bias - weight @ scaler.mean_
     set_classifier(model, *(torch.tensor(x, dtype=torch.float32, device=model.device) for x in (weight, bias)))

@@ -247,7 +247,6 @@ def load_job(
     title: str,
     arguments: tuple[ModelArguments, DataArguments, RecipeArguments],
     needs_labels: str | None = None,
-    needs_classes: bool = True,
 ) -> Job:
     """
     Read the data of a run, and seed the process.
@@ -256,7 +255,6 @@ def load_job(
         name, title: See [`Job`].
         arguments: The result of [`parse_arguments`].
         needs_labels: Name of a job that needs labels, for errors; training images without a label are left out then.
-        needs_classes: Whether labels must be one class per image.
 
     Raises:
         FileNotFoundError: if a folder or data set does not exist.
@@ -268,7 +266,7 @@ def load_job(
     require_apart(args.output_dir, inputs)
     fields = model_args.model_config
     if needs_labels:
-        data = load_labeled_data(data_args, needs_labels, fields, needs_classes)
+        data = load_labeled_data(data_args, needs_labels, fields, needs_classes=False)
     else:
         data = load_training_data(data_args, fields.get("problem_type"), fields.get("num_labels"))
     set_seed(args.seed)

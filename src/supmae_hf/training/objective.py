@@ -5,12 +5,12 @@ import copy
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, send_to_device
 from transformers.utils import logging
 
 from ..configuration_supmae import SupMAEConfig
 from ..modeling_supmae import SupMAEForPreTraining, SupMAEForPreTrainingOutput
-from ..supervision_supmae import UNLABELED
+from ..supervision_supmae import UNLABELED, SupMAESupervision
 from .checkpointing import RunMonitor
 from .schedules import scheduled
 
@@ -149,27 +149,36 @@ class Objective:
         self.check = BranchCheck(accelerator, max_steps)
         self._targets_per_batch, self._sums = None, None
 
-    def begin_step(self, batches: list[Tensors]):
+    def begin_step(self, batches: list[Tensors], step: int) -> list[Tensors]:
         """
-        Count the targets (labelled images, or patches) of each kind of supervision over all batches and processes of one
-        optimiser step. A step of a single batch needs no count.
+        The batches of an optimiser step on the device and as the schedules want them. Counts the targets (labelled images, or
+        labels) of each kind of supervision over all of them and all processes, for which every process must call it; a step of
+        a single batch needs no count.
         """
+        batches = send_to_device(batches, self.accelerator.device)
+        share, config = step / self.max_steps, self.model.config
+        batches = [scheduled(batch, config, share, *self.schedules) for batch in batches]
+        for batch in batches:
+            self.check(self.model, batch, step)
         self._targets_per_batch = None
         num_batches = len(batches) * self.accelerator.num_processes
         if num_batches > 1:
             counts = {}
             for kind, head in self.model.heads().items():
                 if head.argument in batches[0]:
-                    targets = [batch[head.argument].to(self.model.device) for batch in batches]
-                    counts[kind] = sum(head.count(rows).sum() for rows in targets)
+                    counts[kind] = sum(self._count(head, batch) for batch in batches)
             counts = self.accelerator.reduce(counts)
             self._targets_per_batch = {kind: count / num_batches for kind, count in counts.items()}
+        return batches
 
-    def prepare(self, batch: Tensors, step: int) -> Tensors:
-        """A batch as the schedules want it in an optimiser step."""
-        batch = scheduled(batch, self.model.config, step / self.max_steps, *self.schedules)
-        self.check(self.model, batch, step)
-        return batch
+    def _count(self, head: SupMAESupervision, batch: Tensors) -> torch.Tensor:
+        targets, noise = batch[head.argument], batch.get("noise")
+        if noise is None:  # the patches that the model will hide are not known yet
+            return head.count(targets).sum()
+        order, num_visible = self.model.vit.embeddings.shuffle(
+            noise.shape, noise, None, batch.get("mask_ratio"), noise.device
+        )
+        return head.counted(targets, (order.argsort(dim=1) >= num_visible).int()).sum()
 
     def loss(self, model: torch.nn.Module, outputs: SupMAEForPreTrainingOutput, batch: Tensors) -> torch.Tensor:
         """

@@ -172,13 +172,15 @@ class RecipeTrainer(Trainer):
         # a run that was killed between its last step and its end; the Trainer would train one step more
         if self.state.global_step >= self.state.max_steps:
             return [], None
-        return super().get_batch_samples(*args, **kwargs)
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        for batch in batches:
+            self.interval.add(batch)
+        return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training:
             take_counts(inputs)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self.interval.add(inputs)
         loss, outputs = self.training_loss(model, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -277,11 +279,9 @@ class PreTrainer(RecipeTrainer):
         if self._objective is None or self._objective.monitor is not self.monitor:  # another call of `train`
             max_steps = self.state.max_steps
             self._objective = Objective(self.model, self.args, self.accelerator, max_steps, self.monitor)
-        self._objective.begin_step(batches)
-        return batches, num_items
+        return self._objective.begin_step(batches, self.state.global_step), num_items
 
     def training_loss(self, model, inputs, num_items_in_batch=None):
-        inputs = self._objective.prepare(inputs, self.state.global_step)
         outputs = model(**inputs)
         loss = self._objective.loss(model, outputs, inputs)
         # the Trainer leaves the division to whoever is given the number of items
