@@ -74,7 +74,9 @@ def main():
     job.prepare_data(lambda processor: TrainTransform(processor, *crops) if is_trained else processor)
     with open_run(args, job.describe()) as checkpoint:
         model = LinearProbe(job.model) if is_trained else job.model
-        trainer = LinearProbeTrainer(**{**job.for_trainer(), "model": model}, compute_metrics=evaluation_metrics(fields["problem_type"]))
+        trainer = LinearProbeTrainer(
+            **{**job.for_trainer(), "model": model}, compute_metrics=evaluation_metrics(fields["problem_type"])
+        )
         if trainer.is_world_process_zero():
             Record(args.output_dir).claim(*RESULTS)
         if is_trained:

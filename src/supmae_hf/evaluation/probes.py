@@ -38,7 +38,9 @@ class LinearProbeArguments(RecipeArguments):
         default=False, help="Probe the mean of the patch tokens instead of the class token."
     )
     num_neighbors: Count = HfArg(default=NUM_NEIGHBORS, help="Neighbours that vote, for `--probe knn`.")
-    inverse_regularization: Positive = HfArg(default=1.0, help="scikit-learn's C (for numbers 1 / alpha), for `--probe logistic`.")
+    inverse_regularization: Positive = HfArg(
+        default=1.0, help="scikit-learn's C (for numbers 1 / alpha), for `--probe logistic`."
+    )
 
 
 class LinearProbe(nn.Module):
