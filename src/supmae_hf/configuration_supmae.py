@@ -43,6 +43,20 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         patch_size (`int` or pair `(height, width)`, *optional*, defaults to 16): Patch size in pixels.
         num_channels (`int`, *optional*, defaults to 3): Image channels, 1 or more.
         qkv_bias (`bool`, *optional*, defaults to `True`): Whether queries, keys and values have a bias.
+        use_cls_token (`bool`, *optional*, defaults to `True`): Whether there is a class token (SigLIP and I-JEPA have none).
+        num_register_tokens (`int`, *optional*, defaults to 0):
+            Register tokens (arXiv 2309.16588), between class token and patches in the encoder; the decoder does not see them.
+        use_absolute_position_embeddings (`bool`, *optional*, defaults to `True`):
+            Whether tokens have position embeddings (DINOv3's do not).
+        interpolate_antialias (`bool`, *optional*, defaults to `False`):
+            Whether these are resampled with antialiasing for images of another size, as timm and DINOv2 with registers do.
+        rope_theta (`float`, *optional*):
+            Base of rotary positions, as DINOv3 has them (arXiv 2508.10104, section 3.2); none by default. Visible patches keep
+            their own angles.
+        use_gated_mlp (`bool`, *optional*, defaults to `False`):
+            Whether the encoder's MLPs are gated: SwiGLU if `hidden_act` is `"silu"`, as in the giant DINOv2 and DINOv3 models.
+        use_pre_layernorm (`bool`, *optional*, defaults to `False`):
+            Whether a LayerNorm comes before the first block (CLIP).
         decoder_num_attention_heads (`int`, *optional*, defaults to 16): Attention heads of each decoder block.
         decoder_hidden_size (`int`, *optional*, defaults to 512): Width of the decoder.
         decoder_num_hidden_layers (`int`, *optional*, defaults to 1): Decoder blocks (MAE has 8).
@@ -76,6 +90,8 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         add_fpn (`bool`, *optional*, defaults to `False`):
             Whether [`SupMAEBackbone`], as in BEiT, brings its four feature maps to 4, 2, 1 and 1/2 times the resolution
             of the patches.
+        apply_layernorm (`bool`, *optional*, defaults to `False`):
+            Whether [`SupMAEBackbone`] normalises its feature maps by the encoder's last LayerNorm, as DINOv2's backbone does.
         reshape_hidden_states (`bool`, *optional*, defaults to `True`):
             Whether [`SupMAEBackbone`] gives maps; `False` gives tokens, the class token first, as DPT and Depth Anything
             take them.
@@ -109,6 +125,13 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     patch_size: int | list[int] | tuple[int, int] = 16
     num_channels: int = 3
     qkv_bias: bool = True
+    use_cls_token: bool = True
+    num_register_tokens: int = 0
+    use_absolute_position_embeddings: bool = True
+    interpolate_antialias: bool = False
+    rope_theta: float | None = None
+    use_gated_mlp: bool = False
+    use_pre_layernorm: bool = False
     decoder_num_attention_heads: int = 16
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 1
@@ -128,6 +151,7 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
     add_fpn: bool = False
+    apply_layernorm: bool = False
     reshape_hidden_states: bool = True
 
     def __post_init__(self, **kwargs):
@@ -197,6 +221,15 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(
                     f"`{part}hidden_size` {width} is not a multiple of 4, which the sine-cosine position embedding needs."
                 )
+        if self.num_register_tokens < 0:
+            raise ValueError(f"`num_register_tokens` must be at least 0, got {self.num_register_tokens}.")
+        if not self.use_cls_token and not self.use_mean_pooling:
+            raise ValueError("Without a class token (`use_cls_token=False`) `use_mean_pooling` must be `True`.")
+        if self.rope_theta is not None and (self.rope_theta <= 0 or self.hidden_size // self.num_attention_heads % 4):
+            raise ValueError(
+                f"Rotary positions need a `rope_theta` above 0 and heads of a multiple of 4 features, got {self.rope_theta} and "
+                f"{self.hidden_size // self.num_attention_heads}."
+            )
         if not 0 <= self.mask_ratio < 1 or self.num_visible_patches() < 1:
             raise ValueError(
                 f"`mask_ratio` {self.mask_ratio} leaves no visible patch of {self.num_patches}: it must be at least 0 "
@@ -269,6 +302,11 @@ class SupMAEConfig(BackboneConfigMixin, PreTrainedConfig):
         """Patches per column and per row, `(height, width)`, of an image of `image_size`."""
         image_size, patch_size = to_pair(self.image_size), to_pair(self.patch_size)
         return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens of the encoder before those of the patches: class token and register tokens."""
+        return self.use_cls_token + self.num_register_tokens
 
     @property
     def num_patches(self) -> int:

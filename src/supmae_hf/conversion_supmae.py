@@ -4,11 +4,14 @@ Checkpoints of other plain ViTs as SupMAE: what their configurations, the names 
 become, and which models SupMAE cannot be.
 """
 
+import contextlib
 import copy
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -18,6 +21,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file, logging
 from transformers.utils.hub import get_checkpoint_shard_files
+from transformers.utils.peft_utils import find_adapter_config_file
 
 
 logger = logging.get_logger(__name__)
@@ -32,6 +36,7 @@ class Source:
         fields: Fields of [`SupMAEConfig`].
         has_classifier: Whether its classifier reads the class token, or the mean of the patch tokens before a LayerNorm.
         is_distilled: Whether it has a distillation token, which is left out.
+        is_folded: Whether it has LayerScale, which is multiplied into the projections.
         remarks: Parts that are left out or folded in, in words.
         model_type: The type of the other model; `None` for SupMAE itself.
     """
@@ -39,19 +44,19 @@ class Source:
     fields: dict
     has_classifier: bool = False
     is_distilled: bool = False
+    is_folded: bool = False
     remarks: list[str] = field(default_factory=list)
     model_type: str | None = None
+
+    def __post_init__(self):
+        if self.is_folded:
+            self.remarks.append("LayerScale folded into the projections")
+        if self.is_distilled:
+            self.remarks.append("without its distillation token")
 
     @property
     def is_foreign(self) -> bool:
         return self.model_type is not None
-
-    def read_tensors(
-        self, name: str, num_patches: int, variant: str | None = None, **options
-    ) -> dict[str, torch.Tensor]:
-        """The tensors of the checkpoint `name` under SupMAE's names; see [`read_tensors`] and [`convert_tensors`]."""
-        tensors = read_tensors(name, variant, **options)
-        return convert_tensors(tensors, num_patches, self.is_distilled, self.has_classifier)
 
     def check(self, loading_info: dict, name: str, class_name: str):
         """Raise a `ValueError` if tensors of the encoder were missing or had no place; else say what was read, and how."""
@@ -79,15 +84,61 @@ def find_source(name: str, **options) -> Source | None:
     return (Source(config) if is_ours else read_config(config, str(name))) if config else None
 
 
+def find_adapted(name: str, **options) -> str | None:
+    """The checkpoint that an adapter of PEFT in the folder or repository `name` belongs to, if that is of another model."""
+    file = find_adapter_config_file(name, **options)
+    if file is None:
+        return None
+    base = json.loads(Path(file).read_text())["base_model_name_or_path"]
+    source = find_source(base)
+    return base if source is not None and source.is_foreign else None
+
+
+def load_adapter(model, name: str, source: Source, **options):
+    """
+    Load an adapter of the model that `source` describes into its conversion.
+
+    Raises:
+        ValueError: if the layers that it adapts are others here.
+    """
+    problem = "LayerScale" if source.is_folded else "fused layers" if source.model_type == "timm_wrapper" else None
+    if problem is None:
+        try:
+            info = model.load_adapter(name, adapter_kwargs=options)
+            strange = sorted(info.missing_keys | info.unexpected_keys)
+            problem = f"other layers ({', '.join(strange[:3])})" if strange else None
+        except ValueError as error:  # PEFT finds none of them
+            problem = f"other layers ({str(error).partition('. ')[0]})"
+    if problem:
+        raise ValueError(
+            f"'{name}' is an adapter of a model with {problem}, which it would not fit here: merge it there (PEFT's "
+            "`merge_and_unload`), save that model, and load the result."
+        )
+
+
+@contextlib.contextmanager
+def without_load_report():
+    """Keep back Transformers' table of missing and unexpected tensors, in the place of which [`Source.check`] says a line."""
+
+    def is_shown(record: logging.logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in (text := record.getMessage()) or "MISMATCH" in text
+
+    reports = logging.get_logger("transformers.modeling_utils")
+    reports.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        reports.removeFilter(is_shown)
+
+
 def refuse(name: str, part: str):
     """Raise the `ValueError` for a model that SupMAE cannot be."""
     raise ValueError(
-        f"SupMAE cannot take over the weights of '{name}': it has {part}, unlike SupMAE's encoder. Choose a plain ViT: ViT, "
-        "DeiT, DINO, DINOv2, ViTMAE, ViT-MSN, or timm's vit_* and deit_* models."
+        f"SupMAE cannot take over the weights of '{name}': it has {part}, unlike SupMAE's encoder. Choose a ViT of the types ViT, "
+        "DeiT, DINO, DINOv2 (with registers, too), DINOv3, ViTMAE, ViT-MSN, CLIP, SigLIP or I-JEPA, or timm's vit_* and deit_*."
     )
 
 
-_TRANSFORMERS_TYPES = ("vit", "deit", "dinov2", "vit_mae", "vit_msn")
 # Fields that all configurations of the ViT family have.
 SHARED_FIELDS = [
     "hidden_size",
@@ -110,12 +161,33 @@ DECODER_FIELDS = [
     "mask_ratio",
     "norm_pix_loss",
 ]
+# Fields that some have, under the same names.
+_OTHER_FIELDS = [
+    "intermediate_size",
+    "qkv_bias",
+    "num_register_tokens",
+    "use_absolute_position_embeddings",
+    "rope_theta",
+    "use_gated_mlp",
+    "apply_layernorm",
+]
+# What the models of Transformers that SupMAE can be have, and their configurations do not say.
+_FAMILIES = {
+    **dict.fromkeys(["vit", "deit", "vit_mae", "vit_msn", "beit", "dinov2"], {}),
+    "dinov2_with_registers": {"interpolate_antialias": True},
+    "dinov3_vit": {"use_absolute_position_embeddings": False},
+    "clip_vision_model": {"use_pre_layernorm": True},
+    **dict.fromkeys(["siglip_vision_model", "ijepa"], {"use_cls_token": False}),
+}
+# What else their classifiers read than ours.
+_OTHER_POOLING = {
+    **dict.fromkeys(["dinov2", "dinov2_with_registers"], "the class token and the mean of the others together"),
+    "clip_vision_model": "the mean of tokens that are not normalised",
+    **dict.fromkeys(["siglip_vision_model", "ijepa"], "the mean of normalised tokens"),
+}
 _OTHER_PARTS = {
-    "dinov3_vit": "rotary positions",
-    "dinov2_with_registers": "register tokens",
-    **dict.fromkeys(["beit", "data2vec-vision"], "relative position biases and keys without a bias"),
-    **dict.fromkeys(["clip", "clip_vision_model"], "a LayerNorm before the first block"),
-    **dict.fromkeys(["siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model", "ijepa"], "no class token"),
+    "data2vec-vision": "relative position biases",
+    **dict.fromkeys(["siglip2", "siglip2_vision_model"], "patches of images of any shape (NaFlex)"),
 }
 
 
@@ -130,7 +202,8 @@ def read_config(config: dict, name: str) -> Source:
     model_type = config["model_type"]
     if model_type == "timm_wrapper":
         return _read_timm_config(config, name)
-    if model_type not in _TRANSFORMERS_TYPES:
+    family = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}.get(model_type, model_type)
+    if family not in _FAMILIES:
         refuse(name, _OTHER_PARTS.get(model_type, f"an architecture of its own ('{model_type}')"))
     try:
         other = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(config))
@@ -138,84 +211,112 @@ def read_config(config: dict, name: str) -> Source:
         raise ValueError(
             f"'{name}' has a configuration that no model can have: {' '.join(str(error).split())}"
         ) from error
-    if getattr(other, "use_swiglu_ffn", False):
-        refuse(name, "gated MLPs (SwiGLU)")
-    fields = {name: getattr(other, name) for name in (*SHARED_FIELDS, "qkv_bias")}
-    if model_type == "dinov2":
-        fields["intermediate_size"] = int(other.hidden_size * other.mlp_ratio)
-    else:
-        fields["intermediate_size"] = other.intermediate_size
-    if model_type == "vit_mae":
+    vit = getattr(other, "vision_config", other)
+    if getattr(vit, "use_relative_position_bias", False) or getattr(vit, "use_shared_relative_position_bias", False):
+        refuse(name, "relative position biases")
+    fields = {key: getattr(vit, key) for key in (*SHARED_FIELDS, *_OTHER_FIELDS) if hasattr(vit, key)}
+    fields |= _FAMILIES[family]
+    if hasattr(vit, "attention_dropout"):
+        fields["attention_probs_dropout_prob"] = vit.attention_dropout
+    if hasattr(vit, "mlp_ratio"):
+        fields["intermediate_size"] = int(vit.hidden_size * vit.mlp_ratio)
+        if vit.use_swiglu_ffn:
+            size = (int(fields["intermediate_size"] * 2 / 3) + 7) // 8 * 8  # DINOv2's rounding
+            fields |= {"intermediate_size": size, "use_gated_mlp": True, "hidden_act": "silu"}
+    if hasattr(vit, "query_bias"):
+        fields["qkv_bias"] = vit.query_bias or vit.key_bias or vit.value_bias
+    if family == "vit_mae":
         fields |= {name: getattr(other, name) for name in DECODER_FIELDS}
-    if other.dtype is not None:
-        fields["dtype"] = other.dtype
+    dtype = other.dtype if other.dtype is not None else vit.dtype
+    if dtype is not None:
+        fields["dtype"] = dtype
+    labels = ["id2label", "label2id"] if "id2label" in config else []
+    for key in (*labels, "problem_type", "out_features"):
+        if config.get(key) is not None:
+            fields[key] = getattr(other, key)
     is_classifier = any("ImageClassification" in name for name in other.architectures or ())
-    has_classifier, is_distilled = is_classifier and model_type != "dinov2", model_type == "deit"
-    source = Source(fields, has_classifier, is_distilled, model_type=model_type)
-    if model_type == "dinov2":
-        source.remarks.append("LayerScale folded into the projections")
-    if source.is_distilled:
-        source.remarks.append("without its distillation token")
+    source = Source(
+        fields,
+        has_classifier=is_classifier and family not in _OTHER_POOLING,
+        is_distilled=family == "deit",
+        is_folded=hasattr(vit, "layerscale_value") or getattr(vit, "layer_scale_init_value", 0) > 0,
+        model_type=model_type,
+    )
     if source.has_classifier:
-        fields |= {"use_mean_pooling": False, "id2label": other.id2label, "label2id": other.label2id}
-        source.remarks.append("its classifier reads the class token (`use_mean_pooling=False`)")
+        is_mean = family == "beit" and vit.use_mean_pooling
+        fields |= {"use_mean_pooling": is_mean, "id2label": other.id2label, "label2id": other.label2id}
+        source.remarks.append(_read_by(is_mean))
     elif is_classifier:
-        source.remarks.append(
-            "without its classifier, which reads the class token and the mean of the others together"
-        )
+        source.remarks.append(f"without its classifier, which reads {_OTHER_POOLING[family]}")
     return source
 
 
-def _read_timm_config(config: dict, name: str) -> Source:
+def _read_by(is_mean: bool) -> str:
+    return f"its classifier reads the {'mean of the patch tokens' if is_mean else 'class token'} (`use_mean_pooling={is_mean}`)"
+
+
+def create_timm_model(config: dict, name: str, **options) -> tuple[nn.Module, PreTrainedConfig]:
+    """The model, with new weights, and the configuration of a folder or repository of timm; see [`read_config`]."""
     try:
         import timm
     except ImportError as error:
         raise ImportError(f"'{name}' is a timm model: `pip install timm` to read it.") from error
     other = CONFIG_MAPPING["timm_wrapper"].from_dict(copy.deepcopy(config))
+    # what timm itself saves has the number of classes twice
+    arguments = {"num_classes": other.num_labels, **(other.model_args or {}), **options}
     try:
-        with torch.device("meta"):
-            model = timm.create_model(
-                other.architecture, pretrained=False, num_classes=other.num_labels, **(other.model_args or {})
-            )
-    except RuntimeError as error:
+        return timm.create_model(other.architecture, pretrained=False, **arguments), other
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"timm {timm.__version__} cannot make '{other.architecture}', which '{name}' is: {error}"
         ) from error
-    tensors = model.state_dict()
-    if getattr(model, "rope", None) is not None:
-        refuse(name, "rotary positions")
-    if type(model).__name__ not in ("VisionTransformer", "VisionTransformerDistilled"):
+
+
+_TIMM_ACTIVATIONS = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_pytorch_tanh", "SiLU": "silu"}
+
+
+def _read_timm_config(config: dict, name: str) -> Source:
+    with torch.device("meta"):
+        model, other = create_timm_model(config, name)
+    if type(model).__name__ not in ("VisionTransformer", "VisionTransformerDistilled", "Eva"):
         refuse(name, f"the architecture of timm's {type(model).__name__}")
+    rope, block = getattr(model, "rope", None), model.blocks[0]
+    if rope is not None and (type(rope).__name__ != "RotaryEmbeddingDinoV3" or not rope.rotate_half):
+        refuse(name, "rotary positions of another kind than DINOv3's")
+    tensors = model.state_dict()
     require_plain_vit(tensors, name)
-    if type(model.blocks[0]).__name__ != "Block":
-        refuse(name, f"blocks of another kind ({type(model.blocks[0]).__name__})")
-    activation = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_pytorch_tanh"}.get(
-        type(model.blocks[0].mlp.act).__name__
-    )
-    if activation is None:
-        refuse(name, f"the activation {type(model.blocks[0].mlp.act).__name__}")
+    if type(block).__name__ not in ("Block", "EvaBlock"):
+        refuse(name, f"blocks of another kind ({type(block).__name__})")
+    activation = _TIMM_ACTIVATIONS.get(type(block.mlp.act).__name__)
+    if activation is None or getattr(block.mlp, "gate_last", False):
+        refuse(name, f"the activation {type(block.mlp.act).__name__}")
     height, width = model.patch_embed.img_size
     fields = {
-        **fields_of_tensors(tensors),
-        "num_attention_heads": model.blocks[0].attn.num_heads,
+        **fields_of_tensors(rename_tensors(tensors)),
+        "num_attention_heads": block.attn.num_heads,
         "image_size": height if height == width else (height, width),
-        "layer_norm_eps": model.blocks[0].norm1.eps,
+        "layer_norm_eps": block.norm1.eps,
         "hidden_act": activation,
+        "rope_theta": None if rope is None else rope.temperature,
+        "interpolate_antialias": True,
     }
-    source = Source(fields, is_distilled="dist_token" in tensors, model_type="timm_wrapper")
-    if any(name.endswith(".ls1.gamma") for name in tensors):
-        source.remarks.append("LayerScale folded into the projections")
-    if source.is_distilled:
-        source.remarks.append("without its distillation token")
+    source = Source(
+        fields,
+        is_distilled="dist_token" in tensors,
+        is_folded=any(name.endswith((".ls1.gamma", ".gamma_1")) for name in tensors),
+        model_type="timm_wrapper",
+    )
     if "norm.weight" not in tensors:
         source.remarks.append("without a LayerNorm after the last block")
-    is_mean = model.global_pool == "avg"
     if "head.weight" in tensors:
-        source.has_classifier = (model.global_pool, "fc_norm.weight" in tensors) in (("token", False), ("avg", True))
+        has_norm, has_pooled_norm = "norm.weight" in tensors, "fc_norm.weight" in tensors
+        is_mean = model.global_pool == "avg" and has_pooled_norm and not has_norm
+        is_token = model.global_pool == "token" and has_norm and not has_pooled_norm
+        is_linear = isinstance(model.head, nn.Linear) and not getattr(model, "pool_include_prefix", False)
+        source.has_classifier = is_linear and (is_mean or is_token)
         if source.has_classifier:
             fields |= {"use_mean_pooling": is_mean, "id2label": other.id2label, "label2id": other.label2id}
-            what = "the mean of the patch tokens" if is_mean else "the class token"
-            source.remarks.append(f"its classifier reads {what} (`use_mean_pooling={is_mean}`)")
+            source.remarks.append(_read_by(is_mean))
         else:
             source.remarks.append(f"without its classifier, which pools otherwise ({model.global_pool})")
     return source
@@ -223,54 +324,45 @@ def _read_timm_config(config: dict, name: str) -> Source:
 
 # Parts that SupMAE's encoder does not have, by the names of their tensors.
 _OTHER_TENSORS = {
-    r"reg_token|register_tokens": "register tokens",
-    r"norm_pre\.|pre_layrnorm|^ln_pre\.": "a LayerNorm before the first block",
     r"rel_pos|relative_position": "relative position biases",
-    r"(?:^|\.)rope\b|rope_": "rotary positions",
+    r"\.rope\.(?!periods)|rope_(?!embed\.periods)": "rotary positions of another kind than DINOv3's",
     r"[qk]_norm\.": "normalised queries and keys",
-    r"\.w12\.|\.w3\.|fc1_g|fc1_x": "gated MLPs (SwiGLU)",
+    r"\.(?:attn|mlp)\.norm\.": "a LayerNorm inside of its attention or MLPs",
     r"patch_embed\.(?:backbone|norm)\.": "other layers before its patch projection",
-    r"\.(?:q_bias|v_bias)$": "keys without a bias",
-    r"\.gamma_[12]$": "LayerScale under the names of BEiT",
 }
 
 
 def require_plain_vit(tensors: Mapping[str, torch.Tensor], name: str):
-    """Raise a `ValueError` that names the part if tensors under timm's names are not those of a ViT that SupMAE can be."""
+    """Raise a `ValueError` that names the part if tensors are not those of a ViT that SupMAE can be."""
     for pattern, part in _OTHER_TENSORS.items():
         if any(re.search(pattern, key) for key in tensors):
             refuse(name, part)
-    first, second = tensors.get("blocks.0.mlp.fc1.weight"), tensors.get("blocks.0.mlp.fc2.weight")
-    if first is not None and second is not None and first.shape[0] != second.shape[1]:
-        refuse(name, "gated MLPs (SwiGLU)")
-    if "cls_token" not in tensors and "patch_embed.proj.weight" in tensors:
-        refuse(name, "no class token")
 
 
 def fields_of_tensors(tensors: Mapping[str, torch.Tensor]) -> dict:
     """
-    The fields of [`SupMAEConfig`] that the shapes of an encoder's tensors tell, under the names of timm, MAE and SupMAE's
-    authors: all but the attention heads; `image_size` only if patches and images are square.
+    The fields of [`SupMAEConfig`] that the shapes of an encoder's tensors tell (see [`rename_tensors`]): all but attention heads,
+    image size and what has no parameters.
 
     Raises:
         KeyError: if a tensor is missing; the message is its name.
     """
-    hidden_size = tensors["cls_token"].shape[-1]
-    num_positions = tensors["pos_embed"].shape[1]
-    _, num_channels, *patch_size = tensors["patch_embed.proj.weight"].shape
+    hidden_size, num_channels, *patch_size = tensors["vit.embeddings.patch_embeddings.projection.weight"].shape
+    layers = {name.split(".")[2] for name in tensors if name.startswith("vit.layers.")}
+    registers = tensors.get("vit.embeddings.register_tokens")
     fields = {
         "hidden_size": hidden_size,
         "num_channels": num_channels,
         "patch_size": patch_size[0] if patch_size[0] == patch_size[1] else tuple(patch_size),
-        "num_hidden_layers": len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
-        "intermediate_size": tensors["blocks.0.mlp.fc1.weight"].shape[0],
-        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        "num_hidden_layers": len(layers),
+        "intermediate_size": tensors["vit.layers.0.mlp.fc1.weight"].shape[0],
+        "qkv_bias": "vit.layers.0.attention.q_proj.bias" in tensors,
+        "use_cls_token": "vit.embeddings.cls_token" in tensors,
+        "num_register_tokens": 0 if registers is None else registers.shape[1],
+        "use_absolute_position_embeddings": "vit.embeddings.position_embeddings" in tensors,
+        "use_pre_layernorm": "vit.embeddings.pre_layernorm.weight" in tensors,
+        "use_gated_mlp": "vit.layers.0.mlp.gate_proj.weight" in tensors,
     }
-    for num_patches in [num_positions - 2] if "dist_token" in tensors else [num_positions - 1, num_positions]:
-        side = math.isqrt(max(num_patches, 0))
-        if side * side == num_patches and len(set(patch_size)) == 1:
-            fields["image_size"] = side * patch_size[0]
-            break
     return fields
 
 
@@ -279,8 +371,10 @@ def fields_of_tensors(tensors: Mapping[str, torch.Tensor]) -> dict:
 # How names begin in the authors', MAE's and timm's files, and in ours. The first that fits applies.
 ORIGINAL_PREFIXES = [
     ("cls_token", "vit.embeddings.cls_token"),
+    ("reg_token", "vit.embeddings.register_tokens"),
     ("pos_embed", "vit.embeddings.position_embeddings"),
     ("patch_embed.proj.", "vit.embeddings.patch_embeddings.projection."),
+    ("norm_pre.", "vit.embeddings.pre_layernorm."),
     ("blocks.", "vit.layers."),
     ("norm.", "vit.layernorm."),
     ("mask_token", "decoder.mask_token"),
@@ -308,58 +402,141 @@ PUBLISHED_PARTS = [
     ("intermediate.dense", "mlp.fc1"),
     ("output.dense", "mlp.fc2"),
 ]
+# Patterns of other names, one after the other.
 _RENAMINGS = {
-    r"^timm_model\.": "",
-    r"^dist_token$": "vit.embeddings.distillation_token",
+    r"^(?:timm_model|vision_model|deit|beit|ijepa|dinov2|dinov2_with_registers)\.": "",
+    r"^head\.(?=probe|attention|layernorm|mlp)": "attn_pool.",  # SigLIP's
     **{f"^{re.escape(original)}": ours for original, ours in ORIGINAL_PREFIXES},
+    r"^dist_token$": "vit.embeddings.distillation_token",
+    r"^storage_tokens$": "vit.embeddings.register_tokens",  # in the files of DINOv3, as are w1 and w2 below
+    r"^register_tokens$": "vit.embeddings.register_tokens",
+    r"^patch_embed\.projection\.": "vit.embeddings.patch_embeddings.projection.",  # in mmpretrain's, as are ln1 and ffn below
+    r"^ln1\.": "vit.layernorm.",
+    r"^pooler\.layernorm\.": "fc_norm.",
     r"^cls_classifier\.": "classifier.",
-    r"^(?:deit|dinov2)\.": "vit.",
-    r"encoder\.layer\.": "layers.",
+    r"^(?:vit\.)?(?:encoder\.layers?|layers?)\.": "vit.layers.",
+    r"^decoder\.decoder_encoder\.layer\.": "decoder.decoder_layers.",  # as Transformers 5.23 saves ViTMAE's
+    r"^(?:norm|layernorm|post_layernorm)\.": "vit.layernorm.",
+    r"^pre_layrnorm\.": "vit.embeddings.pre_layernorm.",
+    r"^embeddings\.": "vit.embeddings.",
+    r"embeddings\.class_embedding$": "embeddings.cls_token",
+    r"embeddings\.position_embedding\.weight$": "embeddings.position_embeddings",
+    r"embeddings\.(?:patch_embedding|patch_embeddings)\.(?=weight$|bias$)": "embeddings.patch_embeddings.projection.",
     **{re.escape(theirs): ours for theirs, ours in PUBLISHED_PARTS + ORIGINAL_PARTS},
-    r"\.(?:layer_scale1\.lambda1|ls1\.gamma)$": ".attention.o_proj.layer_scale",
-    r"\.(?:layer_scale2\.lambda1|ls2\.gamma)$": ".mlp.fc2.layer_scale",
+    r"\.(?:layer_norm1|ln1)\.": ".layernorm_before.",
+    r"\.(?:layer_norm2|ln2)\.": ".layernorm_after.",
+    r"\.(?:self_attn|attn)\.": ".attention.",
+    r"\.attention\.out_proj\.": ".attention.o_proj.",
+    r"\.attention\.([qkv])_bias$": r".attention.\1_proj.bias",
+    r"\.ffn\.layers\.0\.0\.": ".mlp.fc1.",
+    r"\.ffn\.layers\.1\.": ".mlp.fc2.",
+    r"\.mlp\.(?:fc1_g|w1)\.": ".mlp.gate_proj.",
+    r"\.mlp\.(?:fc1_x|up_proj|w2)\.": ".mlp.fc1.",
+    r"\.mlp\.(?:down_proj|weights_out|w3)\.": ".mlp.fc2.",
+    r"\.mlp\.(?:weights_in|w12)\.": ".mlp.gate_and_fc1.",
+    r"\.(?:layer_scale1\.lambda1|ls1\.gamma|gamma_1|lambda_1|attention\.gamma1\.weight)$": ".attention.o_proj.layer_scale",
+    r"\.(?:layer_scale2\.lambda1|ls2\.gamma|gamma_2|lambda_2|ffn\.gamma2\.weight)$": ".mlp.fc2.layer_scale",
 }
-# Tensors that nothing here has a place for: poolers that no classifier reads, tokens in the place of masked patches, and
-# what belongs to a distillation token.
+# Tensors that nothing here has a place for: poolers that no classifier reads, tokens in the place of masked patches, text models,
+# and what belongs to a distillation token.
 _LEFT_OUT = re.compile(
-    r"pooler\.|embeddings\.mask_token$|embeddings\.distillation_token$|^distillation_classifier\.|^head_dist\."
+    r"pooler\.|attn_pool\.|embeddings\.(?:mask_token|position_ids)$|^distillation_classifier\.|^head_dist\.|^text_model\."
+    r"|^(?:visual|text)_projection\.|^logit_|rope_embed\.|bias_mask$"
 )
+# Layers of an encoder that always have a bias here. That of others is 0, if none of their layers of that kind has one.
+_BIASED = ("patch_embeddings.projection", "attention.o_proj", "mlp.fc1", "mlp.fc2", "mlp.gate_proj")
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+
+
+def rename_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    The tensors of another ViT, of MAE or of SupMAE's authors under the names of [`SupMAEForPreTraining`] and
+    [`SupMAEForImageClassification`]. Fused queries, keys and values are cut in three, gated layers in two, LayerScale (CaiT, arXiv
+    2103.17239) is multiplied into the projection before it, and biases that a model does not have are 0.
+    """
+    renamed, scales = {}, {}
+    for original, tensor in tensors.items():
+        name = original
+        for pattern, ours in _RENAMINGS.items():
+            name = re.sub(pattern, ours, name, count=1)
+        if _LEFT_OUT.search(name) or not tensor.numel():  # DINOv3's register tokens, of which there may be none
+            continue
+        if f"{original}_mask" in tensors:  # DINOv3's, of the keys' bias
+            tensor = tensor * tensors[f"{original}_mask"].nan_to_num(0)
+        if ".attention.qkv." in name:
+            parts = zip(_PROJECTIONS, tensor.chunk(3))
+            renamed |= {name.replace(".qkv.", f".{part}."): value.clone() for part, value in parts}
+        elif ".gate_and_fc1." in name:
+            for part, value in zip(("gate_proj", "fc1"), tensor.chunk(2)):
+                renamed[name.replace("gate_and_fc1", part)] = value.clone()
+        elif name.endswith(".layer_scale"):
+            scales[name.removesuffix("layer_scale")] = tensor.flatten()
+        else:
+            renamed[name] = tensor
+    for name in [name for name in renamed if name.endswith(".mlp.fc1.weight")]:
+        layer = name.removesuffix("fc1.weight")
+        output = renamed.get(f"{layer}fc2.weight")
+        if output is not None and len(renamed[name]) == 2 * output.shape[1]:  # timm's gated layers
+            for part in ("weight", "bias"):
+                gate, value = renamed[f"{layer}fc1.{part}"].chunk(2)
+                renamed |= {f"{layer}gate_proj.{part}": gate.clone(), f"{layer}fc1.{part}": value.clone()}
+    _add_biases(renamed)
+    for projection, scale in scales.items():
+        # in float32, whatever the file's precision: it is loading that rounds
+        weight, bias = (renamed[projection + part].float() for part in ("weight", "bias"))
+        renamed |= {
+            f"{projection}weight": weight * scale.float().unsqueeze(1),
+            f"{projection}bias": bias * scale.float(),
+        }
+    for name, num_dims in (("cls_token", 3), ("position_embeddings", 3)):
+        if (token := renamed.get(f"vit.embeddings.{name}")) is not None and token.ndim < num_dims:
+            renamed[f"vit.embeddings.{name}"] = token.reshape(1, -1, token.shape[-1])
+    return renamed
+
+
+def _add_biases(tensors: dict[str, torch.Tensor]):
+    def has_bias(kinds: Sequence[str]) -> bool:
+        return any(
+            name.endswith(tuple(f".{kind}.bias" for kind in kinds)) for name in tensors if name.startswith("vit.")
+        )
+
+    missing = [kind for kind in _BIASED if not has_bias([kind])]
+    if has_bias(_PROJECTIONS):
+        missing += [kind for kind in _PROJECTIONS if not has_bias([kind])]
+    for name in [name for name in tensors if name.startswith("vit.")]:
+        if name.endswith(tuple(f".{kind}.weight" for kind in missing)):
+            tensors[name.removesuffix("weight") + "bias"] = tensors[name].new_zeros(len(tensors[name]))
 
 
 def convert_tensors(
-    tensors: Mapping[str, torch.Tensor], num_patches: int, is_distilled: bool = False, has_classifier: bool = True
+    tensors: Mapping[str, torch.Tensor], num_patches: int, has_classifier: bool = True
 ) -> dict[str, torch.Tensor]:
     """
-    The tensors of another ViT, of MAE or of SupMAE's authors under the names of [`SupMAEForPreTraining`] and
-    [`SupMAEForImageClassification`]. Fused queries, keys and values are cut in three, LayerScale (CaiT, arXiv 2103.17239) is
-    multiplied into the projection before it, and positions are those of class token and patches.
+    [`rename_tensors`], with position embeddings of class token and patches.
 
     Args:
         num_patches: Number of patches of the source's images.
-        is_distilled, has_classifier: See [`Source`]; without `has_classifier` the source's is left out.
+        has_classifier: See [`Source`]; without it the source's is left out.
     """
-    converted = {}
-    for name, tensor in tensors.items():
-        for pattern, ours in _RENAMINGS.items():
-            name = re.sub(pattern, ours, name, count=1)
-        if _LEFT_OUT.search(name) or (name.startswith("classifier.") and not has_classifier):
-            continue
-        if ".attn.qkv." in name:
-            parts = zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3))
-            converted |= {name.replace(".attn.qkv.", f".attention.{part}."): value.clone() for part, value in parts}
-        else:
-            converted[name] = tensor
-    for name in [name for name in converted if name.endswith(".layer_scale")]:
-        scale, projection = converted.pop(name).float(), name.removesuffix("layer_scale")
-        # in float32, whatever the file's precision: it is loading that rounds
-        converted[projection + "weight"] = converted[projection + "weight"].float() * scale.unsqueeze(1)
-        converted[projection + "bias"] = converted[projection + "bias"].float() * scale
-    for name in [name for name in converted if name.endswith("embeddings.position_embeddings")]:
-        positions = converted[name]
-        if is_distilled:  # class token, distillation token, patches
-            converted[name] = torch.cat([positions[:, :1], positions[:, 2:]], dim=1)
-        elif positions.shape[1] == num_patches:  # timm's `no_embed_class`
-            converted[name] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+    converted = rename_tensors(tensors)
+    if not has_classifier:
+        converted = {
+            name: tensor for name, tensor in converted.items() if not name.startswith(("classifier.", "fc_norm."))
+        }
+    key = "vit.embeddings."
+    is_distilled = converted.pop(key + "distillation_token", None) is not None
+    positions = converted.get(key + "position_embeddings")
+    if positions is None or key + "cls_token" not in converted:
+        return converted
+    num_others = positions.shape[1] - num_patches - 1
+    if num_others < 0:  # timm's `no_embed_class`
+        positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+    elif num_others:  # of the distillation token, or of registers
+        class_token, others, patches = positions.split([1, num_others, num_patches], dim=1)
+        positions = torch.cat([class_token, patches], dim=1)
+        if not is_distilled:
+            converted[key + "register_tokens"] = converted[key + "register_tokens"] + others
+    converted[key + "position_embeddings"] = positions
     return converted
 
 
@@ -374,8 +551,9 @@ def read_tensors(name: str, variant: str | None = None, **options) -> dict[str, 
         OSError: if there are no files of weights.
     """
     suffix = "" if variant is None else f".{variant}"
-    for file in (f"model{suffix}.safetensors", f"pytorch_model{suffix}.bin"):
-        for found in (file, f"{file}.index.json"):
+    for base, extension in (("model", "safetensors"), ("pytorch_model", "bin")):
+        file = f"{base}{suffix}.{extension}"
+        for found in (file, f"{base}.{extension}.index{suffix}.json"):
             try:
                 path = cached_file(name, found, **options)
             except OSError as error:
@@ -404,6 +582,13 @@ def patch_resampling(size: tuple[int, int], new_size: tuple[int, int], device=No
     return resampled.flatten(1).T
 
 
+def trainable_as(new: nn.Module, old: nn.Module) -> nn.Module:
+    """`new`, with what is frozen of `old` frozen."""
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(old.get_parameter(name).requires_grad)
+    return new
+
+
 def resample_projection(old: nn.Conv2d, patch_size: tuple[int, int]) -> nn.Conv2d:
     """
     The patch projection for another patch size: for patches that are resampled to the old size it gives what `old` gives, as
@@ -415,7 +600,7 @@ def resample_projection(old: nn.Conv2d, patch_size: tuple[int, int]) -> nn.Conv2
     fitted = weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(2) @ inverse
     new.weight.copy_(fitted.reshape(new.weight.shape))
     new.bias.copy_(old.bias)
-    return new
+    return trainable_as(new, old)
 
 
 def resample_predictions(old: nn.Linear, old_size: tuple[int, int], patch_size: tuple[int, int]) -> nn.Linear:
@@ -430,4 +615,4 @@ def resample_predictions(old: nn.Linear, old_size: tuple[int, int], patch_size: 
     new = nn.Linear(old.in_features, len(rows), device=old.weight.device, dtype=old.weight.dtype)
     new.weight.copy_(rows)
     new.bias.copy_(resample(old.bias))
-    return new
+    return trainable_as(new, old)

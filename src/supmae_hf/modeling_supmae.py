@@ -24,7 +24,16 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_supmae import SupMAEConfig, to_pair
-from .conversion_supmae import find_source, resample_predictions, resample_projection
+from .conversion_supmae import (
+    convert_tensors,
+    find_adapted,
+    find_source,
+    load_adapter,
+    read_tensors,
+    resample_predictions,
+    resample_projection,
+    without_load_report,
+)
 from .supervision_supmae import (
     SUPERVISIONS,
     UNLABELED,
@@ -48,8 +57,9 @@ class SupMAEModelOutput(ModelOutput):
     `ids_restore` are `None` then.
 
     Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, 1 + num_visible_patches, hidden_size)`):
-            Class token, then the visible patch tokens, after the final LayerNorm; masked calls return them in shuffled order.
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_prefix_tokens + num_visible_patches, hidden_size)`):
+            Class token (and register tokens, if there are any), then the visible patch tokens, after the final LayerNorm; masked
+            calls return them in shuffled order.
         mask (`torch.FloatTensor` of shape `(batch_size, num_patches)`): 1 for hidden patches, 0 for visible ones.
         ids_restore (`torch.LongTensor` of shape `(batch_size, num_patches)`):
             For each patch in raster order its place in the shuffled order, which begins with the visible ones.
@@ -123,29 +133,55 @@ def sincos_position_embeddings(grid_size: tuple[int, int], dim: int, device=None
 
 
 def interpolate_position_embeddings(
-    position_embeddings: torch.Tensor, grid_size: tuple[int, int], new_grid_size: tuple[int, int]
+    position_embeddings: torch.Tensor,
+    grid_size: tuple[int, int],
+    new_grid_size: tuple[int, int],
+    antialias: bool = False,
 ) -> torch.Tensor:
-    """Position embeddings `(1, 1 + num_patches, dim)` of one patch grid, resampled bicubically to another."""
+    """Position embeddings `(1, [1 +] num_patches, dim)` of one patch grid, resampled bicubically to another."""
     if grid_size == new_grid_size:
         return position_embeddings
-    class_token, patches = position_embeddings[:, :1], position_embeddings[:, 1:]
+    num_class_tokens = position_embeddings.shape[1] - math.prod(grid_size)
+    class_token, patches = position_embeddings[:, :num_class_tokens], position_embeddings[:, num_class_tokens:]
     patches = at_least_float32(patches).reshape(1, *grid_size, -1).permute(0, 3, 1, 2)
-    patches = nn.functional.interpolate(patches, size=new_grid_size, mode="bicubic", align_corners=False)
+    patches = nn.functional.interpolate(
+        patches, size=new_grid_size, mode="bicubic", align_corners=False, antialias=antialias
+    )
     return torch.cat([class_token, patches.flatten(2).transpose(1, 2).to(class_token.dtype)], dim=1)
 
 
 def fit_position_embeddings(
-    position_embeddings: torch.Tensor, grid_size: tuple[int, int], new_grid_size: tuple[int, int]
+    position_embeddings: torch.Tensor,
+    grid_size: tuple[int, int],
+    new_grid_size: tuple[int, int],
+    antialias: bool = False,
 ) -> torch.Tensor:
     """
-    Position embeddings `(1, 1 + num_patches, dim)` for another patch grid: sine-cosine ones made anew, as the authors would,
+    Position embeddings `(1, [1 +] num_patches, dim)` for another patch grid: sine-cosine ones made anew, as the authors would,
     learnt ones by [`interpolate_position_embeddings`].
     """
-    dim, device, dtype = position_embeddings.shape[-1], position_embeddings.device, position_embeddings.dtype
-    fixed = sincos_position_embeddings(grid_size, dim, device).to(dtype)
+    (_, length, dim), device, dtype = position_embeddings.shape, position_embeddings.device, position_embeddings.dtype
+    fixed = sincos_position_embeddings(grid_size, dim, device)[:, -length:].to(dtype)
     if torch.allclose(position_embeddings.float(), fixed.float(), rtol=0, atol=1e-5):
-        return sincos_position_embeddings(new_grid_size, dim, device).to(dtype)
-    return interpolate_position_embeddings(position_embeddings, grid_size, new_grid_size)
+        length += math.prod(new_grid_size) - math.prod(grid_size)
+        return sincos_position_embeddings(new_grid_size, dim, device)[:, -length:].to(dtype)
+    return interpolate_position_embeddings(position_embeddings, grid_size, new_grid_size, antialias)
+
+
+def rotary_position_embeddings(
+    grid_size: tuple[int, int], head_dim: int, theta: float, device=None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Cosines and sines `(num_patches, head_dim)` by which DINOv3 turns queries and keys (arXiv 2508.10104, section 3.2): angles of
+    the centres of the patches, in [-1, 1], the row's in the first quarter, the column's in the second, and both again.
+    """
+    rows, columns = (
+        2 * (torch.arange(0.5, size, dtype=torch.float32, device=device) / size) - 1 for size in grid_size
+    )
+    centres = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)  # (num_patches, 2)
+    periods = theta ** torch.arange(0, 1, 4 / head_dim, dtype=torch.float32, device=device)  # (head_dim / 4,)
+    angles = (2 * math.pi * centres.unsqueeze(-1) / periods).flatten(1).tile(2)
+    return angles.cos(), angles.sin()
 
 
 def patchify(images: torch.Tensor, patch_size: tuple[int, int]) -> torch.Tensor:
@@ -181,14 +217,24 @@ class SupMAEPatchEmbeddings(nn.Module):
 
 
 class SupMAEEmbeddings(nn.Module):
-    """Class token and patch tokens with their position embeddings, all of them or only the visible ones."""
+    """
+    Class token, register tokens (arXiv 2309.16588) and patch tokens with their position embeddings, those of all patches or only
+    the visible ones.
+    """
 
     def __init__(self, config: SupMAEConfig):
         super().__init__()
         self.config = config
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        width = config.hidden_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.use_cls_token else None
+        self.register_tokens = None
+        if config.num_register_tokens:
+            self.register_tokens = nn.Parameter(torch.zeros(1, config.num_register_tokens, width))
         self.patch_embeddings = SupMAEPatchEmbeddings(config)
-        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + config.num_patches, config.hidden_size))
+        self.position_embeddings = None
+        if config.use_absolute_position_embeddings:
+            self.position_embeddings = nn.Parameter(torch.zeros(1, config.use_cls_token + config.num_patches, width))
+        self.pre_layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.use_pre_layernorm else None
 
     def patch_grid(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> tuple[int, int]:
         """Patch rows and columns of a batch of images. Raises a `ValueError` if channels or size do not fit the model."""
@@ -236,9 +282,13 @@ class SupMAEEmbeddings(nn.Module):
                 )
         if mask is not None:
             hidden = mask.to(device) == 1
-            counts = hidden.sum(dim=1)
+            counts, is_binary = hidden.sum(dim=1), (hidden | (mask.to(device) == 0)).all()
+            if torch.compiler.is_compiling():  # shapes cannot depend on values: as many as `config.mask_ratio` says
+                num_visible = self.config.num_visible_patches(num_patches)
+                is_right = is_binary & (counts == num_patches - num_visible).all()
+                assert is_right, "a compiled model takes masks that hide `config.mask_ratio` of the patches"
+                return torch.argsort(hidden.int(), dim=1, stable=True), num_visible
             num_hidden = int(counts[0])
-            is_binary = (hidden | (mask.to(device) == 0)).all()
             if not is_binary or not (counts == num_hidden).all() or num_hidden == num_patches:
                 raise ValueError(
                     "`mask` must be 1 for hidden and 0 for visible patches, with the same number of visible patches, at "
@@ -256,30 +306,26 @@ class SupMAEEmbeddings(nn.Module):
         return torch.argsort(noise, dim=1), num_visible
 
     def forward(
-        self,
-        pixel_values: torch.Tensor,
-        noise: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
-        mask_ratio: float | None = None,
-        interpolate_pos_encoding: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Tokens, mask and `ids_restore` as in [`SupMAEModelOutput`]; only visible patches are embedded."""
-        grid_size = self.patch_grid(pixel_values, interpolate_pos_encoding)
-        batch_size = pixel_values.shape[0]
-        positions = interpolate_position_embeddings(self.position_embeddings, self.config.grid_size, grid_size)
-        class_tokens = (self.cls_token + positions[:, :1]).expand(batch_size, -1, -1)
-        positions = positions[:, 1:]
-        if noise is None and mask is None and mask_ratio is None:
-            patches = self.patch_embeddings(pixel_values) + positions  # (batch_size, num_patches, hidden_size)
-            return torch.cat([class_tokens, patches], dim=1), None, None
-
-        shape = (batch_size, math.prod(grid_size))
-        ids_shuffle, num_visible = self.shuffle(shape, noise, mask, mask_ratio, pixel_values.device)
-        ids_restore = torch.argsort(ids_shuffle, dim=1)
-        ids_keep = ids_shuffle[:, :num_visible]
-        patches = self.patch_embeddings(pixel_values, ids_keep)  # (batch_size, num_visible_patches, hidden_size)
-        patches = patches + gather_tokens(positions.expand(batch_size, -1, -1), ids_keep)
-        return torch.cat([class_tokens, patches], dim=1), (ids_restore >= num_visible).float(), ids_restore
+        self, pixel_values: torch.Tensor, grid_size: tuple[int, int], ids_keep: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        Tokens `(batch_size, num_prefix_tokens + num_visible_patches, hidden_size)` of the patches `ids_keep` `(batch_size,
+        num_visible_patches)`, by default of all; no others are embedded.
+        """
+        batch_size, config = pixel_values.shape[0], self.config
+        patches, prefix = self.patch_embeddings(pixel_values, ids_keep), self.cls_token
+        if self.position_embeddings is not None:
+            positions = interpolate_position_embeddings(
+                self.position_embeddings, config.grid_size, grid_size, config.interpolate_antialias
+            )
+            if prefix is not None:
+                prefix, positions = prefix + positions[:, :1], positions[:, 1:]
+            if ids_keep is not None:
+                positions = gather_tokens(positions.expand(batch_size, -1, -1), ids_keep)
+            patches = patches + positions
+        tokens = [token.expand(batch_size, -1, -1) for token in (prefix, self.register_tokens) if token is not None]
+        tokens = torch.cat([*tokens, patches], dim=1)
+        return tokens if self.pre_layernorm is None else self.pre_layernorm(tokens)
 
 
 def eager_attention_forward(
@@ -296,6 +342,17 @@ def eager_attention_forward(
     weights = torch.matmul(query * scaling, key.transpose(2, 3)).softmax(dim=-1).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2), weights
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """
+    Queries or keys `(batch_size, num_heads, length, head_dim)` whose patches, the last ones, are turned by the angles of
+    [`rotary_position_embeddings`], `([batch_size, 1,] num_patches, head_dim)`.
+    """
+    prefix, patches = states.split([states.shape[2] - cos.shape[-2], cos.shape[-2]], dim=2)
+    first, second = patches.chunk(2, dim=-1)
+    patches = patches * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([prefix, patches.to(prefix.dtype)], dim=2)
 
 
 class SupMAEAttention(nn.Module):
@@ -316,13 +373,18 @@ class SupMAEAttention(nn.Module):
             projection.xavier_gain = math.sqrt(0.5)
 
     def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         input_shape = hidden_states.shape[:-1]  # (batch_size, length)
         hidden_shape = (*input_shape, -1, self.head_dim)
         query = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
         key = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = rotate(query, *position_embeddings), rotate(key, *position_embeddings)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -340,14 +402,19 @@ class SupMAEAttention(nn.Module):
 
 
 class SupMAEMLP(nn.Module):
-    def __init__(self, config: SupMAEConfig, hidden_size: int, intermediate_size: int):
+    """Two linear layers; gated ones (arXiv 2002.05202, SwiGLU if `config.hidden_act` is silu) have a third beside the first."""
+
+    def __init__(self, config: SupMAEConfig, hidden_size: int, intermediate_size: int, is_gated: bool = False):
         super().__init__()
         self.activation_fn = ACT2FN[config.hidden_act]
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size) if is_gated else None
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+        if self.gate_proj is None:
+            return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+        return self.fc2(self.activation_fn(self.gate_proj(hidden_states)) * self.fc1(hidden_states))
 
 
 class SupMAEDropPath(nn.Module):
@@ -378,12 +445,13 @@ class SupMAELayer(GradientCheckpointingLayer):
         num_attention_heads: int,
         intermediate_size: int,
         drop_path_rate: float = 0.0,
+        is_gated: bool = False,
     ):
         super().__init__()
         self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = SupMAEAttention(config, hidden_size, num_attention_heads)
         self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.mlp = SupMAEMLP(config, hidden_size, intermediate_size)
+        self.mlp = SupMAEMLP(config, hidden_size, intermediate_size, is_gated)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = SupMAEDropPath(drop_path_rate)
 
@@ -403,7 +471,7 @@ class SupMAEDecoder(nn.Module):
         hidden_size = config.decoder_hidden_size
         self.decoder_embed = nn.Linear(config.hidden_size, hidden_size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, 1 + config.num_patches, hidden_size))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, config.use_cls_token + config.num_patches, hidden_size))
         self.decoder_layers = nn.ModuleList(
             SupMAELayer(config, hidden_size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
             for _ in range(config.decoder_num_hidden_layers)
@@ -415,24 +483,26 @@ class SupMAEDecoder(nn.Module):
         self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid_size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Tokens `(batch_size, 1 + num_visible_patches, hidden_size)` in the order that `ids_restore` undoes, of a grid of
-        `(rows, columns)`, to predictions `(batch_size, num_patches, patch_height * patch_width * num_channels)`, and the tokens
+        Tokens `(batch_size, num_prefix_tokens + num_visible_patches, hidden_size)` in the order that `ids_restore` undoes, of a
+        grid of `(rows, columns)`, to predictions `(batch_size, num_patches, patch_height * patch_width * num_channels)`, and the tokens
         `(batch_size, num_patches, decoder_hidden_size)` that they are made from.
         """
-        hidden_states = self.decoder_embed(hidden_states)  # (batch_size, 1 + num_visible_patches, decoder_hidden_size)
-        batch_size, num_encoded, hidden_size = hidden_states.shape
-        num_hidden = 1 + ids_restore.shape[1] - num_encoded
+        num_class_tokens, num_prefix_tokens = int(self.config.use_cls_token), self.config.num_prefix_tokens
+        hidden_states = self.decoder_embed(hidden_states)
+        visible = hidden_states[:, num_prefix_tokens:]  # (batch_size, num_visible_patches, decoder_hidden_size)
+        batch_size, num_visible, hidden_size = visible.shape
+        num_hidden = ids_restore.shape[1] - num_visible
         mask_tokens = self.mask_token.to(hidden_states.dtype).expand(batch_size, num_hidden, hidden_size)
-        patches = torch.cat([hidden_states[:, 1:], mask_tokens], dim=1)
+        patches = torch.cat([visible, mask_tokens], dim=1)
         patches = gather_tokens(patches, ids_restore.to(patches.device))  # in raster order
-        hidden_states = torch.cat([hidden_states[:, :1], patches], dim=1)
+        hidden_states = torch.cat([hidden_states[:, :num_class_tokens], patches], dim=1)  # registers end here
         hidden_states = hidden_states + interpolate_position_embeddings(
             self.decoder_pos_embed, self.config.grid_size, grid_size
         )
         for layer in self.decoder_layers:
             hidden_states = layer(hidden_states)
         hidden_states = self.decoder_norm(hidden_states)
-        return self.decoder_pred(hidden_states)[:, 1:], hidden_states[:, 1:]
+        return self.decoder_pred(hidden_states)[:, num_class_tokens:], hidden_states[:, num_class_tokens:]
 
 
 # Arguments of `from_pretrained` that say where a checkpoint is
@@ -485,18 +555,19 @@ class SupMAEPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):  # the patch projection, like the linear layer that it is
-            fan_in, fan_out = module.weight[0].numel(), module.weight.shape[0]
+            fan_in, fan_out = module.in_channels * math.prod(module.kernel_size), module.out_channels
             bound = math.sqrt(6 / (fan_in + fan_out))
             init.uniform_(module.weight, -bound, bound)
             init.uniform_(module.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
         elif isinstance(module, (SupMAEEmbeddings, SupMAEDecoder)):
             is_decoder = isinstance(module, SupMAEDecoder)
-            token = module.mask_token if is_decoder else module.cls_token
+            for token in [module.mask_token] if is_decoder else [module.cls_token, module.register_tokens]:
+                if token is not None:
+                    init.normal_(token, std=self.config.initializer_range)
             positions = module.decoder_pos_embed if is_decoder else module.position_embeddings
-            init.normal_(token, std=self.config.initializer_range)
-            init.copy_(
-                positions, sincos_position_embeddings(self.config.grid_size, positions.shape[-1], positions.device)
-            )
+            if positions is not None:
+                fixed = sincos_position_embeddings(self.config.grid_size, positions.shape[-1], positions.device)
+                init.copy_(positions, fixed[:, -positions.shape[1] :])
         elif isinstance(module, SupMAECaptionHead):
             init.zeros_(module.document_frequency)
             init.zeros_(module.num_captions)
@@ -515,8 +586,9 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         """
         As in every Transformers model, and more:
 
-        - The folder or repository may hold another plain ViT: ViT, DeiT (whose distillation token is left out), DINO, DINOv2,
-          ViTMAE, ViT-MSN, or timm's `vit_*` and `deit_*`. Its encoder computes the same here, and so does its classifier in a
+        - The folder or repository may hold another ViT: ViT, DeiT (whose distillation token is left out), DINO, DINOv2 (with
+          registers, too), DINOv3, ViTMAE, ViT-MSN, BEiT without relative positions, the vision towers of CLIP and SigLIP, I-JEPA,
+          or timm's `vit_*` and `deit_*`. Its encoder computes the same here, and so does its classifier in a
           [`SupMAEForImageClassification`] if it reads the class token or the mean of the patch tokens.
         - `image_size` and `patch_size` may be others than the checkpoint's, in `config` or as arguments: see
           [`~SupMAEPreTrainedModel.set_input_size`].
@@ -530,6 +602,9 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         if isinstance(config, (str, os.PathLike)):
             config, kwargs = SupMAEConfig.from_pretrained(config, return_unused_kwargs=True, **kwargs)
         source = None if name is None else find_source(name, **options)
+        adapted = None if source is not None or name is None else find_adapted(name, **options)
+        if adapted is not None:
+            name, source = adapted, find_source(adapted)
         if source is not None:
             loaded_at = SupMAEConfig.from_dict(source.fields)
             if config is None:
@@ -539,12 +614,16 @@ class SupMAEPreTrainedModel(PreTrainedModel):
                 config = copy.deepcopy(config)
                 config.image_size, config.patch_size = loaded_at.image_size, loaded_at.patch_size
             if source.is_foreign:
-                variant = kwargs.pop("variant", None)
-                kwargs["state_dict"] = source.read_tensors(name, loaded_at.num_patches, variant, **options)
+                variant, tensors = kwargs.pop("variant", None), kwargs.pop("state_dict", None)
+                if tensors is None:
+                    tensors = read_tensors(name, variant, **(options if adapted is None else {}))
+                kwargs["state_dict"] = convert_tensors(tensors, loaded_at.num_patches, source.has_classifier)
                 config, name = name if config is None else config, None
-        model, info = super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
-        if source is not None and source.is_foreign:
-            model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+        is_foreign = source is not None and source.is_foreign
+        with without_load_report() if is_foreign else contextlib.nullcontext():
+            model, info = super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
+        if is_foreign:
+            model.name_or_path = model.config.name_or_path = str(adapted or pretrained_model_name_or_path)
             source.check(info, model.name_or_path, cls.__name__)
         if "captions" in getattr(model, "supervision", ()):
             with contextlib.suppress(OSError, ValueError):  # it may lie elsewhere
@@ -552,6 +631,8 @@ class SupMAEPreTrainedModel(PreTrainedModel):
                     pretrained_model_name_or_path, trust_remote_code=False, **options
                 )
         model.set_input_size(**sizes)
+        if adapted is not None:
+            load_adapter(model, pretrained_model_name_or_path, source, **options)
         model.freeze_positions()  # Transformers loads every parameter as trainable
         return (model, info) if output_loading_info else model
 
@@ -579,7 +660,7 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         old_patch, new_patch = to_pair(old.patch_size), to_pair(new.patch_size)
         if old_patch == new_patch and to_pair(old.image_size) == to_pair(new.image_size):
             return
-        if self.base_model.embeddings.position_embeddings.numel() == 0:  # ZeRO-3
+        if self.base_model.embeddings.patch_embeddings.projection.weight.numel() == 0:  # ZeRO-3
             raise ValueError(
                 "The sizes of a model whose parameters are spread over processes cannot be changed: change them first, with "
                 "examples/convert_checkpoint.py, or `set_input_size` and `save_pretrained`."
@@ -588,11 +669,12 @@ class SupMAEPreTrainedModel(PreTrainedModel):
 
         def fit(module: nn.Module, name: str):
             positions = getattr(module, name)
-            fitted = fit_position_embeddings(positions, old.grid_size, new.grid_size)
+            fitted = fit_position_embeddings(positions, old.grid_size, new.grid_size, old.interpolate_antialias)
             setattr(module, name, nn.Parameter(fitted, requires_grad=positions.requires_grad))
 
         embeddings, decoder = self.base_model.embeddings, getattr(self, "decoder", None)
-        fit(embeddings, "position_embeddings")
+        if embeddings.position_embeddings is not None:
+            fit(embeddings, "position_embeddings")
         if decoder is not None:
             fit(decoder, "decoder_pos_embed")
         if old_patch != new_patch:
@@ -677,6 +759,7 @@ class SupMAEModel(SupMAEPreTrainedModel):
                 config.num_attention_heads,
                 config.intermediate_size,
                 drop_path_rate=config.drop_path_rate * index / last,
+                is_gated=config.use_gated_mlp,
             )
             for index in range(config.num_hidden_layers)
         )
@@ -704,7 +787,8 @@ class SupMAEModel(SupMAEPreTrainedModel):
             noise (`torch.FloatTensor` of shape `(batch_size, num_patches)`, *optional*):
                 Hides the patches with the most noise. Drawn uniformly if only `mask_ratio` is given.
             mask (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
-                Which patches to hide: 1 for hidden, 0 for visible, the same number in every image.
+                Which patches to hide: 1 for hidden, 0 for visible, the same number in every image. A compiled model takes masks
+                that hide `config.mask_ratio` of the patches.
             mask_ratio (`float`, *optional*):
                 Share of patches to hide, in `[0, 1)`. `config.mask_ratio` if only `noise` is given.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
@@ -718,18 +802,37 @@ class SupMAEModel(SupMAEPreTrainedModel):
             ValueError: if the size or channels of the images, the noise, the mask or the mask ratio do not fit the model.
         """
         check_arguments(self, kwargs)
-        hidden_states, mask, ids_restore = self.embeddings(
-            pixel_values, noise, mask, mask_ratio, interpolate_pos_encoding
-        )
+        grid_size = self.embeddings.patch_grid(pixel_values, interpolate_pos_encoding)
+        ids_keep = ids_restore = hidden = None
+        if not (noise is None and mask is None and mask_ratio is None):
+            shape = (pixel_values.shape[0], math.prod(grid_size))
+            ids_shuffle, num_visible = self.embeddings.shuffle(shape, noise, mask, mask_ratio, pixel_values.device)
+            ids_restore, ids_keep = torch.argsort(ids_shuffle, dim=1), ids_shuffle[:, :num_visible]
+            hidden = (ids_restore >= num_visible).float()
+        hidden_states = self.embeddings(pixel_values, grid_size, ids_keep)
+        if self.config.rope_theta is not None:
+            kwargs["position_embeddings"] = self._rotations(grid_size, ids_keep, hidden_states)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layernorm(hidden_states)
+        patches = hidden_states[:, self.config.num_prefix_tokens :]
         return SupMAEModelOutput(
             last_hidden_state=hidden_states,
-            mask=mask,
+            mask=hidden,
             ids_restore=ids_restore,
-            pooler_output=hidden_states[:, 1:].mean(dim=1) if self.config.use_mean_pooling else hidden_states[:, 0],
+            pooler_output=patches.mean(dim=1) if self.config.use_mean_pooling else hidden_states[:, 0],
         )
+
+    def _rotations(
+        self, grid_size: tuple[int, int], ids_keep: torch.Tensor | None, hidden_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[`rotary_position_embeddings`] of all patches, or of each image's visible ones: `(batch_size, 1, length, head_dim)`."""
+        config, device = self.config, hidden_states.device
+        head_dim = config.hidden_size // config.num_attention_heads
+        waves = rotary_position_embeddings(grid_size, head_dim, config.rope_theta, device)
+        if ids_keep is not None:
+            waves = (wave[ids_keep].unsqueeze(1) for wave in waves)
+        return tuple(wave.to(hidden_states.dtype) for wave in waves)
 
 
 class SupMAEForPreTraining(SupMAEPreTrainedModel):
@@ -930,13 +1033,13 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         hidden = outputs.mask.to(logits.device)
         reconstruction_loss = (self.patch_losses(pixel_values, logits) * hidden).sum() / hidden.sum().clamp(min=1)
 
-        losses, predictions = {}, {}
+        losses, predictions, num_prefix = {}, {}, self.config.num_prefix_tokens
         for kind, head in heads.items():
             target = targets[head.argument]
             if target is None and self.training:
                 continue
             predictions[kind] = head(
-                outputs.pooler_output, outputs.last_hidden_state[:, 1:], outputs.ids_restore, decoded
+                outputs.pooler_output, outputs.last_hidden_state[:, num_prefix:], outputs.ids_restore, decoded
             )
             if target is not None:
                 target = target.to(predictions[kind].device)
@@ -1065,7 +1168,7 @@ class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
                 "`add_fpn`."
             )
         self.num_features = [config.hidden_size] * len(self.stage_names)
-        self.vit = SupMAEModel(config, use_layernorm=False)
+        self.vit = SupMAEModel(config, use_layernorm=config.apply_layernorm)
         self.fpn = SupMAEFeaturePyramid(config) if config.add_fpn else nn.Identity()
         self.post_init()
 
@@ -1080,12 +1183,17 @@ class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
             [`~transformers.modeling_outputs.BackboneOutput`] with `feature_maps` of shape
             `(batch_size, hidden_size, ceil(height / patch_height), ceil(width / patch_width))`, rescaled from that under
             `config.add_fpn`, or, if `config.reshape_hidden_states` is `False`, tokens of shape
-            `(batch_size, 1 + num_patches, hidden_size)`, the class token first.
+            `(batch_size, num_prefix_tokens + num_patches, hidden_size)`, the class token first.
         """
         check_arguments(self, kwargs)
         patch_height, patch_width = to_pair(self.config.patch_size)
         height, width = pixel_values.shape[-2:]
-        pixel_values = nn.functional.pad(pixel_values, (0, -width % patch_width, 0, -height % patch_height))
+        # not -height % patch_height, which torch.compile cannot trace for sizes that vary
+        bottom, right = (
+            (patch_height - height % patch_height) % patch_height,
+            (patch_width - width % patch_width) % patch_width,
+        )
+        pixel_values = nn.functional.pad(pixel_values, (0, right, 0, bottom))
         outputs = self.vit(
             pixel_values,
             interpolate_pos_encoding=True,
@@ -1096,11 +1204,14 @@ class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
             for name, hidden_state in zip(self.stage_names, outputs.hidden_states)
             if name in self.out_features
         )
+        if self.config.apply_layernorm:
+            feature_maps = tuple(self.vit.layernorm(feature_map) for feature_map in feature_maps)
         if self.config.reshape_hidden_states:
             batch_size, _, padded_height, padded_width = pixel_values.shape
             grid_size = (padded_height // patch_height, padded_width // patch_width)
             feature_maps = tuple(
-                feature_map[:, 1:].transpose(1, 2).reshape(batch_size, -1, *grid_size) for feature_map in feature_maps
+                feature_map[:, self.config.num_prefix_tokens :].transpose(1, 2).reshape(batch_size, -1, *grid_size)
+                for feature_map in feature_maps
             )
         return BackboneOutput(
             feature_maps=self.fpn(feature_maps), hidden_states=outputs.hidden_states, attentions=outputs.attentions

@@ -26,7 +26,15 @@ from supmae_hf.modeling_supmae import sincos_position_embeddings
 LABELS = {"id2label": dict(enumerate("abcde")), "label2id": {name: index for index, name in enumerate("abcde")}}
 TIMM_SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0}
 # models of Transformers; ViTModel is also DINO's
-ENCODERS = ["ViTModel", "DeiTModel", "Dinov2Model", "ViTMAEModel", "ViTMSNModel"]
+ENCODERS = {
+    **dict.fromkeys(["ViTModel", "DeiTModel", "Dinov2Model", "ViTMAEModel", "ViTMSNModel", "IJepaModel"], {}),
+    "BeitModel": {"use_absolute_position_embeddings": True, "use_mean_pooling": False, "layer_scale_init_value": 0.3},
+    "Dinov2WithRegistersModel": {"num_register_tokens": 3},
+    "DINOv3ViTModel": {"num_register_tokens": 2, "layerscale_value": 0.5},
+    "CLIPVisionModel": {},
+    "SiglipVisionModel": {},
+}
+GATED = {"Dinov2Model": {"use_swiglu_ffn": True}, "DINOv3ViTModel": {"use_gated_mlp": True, "hidden_act": "silu"}}
 CLASSIFIERS = ["ViTForImageClassification", "ViTMSNForImageClassification"]
 TIMM = {
     "vit": ("vit_tiny_patch16_224", {}),
@@ -35,6 +43,16 @@ TIMM = {
     "dinov2": ("vit_small_patch14_dinov2", {"init_values": 0.3}),
     "deit3": ("deit3_small_patch16_224", {"init_values": 0.3}),
     "quick gelu": ("vit_tiny_patch16_224", {"act_layer": "quick_gelu"}),
+    "no positions": ("vit_tiny_patch16_224", {"pos_embed": "none"}),
+    "registers": ("vit_small_patch14_reg4_dinov2", {"init_values": 0.3}),
+    "registers with positions": ("vit_tiny_patch16_224", {"reg_tokens": 2}),
+    "swiglu": ("vit_giant_patch14_reg4_dinov2", {"init_values": 0.3}),
+    "clip": ("vit_base_patch16_clip_224", {}),
+    "siglip": ("vit_base_patch16_siglip_224", {}),
+    "i-jepa": ("vit_huge_patch14_gap_224", {}),
+    "dinov3": ("vit_small_patch16_dinov3", {"init_values": 0.3}),
+    "dinov3, bias": ("vit_small_patch16_dinov3_qkvb", {"init_values": 0.3}),
+    "dinov3, swiglu": ("vit_7b_patch16_dinov3", {"init_values": 0.3}),
 }
 
 
@@ -48,9 +66,10 @@ def randomize(model: torch.nn.Module, std: float = 0.2) -> torch.nn.Module:
 
 def make(name: str, folder, **fields) -> str:
     model_class = getattr(transformers, name)
-    fields = {**SIZES, **LABELS, **fields}
+    fields = {**SIZES, **LABELS, **ENCODERS.get(name, {}), **fields}
     if name.startswith("Dinov2"):
         fields["mlp_ratio"] = 2
+        del fields["intermediate_size"]
     randomize(model_class(model_class.config_class(**fields))).save_pretrained(folder)
     return str(folder)
 
@@ -89,16 +108,22 @@ def tokens_of(folder: str, pixel_values: torch.Tensor) -> torch.Tensor:
         num_patches = (pixel_values.shape[-1] // 8) ** 2
         noise = torch.arange(num_patches).float().expand(len(pixel_values), -1)
         return model(pixel_values, noise=noise, interpolate_pos_encoding=True).last_hidden_state
-    if model.config.model_type == "dinov2":
+    model = getattr(model, "vision_model", model)
+    if model.config.model_type.startswith(("dinov2", "dinov3", "beit")):
         return model(pixel_values).last_hidden_state
+    if model.config.model_type == "clip_vision_model":  # which normalises the class token alone
+        tokens = model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
+        return model.post_layernorm(tokens)
     return model(pixel_values, interpolate_pos_encoding=True).last_hidden_state
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [32, 48])
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "DeiTModel"])
-def test_encoders_equal_their_own_class(tmp_path, name, size):
-    folder = make(name, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "fields"), [(name, {}) for name in ENCODERS if name != "DeiTModel"] + list(GATED.items())
+)
+def test_encoders_equal_their_own_class(tmp_path, name, fields, size):
+    folder = make(name, tmp_path, **fields)
     model = SupMAEModel.from_pretrained(folder, image_size=size)
     assert model.config.image_size == size and not model.training
     assert_close(model(images(size)).last_hidden_state, tokens_of(folder, images(size)))
@@ -152,25 +177,30 @@ def test_a_classifier_that_pools_otherwise_is_new_and_said_to_be(tmp_path, warni
 @torch.no_grad()
 @pytest.mark.parametrize("size", [32, 48])
 @pytest.mark.parametrize("name", TIMM)
-def test_timm_models_equal_their_own_class(tmp_path, name, size):
+def test_timm_models_equal_their_own_class(tmp_path, name, size, warnings):
     architecture, model_args = TIMM[name]
     folder = make_timm(architecture, tmp_path, **model_args)
     tensors = load_file(tmp_path / "model.safetensors")
-    has_class_position = tensors["pos_embed"].shape[1] == 17
     model_args = {**TIMM_SIZES, **model_args, "img_size": size}
-    # timm resamples with antialiasing, which enlarges in another way than ViT, MAE, BEiT and DINOv2 do
-    tensors["pos_embed"] = resample_abs_pos_embed(
-        tensors["pos_embed"], (size // 8, size // 8), num_prefix_tokens=int(has_class_position), antialias=False
-    )
+    if "pos_embed" in tensors:
+        num_prefix = tensors["pos_embed"].shape[1] - 16
+        tensors["pos_embed"] = resample_abs_pos_embed(
+            tensors["pos_embed"], (size // 8, size // 8), num_prefix_tokens=num_prefix
+        )
     vit = timm.create_model(architecture, num_classes=5, **model_args).eval()
     vit.load_state_dict(tensors)
     has_norm = "norm.weight" in tensors
     outputs = SupMAEModel.from_pretrained(folder, image_size=size)(images(size), output_hidden_states=True)
     tokens = outputs.last_hidden_state if has_norm else outputs.hidden_states[-1]
     assert_close(tokens, vit.forward_features(images(size)))
-    classifier = SupMAEForImageClassification.from_pretrained(folder, image_size=size)
-    assert classifier.config.id2label == LABELS["id2label"]
-    assert_close(classifier(images(size)).logits, vit(images(size)))
+    classifier = SupMAEForImageClassification.from_pretrained(folder, image_size=size, num_labels=5)
+    is_ours = vit.global_pool == "token" or (vit.global_pool == "avg" and "fc_norm.weight" in tensors)
+    assert ("its classifier reads the" in warnings.text) == is_ours
+    if is_ours:
+        assert classifier.config.id2label == LABELS["id2label"]
+        assert_close(classifier(images(size)).logits, vit(images(size)))
+    else:
+        assert "without its classifier, which pools otherwise" in warnings.text
 
 
 @torch.no_grad()
@@ -243,72 +273,53 @@ def test_every_class_takes_the_encoder(tmp_path, name, digit_labels, digits):
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in pretraining.state_dict().items())
 
 
-def refused(name: str, folder) -> str:
-    """Make a checkpoint that SupMAE cannot be."""
-    if name.startswith("timm "):
-        options = {"timm vit_small_patch14_reg4_dinov2": {}, "timm vit_giant_patch14_dinov2": {"mlp_ratio": 4.0}}
-        return make_timm(name.removeprefix("timm "), folder, **options.get(name, {}))
-    model_class = getattr(transformers, name)
-    small = {key: value for key, value in SIZES.items() if key != "intermediate_size" or "Dino" not in name}
-    fields = {"use_swiglu_ffn": True} if name == "Dinov2Model" else {}
-    if name == "CLIPModel":
-        vision = transformers.CLIPVisionConfig(**SIZES)
-        text = transformers.CLIPTextConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
-        config = transformers.CLIPConfig(vision_config=vision.to_dict(), text_config=text.to_dict())
-    elif name == "ResNetModel":
-        config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
-    else:
-        config = model_class.config_class(**small, **fields)
-    model_class(config).save_pretrained(folder)
-    return str(folder)
+REFUSED = {
+    "BeitModel": ({"use_relative_position_bias": True}, "relative position biases"),
+    "Data2VecVisionModel": ({}, "relative position biases"),
+    "Siglip2VisionModel": ({}, r"patches of images of any shape \(NaFlex\)"),
+    "ResNetModel": (
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+        r"an architecture of its own \('resnet'\)",
+    ),
+    "timm eva02_small_patch14_224": ({}, "rotary positions of another kind than DINOv3's"),
+    "timm vit_relpos_small_patch16_224": ({}, "the architecture of timm's VisionTransformerRelPos"),
+    "timm vit_small_patch16_18x2_224": ({}, "blocks of another kind"),
+    "timm vit_small_r26_s32_224": ({}, "other layers before its patch projection"),
+    "timm vit_base_patch16_224": ({"qk_norm": True}, "normalised queries and keys"),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        ("DINOv3ViTModel", "rotary positions"),
-        ("Dinov2WithRegistersModel", "register tokens"),
-        ("Dinov2Model", r"gated MLPs \(SwiGLU\)"),
-        ("BeitModel", "relative position biases"),
-        ("CLIPModel", "a LayerNorm before the first block"),
-        ("CLIPVisionModel", "a LayerNorm before the first block"),
-        ("SiglipVisionModel", "no class token"),
-        ("IJepaModel", "no class token"),
-        ("ResNetModel", r"an architecture of its own \('resnet'\)"),
-        ("timm vit_small_patch14_reg4_dinov2", "register tokens"),
-        ("timm vit_giant_patch14_dinov2", r"gated MLPs \(SwiGLU\)"),
-        ("timm vit_small_patch16_dinov3", "rotary positions"),
-        ("timm vit_base_patch16_clip_224", "a LayerNorm before the first block"),
-        ("timm vit_base_patch16_siglip_224", "no class token"),
-        ("timm vit_relpos_small_patch16_224", "the architecture of timm's VisionTransformerRelPos"),
-        ("timm vit_small_patch16_18x2_224", "blocks of another kind"),
-    ],
-)
-def test_what_supmae_cannot_be_is_refused(tmp_path, name, part):
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_supmae_cannot_be_is_refused(tmp_path, name):
+    fields, part = REFUSED[name]
     if name.startswith("timm "):  # the configuration is enough
         architecture = name.removeprefix("timm ")
         config = {"architecture": architecture, "num_classes": 5, "pretrained_cfg": {"input_size": [3, 224, 224]}}
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": fields}))
     else:
-        refused(name, tmp_path)
+        model_class = getattr(transformers, name)
+        sizes = {} if name == "ResNetModel" else SIZES
+        model_class.config_class(**sizes, **fields).save_pretrained(tmp_path)
     for load in (SupMAEModel.from_pretrained, SupMAEConfig.from_pretrained, convert_pretrained):
         with pytest.raises(ValueError, match=f"cannot take over the weights of '{tmp_path}': it has {part}.*Choose"):
             load(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("tensor", "part"),
+    ("tensor", "message"),
     [
-        ("reg_token", "register tokens"),
-        ("norm_pre.weight", "a LayerNorm before"),
-        ("blocks.0.mlp.w12.weight", "gated"),
+        ("blocks.0.attn.q_norm.weight", "it has normalised queries and keys"),
+        ("blocks.0.attn.rel_pos.table", "it has relative position biases"),
+        ("blocks.0.mlp.norm.weight", "it has a LayerNorm inside of its attention or MLPs"),
+        ("blocks.0.extra.weight", r"unexpected: vit\.layers\.0\.extra\.weight"),
+        ("reg_token", "their shapes do not fit"),
     ],
 )
-def test_files_that_supmae_cannot_be_are_refused(tmp_path, tensor, part):
+def test_files_that_supmae_cannot_be_are_refused(tmp_path, tensor, message):
     make_timm("vit_tiny_patch16_224", tmp_path)
     tensors = {**load_file(tmp_path / "model.safetensors"), tensor: torch.zeros(1)}
     save_file(tensors, tmp_path / "file.safetensors")
-    with pytest.raises(ValueError, match=part):
+    with pytest.raises(ValueError, match=message):
         convert_original(tmp_path / "file.safetensors", num_attention_heads=2)
 
 

@@ -116,10 +116,11 @@ class ImageEncoder(nn.Module):
         """
         if isinstance(self.model, SupMAEForImageClassification):
             outputs = self.model.vit(pixel_values)
-            return tuple(self.model.fc_norm(x) for x in (outputs.pooler_output, outputs.last_hidden_state[:, 1:]))
+            patches = outputs.last_hidden_state[:, self.config.num_prefix_tokens :]
+            return tuple(self.model.fc_norm(x) for x in (outputs.pooler_output, patches))
         if isinstance(self.model, SupMAEModel):
             outputs = self.model(pixel_values)
-            return outputs.pooler_output, outputs.last_hidden_state[:, 1:]
+            return outputs.pooler_output, outputs.last_hidden_state[:, self.config.num_prefix_tokens :]
         outputs = self.model(pixel_values)
         pooled = outputs.get("pooler_output")
         tokens = outputs.get("last_hidden_state")

@@ -5,8 +5,10 @@ other plain ViTs.
 """
 
 import argparse
+import math
 import pickle
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -28,9 +30,14 @@ from ..conversion_supmae import (
     ORIGINAL_PARTS,
     ORIGINAL_PREFIXES,
     convert_tensors,
+    create_timm_model,
     fields_of_tensors,
     read_config,
+    read_tensors,
+    rename_tensors,
     require_plain_vit,
+    to_pair,
+    without_load_report,
 )
 from ..loading import load_checkpoint, load_pretrained
 from ..modeling_supmae import (
@@ -74,21 +81,28 @@ def revert_original_state_dict(state_dict: dict[str, torch.Tensor]) -> dict[str,
     return reverted
 
 
-# Where a state dict is in a file, and what its names may begin with, in the order in which they are looked for.
-_WRAPPERS = ("model", "state_dict", "model_ema")
+# Where a state dict is in a file, in the order in which it is looked for: the teacher of self-supervised training comes first.
+_WRAPPERS = ("teacher", "model", "state_dict", "model_ema")
+# The first tensor of an encoder, after which comes what its names begin with; and words for the encoder that is taken of several.
+_FIRST_TENSOR = re.compile(
+    r"^(.*?)(?:patch_embed\.proj(?:ection)?|embeddings\.patch_embeddings(?:\.projection)?)\.weight$"
+)
+_TEACHERS = re.compile(r"teacher|momentum|ema|target")
 
 
 def load_original(path: str | Path) -> tuple[dict[str, torch.Tensor], dict, list[str]]:
     """
-    Read a file of the authors', MAE's or timm's layout without running any code that it may hold.
+    Read a file of the authors', MAE's or timm's layout, or of self-supervised training (DINO, iBOT, MoCo v3, solo-learn, lightly,
+    mmpretrain), without running any code that it may hold.
 
     Args:
-        path: A `.safetensors` file of tensors, or a PyTorch file: a state dict, or a dictionary that has it under `model`,
-            `state_dict` or `model_ema`, possibly with an `argparse.Namespace` under `args`; nothing else of it is read.
+        path: A `.safetensors` file of tensors, or a PyTorch file: a state dict, or a dictionary that has it under `teacher`,
+            `model`, `state_dict` or `model_ema`, possibly with an `argparse.Namespace` under `args`; nothing else of it is read.
 
     Returns:
-        The state dict under the names of the authors' code, the arguments that the model was trained with (empty if the file
-        has none), and what was recognised, in words.
+        The tensors of one encoder and what belongs to it, without the prefix of their names (of several encoders the teacher or
+        the momentum encoder), the arguments that the model was trained with (empty if the file has none), and what was recognised,
+        in words.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -102,29 +116,44 @@ def load_original(path: str | Path) -> tuple[dict[str, torch.Tensor], dict, list
     if isinstance(checkpoint, dict):
         key = next((key for key in _WRAPPERS if isinstance(checkpoint.get(key), dict)), None)
         state_dict = checkpoint if key is None else checkpoint[key]
-    if not (
-        isinstance(state_dict, dict)
-        and state_dict
-        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state_dict.items())
-    ):
+    tensors = {}
+    if isinstance(state_dict, dict):
+        tensors = {name: x for name, x in state_dict.items() if isinstance(name, str) and isinstance(x, torch.Tensor)}
+    if not tensors:
+        keys = f" Its keys are {_listed(map(str, checkpoint))}." if isinstance(checkpoint, dict) else ""
         raise ValueError(
             f"{path} is not a checkpoint of SupMAE, MAE or timm: it has no state dict, neither by itself nor under "
-            f"{', '.join(map(repr, _WRAPPERS))}."
+            f"{', '.join(map(repr, _WRAPPERS))}.{keys}"
         )
     args = checkpoint.get("args") if key is not None else None
     words = [f"state dict under '{key}'" if key is not None else "a bare state dict"]
-    prefix = next((name.removesuffix("cls_token") for name in state_dict if name.endswith("cls_token")), "")
+    prefixes = [found[1] for found in map(_FIRST_TENSOR.match, tensors) if found]
+    prefix = min(prefixes, key=lambda prefix: (not _TEACHERS.search(prefix), len(prefix)), default="")
     if prefix:
-        state_dict = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items()}
+        others = sorted({name.removeprefix(prefix).split(".")[0] for name in tensors if not name.startswith(prefix)})
+        tensors = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
         words.append(f"names without '{prefix}'")
-    if any(name.startswith("projection_head.") for name in state_dict):  # in the file that the authors released
-        state_dict = {re.sub("^projection_head", "cls_head", name): tensor for name, tensor in state_dict.items()}
-        words.append("head under 'projection_head'")
-    if "decoder_embed.weight" not in state_dict:
-        state_dict.pop("mask_token", None)  # of iBOT and DINOv2, in the encoder's input
+        if others:
+            words.append(f"without {_listed(others)}")
+    if any(name.startswith("projection_head.") for name in tensors) and "decoder_embed.weight" in tensors:
+        tensors = {re.sub("^projection_head", "cls_head", name): tensor for name, tensor in tensors.items()}
+        words.append("head under 'projection_head'")  # in the file that the authors released
+    if "decoder_embed.weight" not in tensors:
+        tensors.pop("mask_token", None)  # of iBOT and DINOv2, in the encoder's input
+    heads = [name for name in tensors if re.match(r"(?:head|projection_head)\.(?!(?:weight|bias)$)", name)]
+    if heads:  # of self-supervised training
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
+        words.append(f"without {_listed(heads)}")
     args = vars(args) if isinstance(args, argparse.Namespace) else {}
+    if prefix.endswith("momentum_encoder."):  # MoCo v3, whose small ViT has heads of 32 features
+        args["num_heads"] = {384: 12}.get(tensors["cls_token"].shape[-1]) if "cls_token" in tensors else None
     words.append("with training arguments" if args else "without training arguments")
-    return state_dict, args, words
+    return tensors, args, words
+
+
+def _listed(names: Iterable[str], most: int = 5) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _read(path: Path):
@@ -156,47 +185,78 @@ _ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 _DECODER_HEADS = {512: 16}
 
 
-def config_from_original(state_dict: dict[str, torch.Tensor], args: dict, **fields) -> SupMAEConfig:
+def config_from_original(
+    tensors: dict[str, torch.Tensor], args: dict, image_size=None, **fields
+) -> tuple[SupMAEConfig, list[str]]:
     """
-    The configuration of an authors' model, from the shapes of its tensors and the arguments it was trained with.
+    The configuration of a model in a file, from the shapes of its tensors and the arguments it was trained with, and what had to
+    be assumed, in words.
 
     Args:
-        state_dict, args: The results of [`load_original`].
-        fields: Fields of the configuration that are known better, or are not in the file; `image_size` only counts if the
-            file does not tell it.
+        tensors: The result of [`rename_tensors`].
+        args: A result of [`load_original`].
+        image_size: The size of the images, if the file is of as many patches or does not tell; another size otherwise.
+        fields: Fields of the configuration that are known better, or are not in the file.
 
     Raises:
         ValueError: if the tensors are not those of a ViT, or do not tell a field that is not in `fields`.
     """
     try:
-        derived = fields_of_tensors(state_dict)
+        derived = fields_of_tensors(tensors)
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
-            f"These are not the tensors of a SupMAE, MAE or timm model: {error} is missing. (A checkpoint of Transformers is "
-            "named by its folder.)"
+            f"These are not the tensors of a ViT that SupMAE can be: "
+            f"{f'{error} is missing' if isinstance(error, KeyError) else f'their shapes do not fit ({error})'}. The file has "
+            f"{_listed(tensors)}. (A checkpoint of Transformers is named by its folder.)"
         ) from error
-    derived["num_attention_heads"] = _ENCODER_HEADS.get(derived["hidden_size"])
+    assumed = []
 
-    if "decoder_embed.weight" in state_dict:
-        decoder_hidden_size = state_dict["decoder_embed.weight"].shape[0]
+    def assume(field: str, value, why: str = ""):
+        if field not in fields:
+            derived[field] = value
+            assumed.append(f"{value} {field}{why} (`--{field}`)")
+
+    if args.get("num_heads"):
+        derived["num_attention_heads"] = args["num_heads"]
+    elif heads := _ENCODER_HEADS.get(derived["hidden_size"]):
+        assume("num_attention_heads", heads, f", by the width {derived['hidden_size']}")
+    assume("hidden_act", "silu" if derived["use_gated_mlp"] else "gelu")
+    periods = args.get("rope_periods")
+    if periods is not None:  # theta ** (0, 4 / head_dim, 8 / head_dim, ...)
+        derived |= {"rope_theta": float(periods[1] ** len(periods)), "use_absolute_position_embeddings": False}
+        derived["num_attention_heads"] = derived["hidden_size"] // (4 * len(periods))
+    elif not derived["use_absolute_position_embeddings"] and "rope_theta" not in fields:
+        raise ValueError("The file does not tell the model's positions: pass `--rope_theta` (DINOv3's is 100).")
+    assume("layer_norm_eps", 1e-5 if derived.get("rope_theta") or "rope_theta" in fields else 1e-6)
+    derived["image_size"] = _image_size(tensors, derived["patch_size"], args, image_size, assumed)
+
+    decoder = tensors.get("decoder.decoder_embed.weight")
+    if decoder is not None:
         derived |= {
-            "decoder_hidden_size": decoder_hidden_size,
+            "decoder_hidden_size": len(decoder),
             "decoder_num_hidden_layers": len(
-                {name.split(".")[1] for name in state_dict if name.startswith("decoder_blocks.")}
+                {name.split(".")[2] for name in tensors if name.startswith("decoder.decoder_layers.")}
             ),
-            "decoder_intermediate_size": state_dict["decoder_blocks.0.mlp.fc1.weight"].shape[0],
-            "decoder_num_attention_heads": _DECODER_HEADS.get(decoder_hidden_size),
+            "decoder_intermediate_size": len(tensors["decoder.decoder_layers.0.mlp.fc1.weight"]),
         }
-    if "cls_head.3.weight" in state_dict:
-        derived["num_labels"], derived["classifier_hidden_size"] = state_dict["cls_head.3.weight"].shape
-    elif "cls_head.weight" in state_dict:
-        derived["num_labels"], derived["classifier_hidden_size"] = len(state_dict["cls_head.weight"]), 0
-    elif "head.weight" in state_dict:
-        derived["num_labels"] = len(state_dict["head.weight"])
-        derived["use_mean_pooling"] = "fc_norm.weight" in state_dict
+        if heads := _DECODER_HEADS.get(len(decoder)):
+            assume("decoder_num_attention_heads", heads, f", by the width {len(decoder)}")
+        else:
+            derived["decoder_num_attention_heads"] = None
+    if "classification_head.fc1.weight" in tensors:
+        derived["classifier_hidden_size"] = len(tensors["classification_head.fc1.weight"])
+        derived["num_labels"] = len(tensors["classification_head.fc2.weight"])
+    elif "classification_head.fc2.weight" in tensors:
+        derived["num_labels"], derived["classifier_hidden_size"] = len(tensors["classification_head.fc2.weight"]), 0
+    elif "classifier.weight" in tensors:
+        derived["num_labels"] = len(tensors["classifier.weight"])
+        derived["use_mean_pooling"] = "fc_norm.weight" in tensors
+        if not derived["use_mean_pooling"] and args.get("global_pool") is None:
+            assumed.append("a classifier of the class token (`--encoder_only` leaves it out)")
+    if not derived["use_cls_token"]:
+        derived["use_mean_pooling"] = True
 
     for field, argument in {
-        "image_size": "input_size",
         "mask_ratio": "mask_ratio",
         "norm_pix_loss": "norm_pix_loss",
         "use_mean_pooling": "global_pool",
@@ -211,20 +271,56 @@ def config_from_original(state_dict: dict[str, torch.Tensor], args: dict, **fiel
 
         derived["id2label"] = dict(enumerate(ImageNetInfo().label_descriptions()))
 
-    fields = {**derived, **fields, "image_size": derived.get("image_size", fields.get("image_size"))}
+    fields = {**derived, **fields}
     for field in ("image_size", "num_attention_heads", "decoder_num_attention_heads"):
-        if field in fields and fields[field] is None:
+        if fields.get(field, 0 if field.startswith("decoder") else None) is None:
             raise ValueError(f"The file does not tell the model's `{field}`: pass it (`--{field}`).")
     if "id2label" in fields:
         fields["label2id"] = {label: index for index, label in fields["id2label"].items()}
-    return SupMAEConfig(**fields)
+    return SupMAEConfig(**fields), assumed
+
+
+def _image_size(tensors: dict[str, torch.Tensor], patch_size, args: dict, given, assumed: list[str]):
+    """
+    The size of the images by the number of positions: `given` or the argument of the training, if it has as many patches, or else
+    a square; `given` if there are no positions.
+    """
+    positions = tensors.get("vit.embeddings.position_embeddings")
+    if positions is None:
+        return given
+    height, width = to_pair(patch_size)
+    length = positions.shape[1]
+    others = sum(tensors[key].shape[1] for key in _PREFIXES if key in tensors)
+    counts = [length - others, length - 1, length] if "vit.embeddings.cls_token" in tensors else [length]
+    if "vit.embeddings.distillation_token" in tensors:
+        counts = [length - 2]
+    counts = list(dict.fromkeys(counts))
+    for size in (given, args.get("input_size")):
+        if size is not None:
+            rows, columns = (side // patch for side, patch in zip(to_pair(size), (height, width)))
+            if rows * columns in counts:
+                return size
+    for count in counts:
+        side = math.isqrt(max(count, 0))
+        if side and side * side == count:
+            size = side * height if height == width else (side * height, side * width)
+            if count == length and len(counts) > 1:
+                assumed.append(f"{size} image_size, without a position for the class token (`--image_size`)")
+            elif "input_size" not in args:
+                assumed.append(f"{size} image_size, a square (`--image_size`)")
+            return size
+    return None
+
+
+_PREFIXES = [f"vit.embeddings.{name}" for name in ("cls_token", "register_tokens")]
 
 
 def convert_original(
     path: str | Path, encoder_only: bool = False, image_size=None, patch_size=None, **fields
 ) -> tuple[SupMAEPreTrainedModel, str]:
     """
-    The model in a file of the authors, of MAE or of timm, and what was recognised, in a line.
+    The model in a file of the authors, of MAE, of timm or of self-supervised training, and what was recognised and assumed, in a
+    line.
 
     Args:
         path: A pre-training checkpoint, which becomes a [`SupMAEForPreTraining`]; a classifier (global pool or class token),
@@ -240,9 +336,12 @@ def convert_original(
     """
     state_dict, args, words = load_original(path)
     require_plain_vit(state_dict, str(path))
-    config = config_from_original(state_dict, args, image_size=image_size, **fields)
-    is_pretraining, is_classifier = "decoder_embed.weight" in state_dict, "head.weight" in state_dict
-    has_head = any(name.startswith("cls_head.") for name in state_dict)
+    if "rope_embed.periods" in state_dict:
+        args = {**args, "rope_periods": state_dict["rope_embed.periods"].double()}
+    config, assumed = config_from_original(rename_tensors(state_dict), args, image_size, **fields)
+    converted = convert_tensors(state_dict, config.num_patches)
+    is_pretraining, is_classifier = "decoder.decoder_embed.weight" in converted, "classifier.weight" in converted
+    has_head = any(name.startswith("classification_head.") for name in converted)
     if is_pretraining:
         kind = "a pre-training checkpoint of SupMAE" if has_head else "a pre-training checkpoint of MAE"
     else:
@@ -253,14 +352,15 @@ def convert_original(
             raise ValueError(
                 f"{path} has no LayerNorm after its encoder (it pools first): it can only be a classifier."
             )
-        others = ("decoder_", "mask_token", "cls_head.", "head.")
-        state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(others)}
+        others = ("decoder.", "classification_head.", "classifier.")
+        converted = {name: tensor for name, tensor in converted.items() if not name.startswith(others)}
+        assumed = [what for what in assumed if "classifier" not in what and "decoder" not in what]
     else:
         model_class = SupMAEForPreTraining if is_pretraining else SupMAEForImageClassification
-    converted = convert_tensors(state_dict, config.num_patches, is_distilled="dist_token" in state_dict)
-    model, info = model_class.from_pretrained(
-        None, config=config, state_dict=converted, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    with without_load_report():
+        model, info = model_class.from_pretrained(
+            None, config=config, state_dict=converted, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     new_head = model_class is SupMAEForPreTraining and not has_head
     problems = {
         "missing": sorted(
@@ -273,20 +373,21 @@ def convert_original(
         ],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names)
+        listed = "; ".join(f"{problem}: {_listed(names)}" for problem, names in problems.items() if names)
         raise ValueError(f"The tensors of {path} are not those of a {model_class.__name__}: {listed}.")
     model.config.name_or_path = ""
     model.set_input_size(image_size, patch_size)
     new = "; its classification head is new" if new_head else ""
+    new += f"; assumed: {', '.join(assumed)}" if assumed else ""
     return model, f"{path} is {kind} ({', '.join(words)}){new}."
 
 
-def _source_tokens(name: str, model_type: str, is_distilled: bool, images: torch.Tensor) -> tuple[torch.Tensor, bool]:
+def _source_tokens(name: str, config: dict, is_distilled: bool, images: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """
-    Class and patch tokens of `images` by the class of the checkpoint `name`, without a distillation token, and whether a
-    LayerNorm follows the last block.
+    Tokens of `images` by the class of the checkpoint `name`, without a distillation token, and whether a LayerNorm follows the
+    last block.
     """
-    options = {"dtype": torch.float32}
+    options, model_type = {"dtype": torch.float32}, config["model_type"]
     if model_type == "vit_mae":
         model = ViTMAEModel.from_pretrained(name, mask_ratio=0.0, **options).eval()
         num_patches = model.config.image_size // model.config.patch_size
@@ -302,18 +403,29 @@ def _source_tokens(name: str, model_type: str, is_distilled: bool, images: torch
         model = ViTModel(ViTConfig(**{**fields, "model_type": "vit"}), add_pooling_layer=False)
         model.load_state_dict(state_dict)
         return model.eval()(images).last_hidden_state, True
+    if model_type == "timm_wrapper":
+        vit = load_timm_model(name, config)
+        is_normalized = not isinstance(vit.norm, nn.Identity)
+        if not is_distilled:
+            return vit.forward_features(images), is_normalized
+        class_token = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(images), -1, -1)
+        tokens = torch.cat([class_token, vit.patch_embed(images) + vit.pos_embed[:, 2:]], dim=1)
+        return vit.norm(vit.blocks(tokens)), is_normalized
     if model_type == "vit":
         options["add_pooling_layer"] = False
     model = load_pretrained(AutoModel, name, **options).eval()
-    if model_type != "timm_wrapper":
-        return model(images).last_hidden_state, True
-    vit = model.timm_model
-    is_normalized = not isinstance(vit.norm, nn.Identity)
-    if not is_distilled:
-        return vit.forward_features(images), is_normalized
-    class_token = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(images), -1, -1)
-    tokens = torch.cat([class_token, vit.patch_embed(images) + vit.pos_embed[:, 2:]], dim=1)
-    return vit.norm(vit.blocks(tokens)), is_normalized
+    model = getattr(model, "vision_model", model)
+    is_beit_of_means = model_type == "beit" and model.config.use_mean_pooling
+    return model(images).last_hidden_state, not (is_beit_of_means or "clip" in model_type)
+
+
+def load_timm_model(name: str, config: dict) -> nn.Module:
+    """The model in a folder or repository of timm, whose `config.json` is `config`, by timm's own class."""
+    vit, _ = create_timm_model(config, name)
+    vit.load_state_dict(
+        {key.removeprefix("timm_model."): tensor.float() for key, tensor in read_tensors(name).items()}
+    )
+    return vit.eval()
 
 
 @torch.no_grad()
@@ -321,7 +433,7 @@ def convert_pretrained(
     name: str, encoder_only: bool = False, image_size=None, patch_size=None, **fields
 ) -> SupMAEPreTrainedModel:
     """
-    The model in a folder or repository of another plain ViT (see [`~SupMAEPreTrainedModel.from_pretrained`]), after checking
+    The model in a folder or repository of another ViT (see [`~SupMAEPreTrainedModel.from_pretrained`]), after checking
     that its encoder, and its classifier if it comes along, compute on random images and photographs what the source's own
     class does. A ViTMAE becomes a [`SupMAEForPreTraining`], a classifier a [`SupMAEForImageClassification`], an encoder a
     [`SupMAEModel`]; a SupMAE stays what it is, perhaps at another size.
@@ -354,12 +466,16 @@ def convert_pretrained(
         model_class = SupMAEForImageClassification if source.has_classifier and not encoder_only else SupMAEModel
     model = load_pretrained(model_class, name, dtype=torch.float32, **fields)
     images = check_images(model.config)
-    expected, is_normalized = _source_tokens(name, config["model_type"], source.is_distilled, images)
+    expected, is_normalized = _source_tokens(name, config, source.is_distilled, images)
     outputs = model.base_model(images, output_hidden_states=True)
     actual = outputs.last_hidden_state if is_normalized else outputs.hidden_states[-1]
     require_equal(actual, expected, f"encoder of '{name}'")
     if model_class is SupMAEForImageClassification and not source.is_distilled:
-        classifier = load_pretrained(AutoModelForImageClassification, name, dtype=torch.float32).eval()
-        require_equal(model(images).logits, classifier(images).logits, f"classifier of '{name}'")
+        if config["model_type"] == "timm_wrapper":
+            logits = load_timm_model(name, config)(images)
+        else:
+            classifier = load_pretrained(AutoModelForImageClassification, name, dtype=torch.float32).eval()
+            logits = classifier(images).logits
+        require_equal(model(images).logits, logits, f"classifier of '{name}'")
     model.set_input_size(image_size, patch_size)
     return model

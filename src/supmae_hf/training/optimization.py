@@ -46,7 +46,7 @@ def parameter_groups(
         decays = parameter.ndim > 1
         scale = 1.0
         if layer_decay is not None:
-            decays = decays and not name.endswith(("cls_token", "position_embeddings"))
+            decays = decays and not name.endswith(("cls_token", "register_tokens", "position_embeddings"))
             scale = layer_decay ** (num_layers + 1 - layer_of(name, num_layers))
         group = groups.setdefault(
             (scale, decays),
