@@ -69,6 +69,15 @@ def test_any_image_size(size):
     torch.testing.assert_close(maps, backbone(padded).feature_maps)
 
 
+def test_sizes_vary_under_compilation():
+    torch._dynamo.reset()
+    model = SupMAEBackbone(reference_config()).eval()
+    compiled = torch.compile(model, backend="eager")
+    for size in (32, 40, 45):
+        pixel_values = torch.randn(1, 3, size, size + 3)
+        torch.testing.assert_close(compiled(pixel_values).feature_maps, model(pixel_values).feature_maps)
+
+
 def test_pyramid_resolutions_and_weights(tmp_path):
     torch.manual_seed(0)
     config = reference_config(out_indices=[0, 1, 2, 3], add_fpn=True)

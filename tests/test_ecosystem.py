@@ -26,6 +26,7 @@ from transformers import (
     pipeline,
 )
 
+import supmae_hf
 from supmae_hf import SupMAEBackbone, SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining, SupMAEModel
 from supmae_hf.preparation import build_image_processor
 
@@ -147,6 +148,25 @@ def test_per_sample_gradients(digits, digit_labels):
         alone = grad(loss)(parameters, digits[index], digit_labels[index], NOISE[index])
         for name in alone:
             torch.testing.assert_close(together[name][index], alone[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_modules_compute_from_tensors_alone(digits, digit_labels):
+    """As in stock ViT: what Opacus sees of a module with parameters (its tensors by position) is enough to run it again."""
+    for model in (vit(), SupMAEForImageClassification(reference_config())):
+        seen = []
+
+        def keep(module, inputs, output, seen=seen):
+            seen.append((module, inputs, output))
+
+        for module in model.modules():
+            if list(module.parameters(recurse=False)):
+                module.register_forward_hook(keep)
+        model.eval()(pixel_values=digits, labels=digit_labels)
+        calls = list(seen)
+        assert len(calls) > 20
+        for module, inputs, output in calls:
+            assert inputs and all(isinstance(value, torch.Tensor) for value in (*inputs, output))
+            torch.testing.assert_close(module(*inputs), output)
 
 
 def test_jacobian_of_the_logits(digits):
@@ -326,6 +346,30 @@ def test_zero_3(tmp_path):
     for (name, weight), other in zip(plain.state_dict().items(), sharded.state_dict().values()):
         if not name.endswith(zero_gradient):
             torch.testing.assert_close(other, weight, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SupMAEForPreTraining", "SupMAEForImageClassification"])
+def test_models_are_made_inside_of_zero_init(tmp_path, name):
+    pytest.importorskip("deepspeed")
+    code = f"""
+import deepspeed, torch, supmae_hf
+torch.distributed.init_process_group("gloo")
+with deepspeed.zero.Init(config_dict_or_path={{"train_micro_batch_size_per_gpu": 1, "zero_optimization": {{"stage": 3}}}}):
+    model = supmae_hf.{name}(supmae_hf.SupMAEConfig(**{TINY}))
+with deepspeed.zero.GatheredParameters(list(model.parameters())):
+    torch.save({{key: value.detach().clone() for key, value in model.named_parameters()}}, "weights.pt")
+"""
+    (tmp_path / "make.py").write_text(code)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "1", "--master_port", str(free_port())]
+    run_command([sys.executable, *launch, "make.py"], tmp_path)
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    for key, value in getattr(supmae_hf, name)(SupMAEConfig(**TINY)).named_parameters():
+        assert weights[key].shape == value.shape
+        if "pos" in key:
+            torch.testing.assert_close(weights[key], value.detach())
+        elif value.numel() > 500:
+            assert weights[key].std().item() == pytest.approx(value.std().item(), rel=0.2)
 
 
 # --- frameworks ---

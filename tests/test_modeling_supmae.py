@@ -476,6 +476,16 @@ def test_compiles_to_one_graph(model_class, digits, digit_labels):
                 torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-3, msg=name)
 
 
+def test_a_mask_compiles_to_one_graph(digits):
+    model = seeded(SupMAEForPreTraining).eval()
+    mask = torch.zeros(8, 16).index_fill(1, torch.arange(12), 1)
+    mask[0] = mask[0].flip(0)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(digits, mask=mask).loss, model(digits, mask=mask).loss)
+    with pytest.raises(RuntimeError, match="masks that hide `config.mask_ratio`"):
+        compiled(digits, mask=mask.index_fill(1, torch.tensor([0]), 0))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="TorchInductor needs a C++ compiler")
 def test_compiles_with_inductor(digits, digit_labels):

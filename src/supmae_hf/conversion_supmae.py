@@ -414,7 +414,7 @@ _RENAMINGS = {
     r"^ln1\.": "vit.layernorm.",
     r"^pooler\.layernorm\.": "fc_norm.",
     r"^cls_classifier\.": "classifier.",
-    r"^(?:vit\.)?(?:encoder\.layers?|layers?)\.": "vit.layers.",
+    r"^(?:vit\.)?(?:encoder\.|model\.)?layers?\.": "vit.layers.",
     r"^decoder\.decoder_encoder\.layer\.": "decoder.decoder_layers.",  # as Transformers 5.23 saves ViTMAE's
     r"^(?:norm|layernorm|post_layernorm)\.": "vit.layernorm.",
     r"^pre_layrnorm\.": "vit.embeddings.pre_layernorm.",

@@ -63,8 +63,14 @@ def load_checkpoint(name: str | Path, encoder_only: bool = False, **kwargs):
     config = load_pretrained(AutoConfig, name)
     if config.model_type != "supmae":
         raise ValueError(f"'{name}' is a checkpoint of the type '{config.model_type}', not of SupMAE.")
-    architecture = "SupMAEModel" if encoder_only else (config.architectures or ["SupMAEModel"])[0]
-    return load_pretrained(getattr(supmae_hf, architecture), name, **kwargs)
+    if not encoder_only:
+        return load_pretrained(getattr(supmae_hf, (config.architectures or ["SupMAEModel"])[0]), name, **kwargs)
+    model, info = load_pretrained(supmae_hf.SupMAEModel, name, output_loading_info=True, **kwargs)
+    if info["missing_keys"]:
+        raise ValueError(
+            f"'{name}' has no LayerNorm after its encoder ({', '.join(sorted(info['missing_keys']))}): it can only be what it is."
+        )
+    return model
 
 
 def find_not_finite(model: torch.nn.Module) -> str | None:

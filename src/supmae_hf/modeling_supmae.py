@@ -305,9 +305,7 @@ class SupMAEEmbeddings(nn.Module):
         noise = torch.rand(shape, device=device) if noise is None else noise.to(device)
         return torch.argsort(noise, dim=1), num_visible
 
-    def forward(
-        self, pixel_values: torch.Tensor, grid_size: tuple[int, int], ids_keep: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, ids_keep: torch.Tensor | None = None) -> torch.Tensor:
         """
         Tokens `(batch_size, num_prefix_tokens + num_visible_patches, hidden_size)` of the patches `ids_keep` `(batch_size,
         num_visible_patches)`, by default of all; no others are embedded.
@@ -315,6 +313,8 @@ class SupMAEEmbeddings(nn.Module):
         batch_size, config = pixel_values.shape[0], self.config
         patches, prefix = self.patch_embeddings(pixel_values, ids_keep), self.cls_token
         if self.position_embeddings is not None:
+            patch_height, patch_width = to_pair(config.patch_size)
+            grid_size = pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width
             positions = interpolate_position_embeddings(
                 self.position_embeddings, config.grid_size, grid_size, config.interpolate_antialias
             )
@@ -480,11 +480,11 @@ class SupMAEDecoder(nn.Module):
         self.decoder_pred = nn.Linear(hidden_size, math.prod(to_pair(config.patch_size)) * config.num_channels)
 
     def forward(
-        self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid_size: tuple[int, int]
+        self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid_size: tuple[int, int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Tokens `(batch_size, num_prefix_tokens + num_visible_patches, hidden_size)` in the order that `ids_restore` undoes, of a
-        grid of `(rows, columns)`, to predictions `(batch_size, num_patches, patch_height * patch_width * num_channels)`, and the tokens
+        grid of `(rows, columns)` (by default the configuration's), to predictions `(batch_size, num_patches, patch_height * patch_width * num_channels)`, and the tokens
         `(batch_size, num_patches, decoder_hidden_size)` that they are made from.
         """
         num_class_tokens, num_prefix_tokens = int(self.config.use_cls_token), self.config.num_prefix_tokens
@@ -497,7 +497,7 @@ class SupMAEDecoder(nn.Module):
         patches = gather_tokens(patches, ids_restore.to(patches.device))  # in raster order
         hidden_states = torch.cat([hidden_states[:, :num_class_tokens], patches], dim=1)  # registers end here
         hidden_states = hidden_states + interpolate_position_embeddings(
-            self.decoder_pos_embed, self.config.grid_size, grid_size
+            self.decoder_pos_embed, self.config.grid_size, grid_size or self.config.grid_size
         )
         for layer in self.decoder_layers:
             hidden_states = layer(hidden_states)
@@ -547,6 +547,12 @@ class SupMAEPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """MAE's initialisation: Xavier-uniform matrices, sine-cosine positions, normal class and mask tokens."""
+        spread = [parameter for parameter in module.parameters(recurse=False) if hasattr(parameter, "ds_status")]
+        if any(parameter.numel() == 0 for parameter in spread):  # inside deepspeed.zero.Init
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters(spread, modifier_rank=0):
+                return self._init_weights(module)
         if isinstance(module, nn.Linear):
             if hasattr(module, "init_std"):
                 init.normal_(module.weight, std=module.init_std)
@@ -803,15 +809,16 @@ class SupMAEModel(SupMAEPreTrainedModel):
         """
         check_arguments(self, kwargs)
         grid_size = self.embeddings.patch_grid(pixel_values, interpolate_pos_encoding)
-        ids_keep = ids_restore = hidden = None
+        ids_restore = hidden = None
+        visible = []  # the places of the visible patches, if some are hidden
         if not (noise is None and mask is None and mask_ratio is None):
             shape = (pixel_values.shape[0], math.prod(grid_size))
             ids_shuffle, num_visible = self.embeddings.shuffle(shape, noise, mask, mask_ratio, pixel_values.device)
-            ids_restore, ids_keep = torch.argsort(ids_shuffle, dim=1), ids_shuffle[:, :num_visible]
+            ids_restore, visible = torch.argsort(ids_shuffle, dim=1), [ids_shuffle[:, :num_visible]]
             hidden = (ids_restore >= num_visible).float()
-        hidden_states = self.embeddings(pixel_values, grid_size, ids_keep)
+        hidden_states = self.embeddings(pixel_values, *visible)  # tensors alone, as Opacus wants them
         if self.config.rope_theta is not None:
-            kwargs["position_embeddings"] = self._rotations(grid_size, ids_keep, hidden_states)
+            kwargs["position_embeddings"] = self._rotations(hidden_states, grid_size, *visible)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         hidden_states = self.layernorm(hidden_states)
@@ -824,7 +831,7 @@ class SupMAEModel(SupMAEPreTrainedModel):
         )
 
     def _rotations(
-        self, grid_size: tuple[int, int], ids_keep: torch.Tensor | None, hidden_states: torch.Tensor
+        self, hidden_states: torch.Tensor, grid_size: tuple[int, int], ids_keep: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[`rotary_position_embeddings`] of all patches, or of each image's visible ones: `(batch_size, 1, length, head_dim)`."""
         config, device = self.config, hidden_states.device
@@ -1029,7 +1036,7 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         outputs = self.vit(
             pixel_values, noise, mask, mask_ratio, interpolate_pos_encoding, **{**kwargs, "return_dict": True}
         )
-        logits, decoded = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size)
+        logits, decoded = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid_size=grid_size)
         hidden = outputs.mask.to(logits.device)
         reconstruction_loss = (self.patch_losses(pixel_values, logits) * hidden).sum() / hidden.sum().clamp(min=1)
 

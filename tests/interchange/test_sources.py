@@ -412,6 +412,16 @@ def test_the_decoder_predicts_resampled_patches(digits):
     assert model(torch.randn(2, 3, 64, 64)).loss.isfinite()
 
 
+def test_frozen_layers_stay_frozen():
+    model = SupMAEForPreTraining(reference_config())
+    model.vit.requires_grad_(False)
+    model.decoder.decoder_pred.weight.requires_grad_(False)
+    model.set_input_size(64, 16)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not any(name.startswith("vit.") for name in trained)
+    assert "decoder.decoder_pred.bias" in trained and "decoder.decoder_pred.weight" not in trained
+
+
 def test_sizes_that_do_not_fit_leave_the_model_as_it_is(tmp_path):
     model = SupMAEModel(reference_config())
     with pytest.raises(ValueError, match="`image_size` 50 is not a multiple of `patch_size` 8"):

@@ -7,12 +7,13 @@ SupMAE as classes that ship with Transformers, timm and ONNX, without changing a
 | `SupMAEForImageClassification`, mean pooling | `BeitForImageClassification`: its pooler is mean-then-LayerNorm too, and that its keys have no bias changes nothing, because the softmax over the keys cancels one |
 | `SupMAEForImageClassification`, class token | `ViTForImageClassification` |
 | `SupMAEForImageClassification` | timm's `VisionTransformer` |
-| `SupMAEModel` | `ViTModel` |
+| `SupMAEModel` | `ViTModel`; with rotary positions `DINOv3ViTModel`, with register tokens or SwiGLU `Dinov2WithRegistersModel`, without a class token `IJepaModel`, with a LayerNorm before the first block `CLIPVisionModel` |
 | `SupMAEForPreTraining`, without its heads | `ViTMAEForPreTraining` |
 | `SupMAEForImageClassification`, `SupMAEModel` | ONNX |
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,12 @@ from pathlib import Path
 import torch
 import transformers
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedConfig, ViTImageProcessor
 
-from ..configuration_supmae import to_pair
+from ..configuration_supmae import SupMAEConfig, to_pair
 from ..conversion_supmae import DECODER_FIELDS, PUBLISHED_PARTS, SHARED_FIELDS
 from ..image_processing_supmae import SupMAEImageProcessor
 from ..modeling_supmae import (
@@ -68,7 +70,10 @@ class StockModel:
 
     def result(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         """The output that must be equal, of the stock model or ours."""
-        return model(images, **self.inputs)[self.output]
+        outputs = model(images, **self.inputs)
+        if self.output == "class_token":  # after the last LayerNorm
+            return outputs.last_hidden_state[:, 0] if isinstance(model, SupMAEModel) else outputs.pooler_output
+        return outputs[self.output]
 
 
 def _fields_of(model: SupMAEPreTrainedModel, *more: str) -> dict:
@@ -129,11 +134,147 @@ def to_vit(model: SupMAEModel) -> StockModel:
     weight = state_dict["layernorm.weight"]
     state_dict["pooler.dense.weight"] = torch.eye(len(weight), dtype=weight.dtype)
     state_dict["pooler.dense.bias"] = torch.zeros_like(weight)
-    usage = _CLASSIFIER_USAGE.replace("classify", "extract").replace(
-        "image-classification", "image-feature-extraction"
+    return StockModel(transformers.ViTModel, config, state_dict, _ENCODER_USAGE, **_ENCODER)
+
+
+def _with_parts(config: SupMAEConfig) -> set[str]:
+    """The parts of an encoder that a plain ViT does not have."""
+    parts = {
+        "rotary positions": config.rope_theta is not None,
+        "register tokens": config.num_register_tokens > 0,
+        "gated MLPs": config.use_gated_mlp,
+        "no class token": not config.use_cls_token,
+        "a LayerNorm before the first block": config.use_pre_layernorm,
+        "no position embeddings": not config.use_absolute_position_embeddings,
+    }
+    return {part for part, is_there in parts.items() if is_there}
+
+
+def _renamed(model: SupMAEModel, names: dict[str, str]) -> dict[str, torch.Tensor]:
+    renamed = {}
+    for name, tensor in model.state_dict().items():
+        for pattern, theirs in names.items():
+            name = re.sub(pattern, theirs, name, count=1)
+        renamed[name] = tensor
+    return renamed
+
+
+def _layer_scale(model: SupMAEModel, layers: str) -> dict[str, torch.Tensor]:
+    """LayerScale that scales nothing."""
+    ones = torch.ones(model.config.hidden_size)
+    blocks = range(model.config.num_hidden_layers)
+    return {f"{layers}.{block}.layer_scale{place}.lambda1": ones.clone() for block in blocks for place in (1, 2)}
+
+
+_ENCODER = {"output": "last_hidden_state", "pipeline_tag": "image-feature-extraction"}
+_ENCODER_USAGE = _CLASSIFIER_USAGE.replace("classify", "extract").replace(
+    "image-classification", "image-feature-extraction"
+)
+
+
+def to_dinov3(model: SupMAEModel) -> StockModel:
+    """An encoder with rotary positions as `DINOv3ViTModel`."""
+    config, width = model.config, model.config.hidden_size
+    stock = transformers.DINOv3ViTConfig(
+        **_fields_of(model, "num_register_tokens", "rope_theta", "use_gated_mlp"),
+        **dict.fromkeys(["query_bias", "key_bias", "value_bias"], config.qkv_bias),
+        attention_dropout=config.attention_probs_dropout_prob,
     )
-    more = {"output": "last_hidden_state", "pipeline_tag": "image-feature-extraction"}
-    return StockModel(transformers.ViTModel, config, state_dict, usage, **more)
+    names = {
+        r"patch_embeddings\.projection": "patch_embeddings",
+        r"^layers": "layer",
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        r"^layernorm": "norm",
+        r"mlp\.fc1": "mlp.up_proj",
+        r"mlp\.fc2": "mlp.down_proj",
+    }
+    tensors = {
+        **_renamed(model, names),
+        **_layer_scale(model, "layer"),
+        "embeddings.mask_token": torch.zeros(1, 1, width),
+    }
+    tensors.setdefault("embeddings.register_tokens", torch.zeros(1, 0, width))
+    return StockModel(transformers.DINOv3ViTModel, stock, tensors, _ENCODER_USAGE, **_ENCODER)
+
+
+def to_dinov2(model: SupMAEModel) -> StockModel:
+    """An encoder with register tokens or SwiGLU as `Dinov2WithRegistersModel`."""
+    config, width = model.config, model.config.hidden_size
+
+    def size_of(ratio: int) -> int:
+        return (int(width * ratio * 2 / 3) + 7) // 8 * 8 if config.use_gated_mlp else width * ratio
+
+    ratio = next((ratio for ratio in range(1, 17) if size_of(ratio) == config.intermediate_size), None)
+    if ratio is None or (config.use_gated_mlp and config.hidden_act != "silu"):
+        raise ValueError(
+            f"No class of Transformers has MLPs of {config.intermediate_size} features and {config.hidden_act} in a model like "
+            "this: use `--format onnx`."
+        )
+    fields = {key: value for key, value in _fields_of(model, "qkv_bias").items() if key != "intermediate_size"}
+    more = {
+        "num_register_tokens": config.num_register_tokens,
+        "use_swiglu_ffn": config.use_gated_mlp,
+        "mlp_ratio": ratio,
+    }
+    tensors = _renamed(
+        model,
+        {
+            r"^layers": "encoder.layer",
+            "layernorm_before": "norm1",
+            "layernorm_after": "norm2",
+            r"attention\.q_proj": "attention.attention.query",
+            r"attention\.k_proj": "attention.attention.key",
+            r"attention\.v_proj": "attention.attention.value",
+            r"attention\.o_proj": "attention.output.dense",
+        },
+    )
+    tensors |= {**_layer_scale(model, "encoder.layer"), "embeddings.mask_token": torch.zeros(1, width)}
+    tensors.setdefault("embeddings.register_tokens", torch.zeros(1, 0, width))
+    for name in [name for name in tensors if ".gate_proj." in name]:
+        gate, value, out = (
+            tensors.pop(name),
+            tensors.pop(name.replace("gate_proj", "fc1")),
+            name.replace("gate_proj", "fc2"),
+        )
+        tensors[name.replace("gate_proj", "weights_in")] = torch.cat([gate, value])
+        tensors[name.replace("gate_proj", "weights_out")] = tensors.pop(out)
+    stock = transformers.Dinov2WithRegistersConfig(**fields, **more)
+    return StockModel(transformers.Dinov2WithRegistersModel, stock, tensors, _ENCODER_USAGE, **_ENCODER)
+
+
+def to_ijepa(model: SupMAEModel) -> StockModel:
+    """An encoder without a class token as `IJepaModel`."""
+    config = transformers.IJepaConfig(**_fields_of(model, "qkv_bias"))
+    return StockModel(transformers.IJepaModel, config, _published(model), _ENCODER_USAGE, **_ENCODER)
+
+
+def to_clip(model: SupMAEModel) -> StockModel:
+    """An encoder with a LayerNorm before the first block as `CLIPVisionModel`, which normalises the class token alone."""
+    config = transformers.CLIPVisionConfig(
+        **_fields_of(model), attention_dropout=model.config.attention_probs_dropout_prob
+    )
+    names = {
+        r"embeddings\.cls_token": "embeddings.class_embedding",
+        r"embeddings\.patch_embeddings\.projection": "embeddings.patch_embedding",
+        r"embeddings\.position_embeddings": "embeddings.position_embedding.weight",
+        r"embeddings\.pre_layernorm": "pre_layrnorm",
+        r"^layers": "encoder.layers",
+        "layernorm_before": "layer_norm1",
+        "layernorm_after": "layer_norm2",
+        r"^layernorm": "post_layernorm",
+        r"\.attention\.": ".self_attn.",
+        "o_proj": "out_proj",
+    }
+    tensors = _renamed(model, names)
+    tensors["embeddings.class_embedding"] = tensors["embeddings.class_embedding"].flatten()
+    positions = tensors["embeddings.position_embedding.weight"][0].clone()
+    positions[1:] += tensors.pop("embeddings.patch_embedding.bias")  # which CLIP does not have
+    tensors["embeddings.position_embedding.weight"] = positions
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:  # if there is no `qkv_bias`
+        tensors.setdefault(name.removesuffix("weight") + "bias", torch.zeros(len(tensors[name])))
+    more = {**_ENCODER, "output": "class_token"}
+    return StockModel(transformers.CLIPVisionModel, config, tensors, _ENCODER_USAGE, **more)
 
 
 def to_vit_mae(model: SupMAEForPreTraining) -> StockModel:
@@ -171,6 +312,36 @@ def to_timm(model: SupMAEForImageClassification, image_processor=None) -> StockM
         "qkv_bias": config.qkv_bias,
         "global_pool": "avg" if config.use_mean_pooling else "token",
     }
+    state_dict = revert_original_state_dict(model.state_dict())  # the authors' names are timm's
+    if parts := _with_parts(config):
+        if config.rope_theta is not None:
+            raise ValueError(
+                "timm has no classifier with rotary positions that pools as this one: use `--format onnx`."
+            )
+        model_args |= {
+            "class_token": config.use_cls_token,
+            "pre_norm": config.use_pre_layernorm,
+            "no_embed_class": True,
+        }
+        model_args["reg_tokens"] = config.num_register_tokens
+        if not config.use_absolute_position_embeddings:
+            model_args["pos_embed"] = "none"
+        elif config.use_cls_token:
+            state_dict["cls_token"] = state_dict["cls_token"] + state_dict["pos_embed"][:, :1]
+            state_dict["pos_embed"] = state_dict["pos_embed"][:, 1:]
+        if "a LayerNorm before the first block" in parts:  # where the patch projection has no bias
+            bias = state_dict.pop("patch_embed.proj.bias")
+            if not config.use_absolute_position_embeddings:
+                raise ValueError("timm has no such model without position embeddings: use `--format onnx`.")
+            state_dict["pos_embed"] = state_dict["pos_embed"] + bias
+        if config.use_gated_mlp:
+            architecture, model_args["mlp_ratio"] = "vit_giant_patch14_reg4_dinov2", 2 * model_args["mlp_ratio"]
+            for block in range(config.num_hidden_layers):  # which has LayerScale: here it scales nothing
+                for place in (1, 2):
+                    state_dict[f"blocks.{block}.ls{place}.gamma"] = torch.ones(config.hidden_size)
+            for name in [name for name in state_dict if ".gate_proj." in name]:
+                fc1 = name.replace("gate_proj", "fc1")
+                state_dict[fc1] = torch.cat([state_dict.pop(name), state_dict[fc1]])
     timm_config = {
         "architecture": architecture,
         "num_classes": config.num_labels,
@@ -199,16 +370,35 @@ def to_timm(model: SupMAEForImageClassification, image_processor=None) -> StockM
         f'model = timm.create_model("{architecture}", checkpoint_path="FOLDER/model.safetensors", {arguments})\n\n'
         "# or through Transformers\n" + _CLASSIFIER_USAGE
     )
-    state_dict = revert_original_state_dict(model.state_dict())  # the authors' names are timm's
     wrapper = transformers.TimmWrapperForImageClassification
     return StockModel(wrapper, timm_config, state_dict, usage, library_name="timm")
 
 
 def to_stock(model: SupMAEPreTrainedModel) -> StockModel:
     """The model under the class of Transformers that computes the same (see the table above)."""
-    if isinstance(model, SupMAEForImageClassification):
+    parts = _with_parts(model.config)
+    if isinstance(model, SupMAEForImageClassification) and not parts:
         return to_beit(model) if model.config.use_mean_pooling else to_vit_classifier(model)
-    return to_vit_mae(model) if isinstance(model, SupMAEForPreTraining) else to_vit(model)
+    if isinstance(model, SupMAEForPreTraining) and not parts:
+        return to_vit_mae(model)
+    if isinstance(model, SupMAEModel):
+        if not parts:
+            return to_vit(model)
+        for possible, convert in (
+            ({"rotary positions", "no position embeddings", "register tokens", "gated MLPs"}, to_dinov3),
+            ({"register tokens", "gated MLPs"}, to_dinov2),
+            ({"no class token"}, to_ijepa),
+            ({"a LayerNorm before the first block"}, to_clip),
+        ):
+            if parts <= possible and ("rotary positions" in parts) == (convert is to_dinov3):
+                return convert(model)
+    what = f" with {', '.join(sorted(parts))}" if parts else ""
+    others = (
+        "`--format timm` or onnx"
+        if isinstance(model, SupMAEForImageClassification)
+        else "`--encoder_only` or `--format onnx`"
+    )
+    raise ValueError(f"No class of Transformers computes what a {type(model).__name__}{what} does: use {others}.")
 
 
 def source_image_processor(model: SupMAEPreTrainedModel, source: str | Path | None = None):
@@ -252,7 +442,12 @@ def export_stock(
     image_processor = image_processor or build_image_processor(model.config)
     if timm and (pixel_type := Preparation(image_processor).pixel_type) != "uint8":
         raise ValueError(f"timm reads 8-bit images, but the model's are {pixel_type}: leave out the format.")
-    stock = to_timm(model, image_processor) if timm else to_stock(model)
+    try:
+        stock = to_timm(model, image_processor) if timm else to_stock(model)
+    except StrictDataclassError as error:
+        raise ValueError(
+            f"No class of Transformers has such a configuration: {' '.join(str(error).split())}"
+        ) from error
     name = stock.model_class.__name__
     with new_folder(output_dir, overwrite, inputs) as folder:
         state_dict = {name: tensor.contiguous() for name, tensor in stock.state_dict.items()}
@@ -270,15 +465,15 @@ def export_stock(
                 image_processor = transformers.BitImageProcessor(**fields)
             image_processor.save_pretrained(folder)
         _card(model, stock, Path(output_dir).name, image_processor).save(folder / "README.md")
-        loaded, info = stock.model_class.from_pretrained(folder, output_loading_info=True)
-        strange = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-        if strange:
-            raise RuntimeError(f"{name} does not take these tensors: {', '.join(map(str, sorted(strange)))}.")
         images = check_images(model.config)
         try:
-            actual = stock.result(loaded.eval(), images)
-        except (RuntimeError, ValueError) as error:
+            loaded, info = stock.model_class.from_pretrained(folder, output_loading_info=True)
+            strange = sorted(map(str, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]))
+            actual = None if strange else stock.result(loaded.eval(), images)
+        except (RuntimeError, TypeError, ValueError) as error:
             raise RuntimeError(f"{name} cannot run a model like this ({error}): it was not written.") from error
+        if strange:
+            raise RuntimeError(f"{name} does not take these tensors: {', '.join(strange)}.")
         require_equal(actual, stock.result(model, images), name)
     return name
 

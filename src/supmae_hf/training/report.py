@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors.torch import load_file
 from transformers.utils import logging
 
 import supmae_hf
@@ -260,7 +261,10 @@ def write_report(job, log_history: list[dict], metrics: dict[str, float]):
     if isinstance(model, SupMAEForPreTraining) and job.eval_dataset is not None:
         pictures.append(output_dir / "reconstructions.png")
         shown = collate(list(itertools.islice(job.eval_dataset, job.args.num_reconstructions)))
-        saved = SupMAEForPreTraining.from_pretrained(output_dir)  # whole, however the run's is sharded
+        saved = SupMAEForPreTraining(
+            model.config
+        )  # whole, however the run's is sharded; `from_pretrained` would shard it, too
+        saved.load_state_dict(load_file(output_dir / "model.safetensors"))
         preparation = Preparation(job.image_processor)
         save_reconstructions(saved, shown["pixel_values"], pictures[0], preparation, shown["noise"])
     pictures.append(output_dir / "curves.png")
