@@ -8,9 +8,10 @@ Convert a checkpoint to supmae-hf's format: a folder for `from_pretrained`.
 CHECKPOINT is one of
   - a .pth file that the SupMAE authors published, of pre-training or of fine-tuning (global pool or class token);
   - a .pth file of MAE, which looks alike but has no classification head: a new one is made;
-  - a .pth or .safetensors file of a plain ViT under timm's names (timm's vit_* and deit_*, DINO, DINOv2);
-  - a folder or a repository of the Hub with a ViTMAE, ViT, DeiT, DINO, DINOv2, ViT-MSN or timm ViT: checked, on random images
-    and on photographs, to compute the same as its own class;
+  - a .pth or .safetensors file of a ViT under timm's names (timm's vit_* and deit_*, DINO, DINOv2, DINOv3), or of
+    self-supervised training (DINO, iBOT, MoCo v3, solo-learn, lightly, mmpretrain), whose teacher is taken;
+  - a folder or a repository of the Hub with a ViTMAE, ViT, DeiT, DINO, DINOv2, DINOv3, ViT-MSN, CLIP, SigLIP, I-JEPA or timm
+    ViT (docs/checkpoints.md): checked, on random images and on photographs, to compute the same as its own class;
   - a SupMAE checkpoint, to change its --image_size or --patch_size.
 
 The architecture is read from the checkpoint. Nothing in it is run, and FOLDER appears complete or not at all.
@@ -41,7 +42,10 @@ def main():
     )
     parser.add_argument("--patch_size", type=int, nargs="+", help="likewise")
     unusual = parser.add_argument_group("what a file may not tell, and only then")
-    unusual.add_argument("--num_attention_heads", type=int, help="of the encoder, if its width is unusual")
+    unusual.add_argument("--num_attention_heads", type=int, help="of the encoder")
+    unusual.add_argument("--hidden_act", help="activation of the MLPs, by its name in Transformers")
+    unusual.add_argument("--layer_norm_eps", type=float, help="epsilon of the LayerNorms")
+    unusual.add_argument("--rope_theta", type=float, help="base of rotary positions (DINOv3's is 100)")
     unusual.add_argument("--decoder_num_attention_heads", type=int, help="of the decoder, if its width is not 512")
     unusual.add_argument("--num_labels", type=int, help="classes of the new head of an MAE checkpoint")
     args = parser.parse_args()
@@ -49,7 +53,7 @@ def main():
     for name in ("image_size", "patch_size"):
         if len(getattr(args, name) or ()) > 2:
             parser.error(f"--{name} takes one number, or height and width, got {getattr(args, name)}.")
-    names = ("num_attention_heads", "decoder_num_attention_heads", "num_labels")
+    names = ("num_attention_heads", "decoder_num_attention_heads", "num_labels", "hidden_act", "layer_norm_eps", "rope_theta")
     fields = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     sizes = {"image_size": size(args.image_size), "patch_size": size(args.patch_size)}
 

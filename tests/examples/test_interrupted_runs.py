@@ -11,7 +11,8 @@ import time
 
 import psutil
 import pytest
-from conftest import TINY, digit_images, example_command, run_command, run_example
+import transformers
+from conftest import ROOT, TINY, digit_images, example_command, run_command, run_example
 from sklearn.datasets import load_digits
 
 from supmae_hf.records import find_checkpoint, list_checkpoints
@@ -216,3 +217,51 @@ def test_other_labels_go_on_bit_for_bit(tmp_path, script, columns):
     arguments = [*RUN, "--train_dir", "images", "--label_column_name", *columns.split(), "--num_train_epochs", 30]
     arguments += ["--per_device_train_batch_size", 8]
     assert_killed_run_equals(script, arguments, tmp_path, kills=2, most_steps=60, seed=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["DINOv3ViTModel", "Dinov2WithRegistersModel", "SiglipVisionModel", "CLIPVisionModel"]
+)
+def test_public_vits_go_on_export_and_publish(tmp_path, name):
+    """Pre-trained from a ViT with parts of its own, killed, gone on, exported and published."""
+    model_class = getattr(transformers, name)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    if "Dinov2" in name:
+        sizes |= {"num_register_tokens": 2, "mlp_ratio": 2}
+    elif "v3" in name:
+        sizes |= {"num_register_tokens": 2, "use_gated_mlp": True, "hidden_act": "silu", "intermediate_size": 64}
+    model_class(model_class.config_class(**sizes)).save_pretrained(tmp_path / "vit")
+    processor = {"Siglip": transformers.SiglipImageProcessor, "CLIP": transformers.CLIPImageProcessor}
+    processor = next(
+        (value for key, value in processor.items() if name.startswith(key)), transformers.ViTImageProcessor
+    )
+    processor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    config = {key: value for key, value in TINY.items() if key.startswith(("decoder", "classifier"))}
+    config["image_size"] = 32
+    arguments = [ROOT / "examples" / "configs" / "continue_vit_b.yaml", "--model_name_or_path", "vit"]
+    arguments += [
+        "--model_config",
+        json.dumps(config),
+        "--bf16",
+        "False",
+        "--warmup_epochs",
+        0,
+        "--num_train_epochs",
+        20,
+    ]
+    arguments += ["--max_train_samples", 160, "--per_device_train_batch_size", 8, "--dataloader_num_workers", 0]
+    arguments += [
+        "--save_strategy",
+        "steps",
+        "--save_steps",
+        5,
+        "--report_to",
+        "none",
+        "--use_cpu",
+        "--disable_tqdm",
+        "True",
+    ]
+    assert_killed_run_equals("run_pretrain.py", arguments, tmp_path, kills=2, most_steps=60, seed=5)
+    run_example("export_stock.py", "whole", "stock", "--encoder_only", cwd=tmp_path)
+    run_example("publish.py", "whole", "someone/model", "--dry_run", "--license", "apache-2.0", cwd=tmp_path)

@@ -297,7 +297,9 @@ def prepare_pretraining(arguments: tuple[ModelArguments, DataArguments, PreTrain
     job.build_model(SupMAEForPreTraining, **supervision.fields)
     supervision.prepare(job.model)
     check_schedules(*args.schedules(), job.model.config)
-    job.model.vit.embeddings.position_embeddings.requires_grad_(args.train_position_embeddings)
+    positions = job.model.vit.embeddings.position_embeddings
+    if positions is not None:
+        positions.requires_grad_(args.train_position_embeddings)
 
     def transform_of(image_processor) -> TrainTransform:
         augmentation = data_args.crop_scale, data_args.horizontal_flip
