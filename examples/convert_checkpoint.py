@@ -53,7 +53,14 @@ def main():
     for name in ("image_size", "patch_size"):
         if len(getattr(args, name) or ()) > 2:
             parser.error(f"--{name} takes one number, or height and width, got {getattr(args, name)}.")
-    names = ("num_attention_heads", "decoder_num_attention_heads", "num_labels", "hidden_act", "layer_norm_eps", "rope_theta")
+    names = (
+        "num_attention_heads",
+        "decoder_num_attention_heads",
+        "num_labels",
+        "hidden_act",
+        "layer_norm_eps",
+        "rope_theta",
+    )
     fields = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     sizes = {"image_size": size(args.image_size), "patch_size": size(args.patch_size)}
 

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import send_to_device
 from matplotlib.axes import Axes
 from PIL import Image
+from threadpoolctl import threadpool_limits
 from torch import multiprocessing
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -46,10 +47,10 @@ SMALL_MODEL = {
 IMAGE_SIZE = SMALL_MODEL["image_size"]
 
 
-def load_images(source: str) -> dict:
+def load_images(source: str, size: int = IMAGE_SIZE) -> dict:
     """
-    The splits train and test of a data set or folder of grey images: `images` and `test_images` `(num_images, 1, 32, 32)` of type
-    uint8, padded with black, `labels`, `test_labels` and `num_labels`.
+    The splits train and test of a data set or folder of grey images: `images` and `test_images` `(num_images, 1, size, size)` of
+    type uint8, padded with black, `labels`, `test_labels` and `num_labels`.
 
     Raises:
         ValueError: if a split is missing, or the images are of several sizes or larger.
@@ -68,14 +69,12 @@ def load_images(source: str) -> dict:
         )
         items = [items[index] for index in range(len(items))]
         shapes = {tuple(item["pixel_values"].shape[1:]) for item in items}
-        if len(shapes) > 1 or max(map(max, shapes)) > IMAGE_SIZE:
-            raise ValueError(
-                f"The images of {source} are not of one size of at most {IMAGE_SIZE}x{IMAGE_SIZE} pixels."
-            )
+        if len(shapes) > 1 or max(map(max, shapes)) > size:
+            raise ValueError(f"The images of {source} are not of one size of at most {size}x{size} pixels.")
         images = torch.stack([item["pixel_values"] for item in items])
         height, width = images.shape[2:]
-        top, left = (IMAGE_SIZE - height) // 2, (IMAGE_SIZE - width) // 2
-        data[f"{prefix}images"] = F.pad(images, (left, IMAGE_SIZE - width - left, top, IMAGE_SIZE - height - top))
+        top, left = (size - height) // 2, (size - width) // 2
+        data[f"{prefix}images"] = F.pad(images, (left, size - width - left, top, size - height - top))
         data[f"{prefix}labels"] = torch.stack([item["labels"] for item in items])
     return data
 
@@ -190,17 +189,34 @@ def corrupted_copies(
     return np.stack(copies)
 
 
+def corrupt_images(images: torch.Tensor, severities: Sequence[int], pool, path: Path):
+    """Corrupted copies of images, written once: `(corruptions * severities, num_images, height, width)`."""
+    if not path.exists():
+        margin = max(IMAGE_SIZE - images.shape[-1], 0) // 2  # corruptions take images of 32x32 pixels or more
+        parts = [(F.pad(images, [margin] * 4)[:, 0].numpy(), severities, [name]) for name in CORRUPTIONS]
+        copies = np.concatenate(pool.starmap(corrupted_copies, parts, chunksize=1))
+        copies = copies[..., margin : margin + images.shape[-2], margin : margin + images.shape[-1]]
+        with open(path.with_suffix(".new"), "wb") as file:
+            np.save(file, copies)
+        path.with_suffix(".new").rename(path)
+
+
 # --- runs ---
 
 
-def read_arguments(description: str, name: str, numbers: dict[str, tuple], data: bool = True, **more: str | list[str]):
+SOURCES = {"data": "zalando-datasets/fashion_mnist"}
+
+
+def read_arguments(
+    description: str, name: str, numbers: dict[str, tuple], sources: dict[str, str] = SOURCES, **more: str | list[str]
+):
     """
     The command line of a comparison.
 
     Args:
         name: Name of the folder below outputs/ for its results.
         numbers: Options with their defaults, the defaults of `--quick`, and what they are.
-        data: Whether it takes the images of `--data`.
+        sources: Options that name data sets, and their defaults.
         more: More options: the help of a switch, or the choices of an option with a value.
     """
     parser = Parser(description)
@@ -208,9 +224,10 @@ def read_arguments(description: str, name: str, numbers: dict[str, tuple], data:
     for option, what in more.items():
         kind = {"choices": what} if isinstance(what, list) else {"action": "store_true", "help": what}
         parser.add_argument(f"--{option}", **kind)
-    if data:
-        what = "a data set, or a folder of IDX files"
-        parser.add_argument("--data", default="zalando-datasets/fashion_mnist", help=what)
+    for option, default in sources.items():
+        parser.add_argument(
+            f"--{option}", default=default, help=f"a data set, or a folder of IDX files (default: {default})"
+        )
     numbers = {**numbers, "processes": (os.cpu_count(), os.cpu_count(), "runs at a time")}
     for number, (default, quick, what) in numbers.items():
         parser.add_argument(f"--{number}", type=type(default), help=f"{what} (default: {default}; quick: {quick})")
@@ -233,6 +250,7 @@ _data = {}  # of a worker
 def _prepare(device: str, load: Callable[..., dict], *arguments):
     """Load the data of a worker's runs, and keep data, models and random numbers on the device. A worker has one thread."""
     torch.set_num_threads(1)
+    threadpool_limits(1)  # of scikit-learn's
     _data.update(send_to_device(load(*arguments), device))
     torch.set_default_device(device)
 

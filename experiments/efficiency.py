@@ -246,7 +246,7 @@ def main():
         "seeds": (5, 2, "how many"),
         "trials": (8, 8, "settings to try for each method, 1 to 8"),
     }
-    args = comparison.read_arguments(__doc__, "efficiency", numbers, data=False)
+    args = comparison.read_arguments(__doc__, "efficiency", numbers, sources={})
     if args.epochs % 8:
         raise ValueError(f"--epochs must be a multiple of 8, got {args.epochs}.")
     with Comparison(args, run, MEASURES, prepare, [3] if args.quick else [1, 2, 3, 4, 5]) as runs:

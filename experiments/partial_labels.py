@@ -39,7 +39,7 @@ from torchvision.transforms import v2
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.cli import run as run_script
 from supmae_hf.cost import classification_flops, forward_flops, pretraining_flops
-from supmae_hf.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from supmae_hf.evaluation.corruptions import SEVERITIES
 from supmae_hf.evaluation.encode import NUM_NEIGHBORS, knn_scores
 from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.supervision_supmae import UNLABELED
@@ -378,16 +378,6 @@ def save_panels(panels: list[tuple[str, str, list[dict]]], titles: list[str], pa
     figure.savefig(path, dpi=150)
 
 
-def corrupt_test_images(images: torch.Tensor, severities: list[int], pool, path: Path):
-    """Corrupted copies of the first test images, written once: `(corruptions * severities, num_images, 32, 32)`."""
-    if not path.exists():
-        parts = [(images[:, 0].numpy(), severities, [name]) for name in CORRUPTIONS]
-        copies = np.concatenate(pool.starmap(comparison.corrupted_copies, parts, chunksize=1))
-        with open(path.with_suffix(".new"), "wb") as file:
-            np.save(file, copies)
-        path.with_suffix(".new").rename(path)
-
-
 def main():
     tflops, draws = (4.0, 2) if "--sweep" in sys.argv else (8.0, 3)
     numbers = {
@@ -411,7 +401,7 @@ def main():
             images, severities = (
                 (data["test_images"][:200], [3]) if args.quick else (data["test_images"][:500], SEVERITIES)
             )
-            corrupt_test_images(images, severities, runs.pool, corrupted)
+            comparison.corrupt_images(images, severities, runs.pool, corrupted)
             if args.quick:
                 chosen = {(arm, per_class[shares.index(share)]): settings for (arm, share), settings in CHOSEN.items()}
             else:

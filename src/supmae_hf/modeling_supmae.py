@@ -5,6 +5,7 @@ import contextlib
 import copy
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -549,9 +550,8 @@ class SupMAEPreTrainedModel(PreTrainedModel):
         """MAE's initialisation: Xavier-uniform matrices, sine-cosine positions, normal class and mask tokens."""
         spread = [parameter for parameter in module.parameters(recurse=False) if hasattr(parameter, "ds_status")]
         if any(parameter.numel() == 0 for parameter in spread):  # inside deepspeed.zero.Init
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters(spread, modifier_rank=0):
+            # not an import, which remote code would ask everybody to install
+            with sys.modules["deepspeed"].zero.GatheredParameters(spread, modifier_rank=0):
                 return self._init_weights(module)
         if isinstance(module, nn.Linear):
             if hasattr(module, "init_std"):
@@ -936,21 +936,35 @@ class SupMAEForPreTraining(SupMAEPreTrainedModel):
         patches = patchified_pixel_values.reshape(batch_size, rows, columns, patch_height, patch_width, -1)
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(batch_size, self.config.num_channels, height, width)
 
-    def predicted_pixel_values(self, logits: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    def predicted_pixel_values(
+        self, logits: torch.Tensor, pixel_values: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Predictions as images in the scale of `pixel_values`.
 
-        With `config.norm_pix_loss` the model predicts pixels normalised by each patch's own mean and variance, so that
-        looking at them takes those of the true patch.
+        With `config.norm_pix_loss` the model predicts pixels normalised by each patch's own mean and variance, and says nothing of
+        these. With `mask` those of hidden patches are interpolated from the visible ones, so that the images hold what the model
+        knows and no more. Without it **the true patches' are used**, as MAE's demo does: then even an untrained model draws what
+        is there.
 
         Args:
             logits: The `logits` of [`SupMAEForPreTrainingOutput`].
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`):
                 The images that were predicted.
+            mask (`torch.FloatTensor` of shape `(batch_size, num_patches)`, *optional*): The `mask` of the output.
         """
         pixels = at_least_float32(logits)
         if self.config.norm_pix_loss:
             mean, std = self._patch_statistics(at_least_float32(self.patchify(pixel_values)))
+            if mask is not None:
+                patch_height, patch_width = to_pair(self.config.patch_size)
+                rows, columns = pixel_values.shape[2] // patch_height, pixel_values.shape[3] // patch_width
+                places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).to(mean)
+                # shares of the visible patches, by a Gaussian of one patch; those that are visible are their own
+                nearness = -torch.cdist(places, places).square() / 2
+                shares = nearness.masked_fill(mask.bool().unsqueeze(1), -torch.inf).softmax(dim=-1)
+                hidden = mask.bool().unsqueeze(-1)
+                mean, std = (torch.where(hidden, shares @ values, values) for values in (mean, std))
             pixels = pixels * std + mean
         return self.unpatchify(pixels, tuple(pixel_values.shape[-2:]))
 

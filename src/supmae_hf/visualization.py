@@ -1,6 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Reconstructions and training curves as pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +13,13 @@ from .modeling_supmae import SupMAEForPreTraining
 from .preparation import Preparation
 
 
+HOW = "hidden patches: what the model predicts, in the brightness and contrast of the visible patches around"
+
+
 @torch.no_grad()
 def reconstruct(
     model: SupMAEForPreTraining, pixel_values: torch.Tensor, noise: torch.Tensor | None = None
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], list[str] | None]:
     """
     Reconstruct images from their visible patches.
 
@@ -25,26 +29,30 @@ def reconstruct(
         noise (`torch.FloatTensor` of shape `(batch_size, num_patches)`, *optional*): Hides the patches with the most.
 
     Returns:
-        `original`, `masked` (hidden patches are 0, the mean colour), `reconstruction` and `pasted` (the
-        reconstruction with the visible patches put back), each of the shape of `pixel_values` and in its scale: the
-        per-patch normalisation of `config.norm_pix_loss` is undone with the true patches' mean and variance.
+        `original`, `masked` (hidden patches are 0, the mean colour) and `reconstruction` (the visible patches, and the hidden ones
+        as the model predicts them), each of the shape of `pixel_values` and in its scale; and the classes that the branch predicts
+        from the visible patches, or `None` if it does not predict one. Under `config.norm_pix_loss` mean and contrast of hidden
+        patches, which the model does not predict, are interpolated from the visible ones: nothing of the hidden patches is used.
     """
     was_training = model.training
     model.eval()
     pixel_values = pixel_values.to(model.device)
     outputs = model(pixel_values, noise=noise, interpolate_pos_encoding=True)
     model.train(was_training)
-    reconstruction = model.predicted_pixel_values(outputs.logits, pixel_values)
+    predicted = model.predicted_pixel_values(outputs.logits, pixel_values, outputs.mask)
     patch_size = to_pair(model.config.patch_size)
     rows = pixel_values.shape[-2] // patch_size[0]
     hidden = outputs.mask.unflatten(1, (1, rows, -1))
     hidden = nn.functional.interpolate(hidden, scale_factor=tuple(map(float, patch_size)), mode="nearest")
-    return {
+    classes = None
+    if outputs.class_logits is not None and model.config.problem_type == "single_label_classification":
+        classes = [str(model.config.id2label[index]) for index in outputs.class_logits.argmax(dim=-1).tolist()]
+    images = {
         "original": pixel_values,
         "masked": pixel_values * (1 - hidden),
-        "reconstruction": reconstruction,
-        "pasted": torch.where(hidden.bool(), reconstruction, pixel_values),
+        "reconstruction": torch.where(hidden.bool(), predicted, pixel_values),
     }
+    return images, classes
 
 
 def save_reconstructions(
@@ -53,32 +61,45 @@ def save_reconstructions(
     path: str | Path,
     preparation: Preparation,
     noise: torch.Tensor | None = None,
+    labels: Sequence[str] | None = None,
 ):
     """
-    Draw a picture with one column per image and the rows original, masked, reconstruction and pasted. If the images have more
-    than 8 bits, the darkest and brightest hundredth of each become black and white: instruments use little of their range.
+    Draw a picture with one column per image and the rows original, masked and reconstruction, above them the true class and below
+    them the one that the branch predicts from the visible patches. If the images have more than 8 bits, the darkest and brightest
+    hundredth of each become black and white: instruments use little of their range.
 
     Args:
         path: File to write; the ending decides the format.
         preparation: Turns `pixel_values` back into colours.
+        labels: Names of the true classes.
 
-    See [`reconstruct`] for the others.
+    See [`reconstruct`] for the others, and for what is drawn.
     """
-    rows = reconstruct(model, pixel_values, noise)
+    rows, classes = reconstruct(model, pixel_values, noise)
     rows = {name: preparation.denormalize(images) for name, images in rows.items()}
     if preparation.pixel_type != "uint8":
         levels = rows["original"].flatten(1)
         low, high = (levels.quantile(share, dim=1).view(-1, 1, 1, 1) for share in (0.01, 0.99))
         rows = {name: (images - low) / (high - low).clamp(min=1e-6) for name, images in rows.items()}
-    figure = Figure(figsize=(1.2 * len(pixel_values) + 1.6, 5.2), layout="constrained")
+    figure = Figure(figsize=(max(1.2 * len(pixel_values) + 0.4, 6), 4.6), layout="constrained")
     axes = figure.subplots(len(rows), len(pixel_values), squeeze=False)
     for row, (name, images) in zip(axes, rows.items()):
-        row[0].set_ylabel("reconstruction,\nvisible pasted" if name == "pasted" else name)
+        row[0].set_ylabel(name)
         for axis, image in zip(row, images):
             image = image.clamp(0, 1).permute(1, 2, 0)
             axis.imshow(image[..., :1] if image.shape[-1] < 3 else image[..., :3], cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
+    for column, axis in enumerate(axes[0]):
+        axis.set_title(cut(labels[column]) if labels else "", fontsize=8)
+        if classes:
+            axes[-1][column].set_xlabel(f"seen: {cut(classes[column])}", fontsize=8)
+    figure.supxlabel(HOW, fontsize=8)
     figure.savefig(path, dpi=150)
+
+
+def cut(name: str, length: int = 16) -> str:
+    """A name that fits below a picture."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def save_curves(log_history: list[dict], path: str | Path, names: tuple[str, ...]):

@@ -76,21 +76,21 @@ def test_reconstructs_what_is_uploaded(app, tmp_path):
         page.locator("input[type=file]").first.set_input_files(str(tmp_path / "digit.png"))
         page.locator('img[src*="digit"]').first.wait_for()
         page.get_by_role("button", name="Reconstruct").click()
-        page.locator('img[src*="image.png"]').nth(2).wait_for(timeout=60_000)
+        page.locator('img[src*="image.png"]').nth(1).wait_for(timeout=60_000)
         page.get_by_text("%").first.wait_for()
         pictures = [
             Image.open(io.BytesIO(page.request.get(image.get_attribute("src")).body())).convert("RGB")
-            for image in page.locator('img[src*="image.png"]').all()[:3]
+            for image in page.locator('img[src*="image.png"]').all()[:2]
         ]
         page.screenshot(path=os.environ.get("SPACE_SCREENSHOT", str(tmp_path / "page.png")), full_page=True)
-        assert page.get_by_text("reconstruction, visible pasted").count() > 0
+        assert page.get_by_text("in the brightness and contrast of the visible patches around").count() > 0
         browser.close()
-    masked, reconstruction, pasted = (np.asarray(picture, dtype=int) for picture in pictures)
+    masked, reconstruction = (np.asarray(picture, dtype=int) for picture in pictures)
     mean_color = np.round(np.array(IMAGENET_MEAN) * 255)
     hidden = (np.abs(masked - mean_color) <= 1).all(axis=-1)
     assert hidden.mean() == pytest.approx(0.75, abs=0.01)  # 12 of 16 patches
-    assert (masked[~hidden] == pasted[~hidden]).all()
-    assert (reconstruction[hidden] == pasted[hidden]).mean() > 0.99
+    assert (masked[~hidden] == reconstruction[~hidden]).all()
+    assert (masked[hidden] != reconstruction[hidden]).mean() > 0.5
 
 
 def status(url: str) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors.torch import load_file
@@ -249,6 +250,20 @@ def write_card(job, log_history: list[dict]):
     training_card(job, log_history).save(Path(job.args.output_dir) / "README.md")
 
 
+def _shown_images(job) -> tuple[dict, list[str] | None]:
+    """A batch of held-out images, of different classes if they have one each, and the names of these."""
+    dataset, number, names = job.eval_dataset, job.args.num_reconstructions, job.data.labels.names
+    has_classes = job.data.labels.problem_type == "single_label_classification"
+    if not has_classes or isinstance(dataset, ImageStream):
+        return collate(list(itertools.islice(dataset, number))), None
+    classes = job.data.labels.classes(job.data.validation)
+    # the first image of each class, then the second of each, ...
+    turns = [np.count_nonzero(classes[:place] == label) for place, label in enumerate(classes[:2000])]
+    places = np.lexsort((classes[:2000], turns))[:number]
+    known = [names[label] if label >= 0 else "" for label in classes[places]]
+    return collate([dataset[int(place)] for place in places]), known
+
+
 def write_report(job, log_history: list[dict], metrics: dict[str, float]):
     """
     Write pictures and model card of a run that is over, and print its results.
@@ -260,13 +275,13 @@ def write_report(job, log_history: list[dict], metrics: dict[str, float]):
     output_dir, model, pictures = Path(job.args.output_dir), job.model, []
     if isinstance(model, SupMAEForPreTraining) and job.eval_dataset is not None:
         pictures.append(output_dir / "reconstructions.png")
-        shown = collate(list(itertools.islice(job.eval_dataset, job.args.num_reconstructions)))
+        shown, labels = _shown_images(job)
         saved = SupMAEForPreTraining(
             model.config
         )  # whole, however the run's is sharded; `from_pretrained` would shard it, too
         saved.load_state_dict(load_file(output_dir / "model.safetensors"))
         preparation = Preparation(job.image_processor)
-        save_reconstructions(saved, shown["pixel_values"], pictures[0], preparation, shown["noise"])
+        save_reconstructions(saved, shown["pixel_values"], pictures[0], preparation, shown["noise"], labels)
     pictures.append(output_dir / "curves.png")
     save_curves(log_history, pictures[-1], (*metrics_of(model), "learning_rate"))
     write_card(job, log_history)

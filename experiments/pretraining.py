@@ -1,0 +1,396 @@
+#!/usr/bin/env python
+# Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
+"""
+Measure what labels are worth in pre-training, over its length: accuracy over epochs.
+
+    python experiments/pretraining.py [--data FOLDER] [--transfer FOLDER] [--quick]
+
+Takes Fashion-MNIST and, to transfer to, MNIST: from the Hub, or from folders of IDX files. 12,000 of the training images are
+trained on, 10,000 others decide all settings, and the test images are looked at once. Images of 28x28 pixels are 49 patches of
+4x4, of which 12 are visible; every arm has the same encoder of 4 blocks:
+
+- SupMAE;
+- supervised only: the same masks and branch, without the reconstruction;
+- MAE;
+- MAE for half of the epochs, then SupMAE;
+- a ViT from scratch, for more epochs than the others are fine-tuned for.
+
+Each is fine-tuned with the same recipe: soft cross entropy, with mixup and cutmix if trials prefer them, label smoothing, random
+erasing and stochastic depth. Raw pixels and a random encoder say what is there without pre-training. Measures a linear probe, nearest
+neighbours, fine-tuning, the fine-tuned model on corrupted images, and few-shot transfer. Runs are kept as they finish: after an
+interruption the same command goes on. Prints tables, and writes them and a figure into --output_dir.
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import comparison
+import numpy as np
+import torch
+from comparison import Comparison, balanced, crop_and_flip, endless, load_images, table_of, to_inputs
+from matplotlib.figure import Figure
+from scipy.stats import t
+from torchvision.transforms import v2
+
+from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
+from supmae_hf.cli import run as run_script
+from supmae_hf.evaluation.encode import NUM_NEIGHBORS, knn_scores
+from supmae_hf.evaluation.few_shot import draw_shots
+from supmae_hf.evaluation.probes import select_probe
+from supmae_hf.training.objective import branch_gradient_share
+
+
+MODEL = {**comparison.SMALL_MODEL, "image_size": 28, "patch_size": 4}
+BATCH, WEIGHT_DECAY, LAYER_DECAY = 128, 0.05, 0.75
+SUPMAE, SUPERVISED, MAE, BOTH, SCRATCH = "SupMAE", "supervised only", "MAE", "MAE, then SupMAE", "ViT from scratch"
+PIXELS, RANDOM = "raw pixels", "random encoder"
+FIELDS = {  # of the configuration; the branch has a tenth to two thirds of the encoder's gradient, as docs/training.md says
+    SUPMAE: {"classification_loss_weight": 0.1},
+    SUPERVISED: {"classification_loss_weight": 1.0, "reconstruction_loss_weight": 0.0},
+    MAE: {"classification_loss_weight": 0.0},
+}
+EPOCHS = {
+    SUPMAE: (12, 25, 50, 100),
+    SUPERVISED: (12, 25, 50, 100),
+    MAE: (12, 25, 50, 100, 200),
+    BOTH: (12, 25, 50, 100),
+}
+SCRATCH_EPOCHS, FINETUNING_EPOCHS, TRIAL_EPOCHS = (40, 80, 160), 20, 25
+RATES = (1e-3, 2e-3, 4e-3)  # of pre-training and of training from scratch
+FINETUNING_RATES = (5e-4, 1e-3, 2e-3)
+DECODERS = (1, 4)  # blocks, for MAE
+SHOTS, DRAWS = (5, 20, 50), 5
+SEVERITIES = (1, 3, 5)
+MEASURES = {
+    "probe": "linear probe",
+    "knn": "nearest neighbours",
+    "finetuned": "fine-tuned",
+    "corrupted": "fine-tuned, on corrupted images",
+    **{f"shots_{shots}": f"MNIST, {shots} shots" for shots in SHOTS},
+}
+
+
+def split(data: dict, seed: int, num_images: int, num_held_out: int) -> dict:
+    """The images of a seed, and those that settings are chosen on, which are the same for all seeds."""
+    num_labels = data["num_labels"]
+    places = balanced(data["labels"], (num_images + num_held_out) // num_labels, seed=0)
+    held_out = places[:, : num_held_out // num_labels].flatten()
+    others = torch.ones(len(data["labels"]), dtype=torch.bool).index_fill(0, held_out, False).nonzero().flatten()
+    chosen = others[balanced(data["labels"][others], num_images // num_labels, seed=seed + 1).flatten()]
+    return {
+        **data,
+        "images": data["images"][chosen],
+        "labels": data["labels"][chosen],
+        "held_out_images": data["images"][held_out],
+        "held_out_labels": data["labels"][held_out],
+    }
+
+
+def config_of(arm: str, settings: dict, num_labels: int) -> SupMAEConfig:
+    decoder = {"decoder_num_hidden_layers": settings.get("decoder", 1)}
+    return SupMAEConfig(**{**MODEL, **decoder, **FIELDS.get(arm, {})}, num_labels=num_labels)
+
+
+def steps_of(epochs: float, images: torch.Tensor) -> int:
+    return round(epochs * len(images) / BATCH)
+
+
+def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMAEForPreTraining, float]:
+    """The model, and the share of the encoder's gradient that its branch had in its 20th step."""
+    images, labels, shares = data["images"], data["labels"], []
+    model = SupMAEForPreTraining(config_of(SUPMAE if arm == BOTH else arm, settings, data["num_labels"]))
+    if arm == BOTH:
+        epochs /= 2
+        first, _ = pretrain(MAE, {**settings, "decoder": 1}, epochs, data)
+        model.load_state_dict(first.state_dict())
+    step = itertools.count(1)
+
+    def loss_of(model, pixel_values, labels):
+        if next(step) == 20 and labels is not None:
+            shares.append(branch_gradient_share(model, {"pixel_values": pixel_values, "labels": labels}).item())
+        return model(pixel_values, labels=labels).loss
+
+    def batches():
+        for ids in endless(torch.arange(len(images)), BATCH):
+            yield crop_and_flip(images[ids]), None if arm == MAE else labels[ids]
+
+    steps = steps_of(epochs, images)
+    comparison.train(model, batches(), steps, settings["learning_rate"], WEIGHT_DECAY, loss_of=loss_of)
+    return model, shares[0] if shares else 0.0
+
+
+def finetune(
+    pretrained: SupMAEForPreTraining | None, settings: dict, epochs: float, data: dict
+) -> SupMAEForImageClassification:
+    """A classifier from a pre-trained model, or from scratch; the loss is soft cross entropy in both cases."""
+    images, labels, num_labels = data["images"], data["labels"], data["num_labels"]
+    if pretrained is None:
+        config = config_of(SCRATCH, {}, num_labels)
+        config.drop_path_rate = 0.1
+        model = SupMAEForImageClassification(config)
+    else:
+        model = comparison.classifier_of(pretrained, drop_path_rate=0.1)
+    erase = v2.RandomErasing(p=0.25)
+    mix = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=num_labels), v2.CutMix(alpha=1.0, num_classes=num_labels)])
+
+    def batches():
+        for ids in endless(torch.arange(len(images)), BATCH):
+            pixel_values, answers = crop_and_flip(images[ids]), labels[ids]
+            pixel_values = torch.stack([erase(image) for image in pixel_values])
+            yield mix(pixel_values, answers) if settings["mixing"] else (pixel_values, answers)
+
+    def loss_of(model, pixel_values, answers):
+        return torch.nn.functional.cross_entropy(model(pixel_values).logits, answers, label_smoothing=0.1)
+
+    steps, layer_decay = steps_of(epochs, images), None if pretrained is None else LAYER_DECAY
+    return comparison.train(model, batches(), steps, settings["learning_rate"], WEIGHT_DECAY, layer_decay, loss_of)
+
+
+def features_of(arm: str, encoder, images: torch.Tensor) -> np.ndarray:
+    """Averages of the patch tokens, or the pixels themselves."""
+    if arm == PIXELS:
+        return to_inputs(images).flatten(1).cpu().numpy()
+    return comparison.tokens(encoder, to_inputs(images))[1]
+
+
+def measure_features(arm: str, encoder, data: dict) -> dict[str, float]:
+    """A linear probe and nearest neighbours, and few-shot transfer by the probe, as the average of [`DRAWS`] draws."""
+    bank, queries = (features_of(arm, encoder, data[name]) for name in ("images", "test_images"))
+    labels, answers = (data[name].cpu().numpy() for name in ("labels", "test_labels"))
+    votes = knn_scores(bank, labels, queries, data["num_labels"], NUM_NEIGHBORS)
+    probe, _ = select_probe(bank, labels)
+    result = {
+        "probe": float(probe.score(queries, answers)),
+        "knn": float((votes.argmax(axis=1) == answers).mean()),
+    }
+    other = data["transfer"]
+    queries, answers = features_of(arm, encoder, other["test_images"]), other["test_labels"].cpu().numpy()
+    labels = other["labels"].cpu().numpy()
+    for shots in SHOTS:
+        scores = []
+        for draw in range(DRAWS):
+            places = draw_shots(labels, shots, draw)
+            probe, _ = select_probe(features_of(arm, encoder, other["images"][places]), labels[places], draw)
+            scores.append(float(probe.score(queries, answers)))
+        result[f"shots_{shots}"] = statistics.mean(scores)
+    return result
+
+
+def run(job: dict, data: dict) -> dict:
+    """Train once, and measure: a trial by its fine-tuned accuracy on the images that settings are chosen on."""
+    data = split(data, job["seed"], job["images"], job["held_out"])
+    is_trial, arm, settings = job["is_trial"], job["arm"], job["settings"]
+    torch.manual_seed(job["seed"])
+    result, pretrained = {}, None
+    if arm in (PIXELS, RANDOM):
+        model = SupMAEForPreTraining(config_of(arm, {}, data["num_labels"])).eval()
+        return measure_features(arm, model.vit, data)
+    start = time.perf_counter()
+    if arm != SCRATCH:
+        pretrained, result["gradient_share"] = pretrain(arm, settings, job["epochs"], data)
+        result["pretraining_seconds"] = time.perf_counter() - start
+        if not is_trial:
+            result |= measure_features(arm, pretrained.vit, data)
+    model = finetune(pretrained, settings["finetuning"], job["finetuning_epochs"], data)
+    name = "held_out" if is_trial else "test"
+    result["finetuned"] = comparison.accuracy(model, to_inputs(data[f"{name}_images"]), data[f"{name}_labels"])
+    if not is_trial:
+        copies = np.load(data["corrupted"], mmap_mode="r")
+        answers = data["test_labels"][: len(copies[0])]
+        result["corrupted"] = statistics.mean(
+            comparison.accuracy(model, to_inputs(torch.tensor(images).unsqueeze(1)), answers) for images in copies
+        )
+    return result
+
+
+# --- settings ---
+
+
+def trials(arm: str, args) -> list[list[dict]]:
+    """Settings in two rounds: those of pre-training (or of training from scratch), then those of fine-tuning."""
+    mixing = [{"mixing": mixing} for mixing in (False, True)]
+    if arm == SCRATCH:
+        return [[{"finetuning": {"learning_rate": rate, **mix}} for rate in args.rates for mix in mixing]]
+    default = {"learning_rate": FINETUNING_RATES[1], "mixing": False}
+    decoders = args.decoders if arm == MAE else DECODERS[:1]
+    first = [
+        {"learning_rate": rate, "decoder": decoder, "finetuning": default}
+        for rate in args.rates
+        for decoder in decoders
+    ]
+    return [first, [{"learning_rate": rate, **mix} for rate in args.finetuning_rates for mix in mixing]]
+
+
+def choose_settings(runs: Comparison, args) -> dict[str, dict]:
+    """The settings of each arm with the best accuracy on the held-out images, by as many trials of fine-tuning for each."""
+    chosen = {}
+    rounds = {arm: trials(arm, args) for arm in (*FIELDS, SCRATCH)}
+    for number in range(2):
+        jobs = []
+        for arm, parts in rounds.items():
+            if number < len(parts):
+                settings = parts[number] if not number else [{**chosen[arm], "finetuning": x} for x in parts[number]]
+                epochs = (SCRATCH_EPOCHS[0] if arm == SCRATCH else TRIAL_EPOCHS) / args.divisor
+                jobs += [job_of(args, arm, one, epochs, is_trial=True) for one in settings]
+        measured = list(zip(jobs, runs.finish(jobs)))
+        for arm in {job["arm"] for job in jobs}:
+            pairs = [(result["finetuned"], job["settings"]) for job, result in measured if job["arm"] == arm]
+            chosen[arm] = max(pairs, key=lambda pair: pair[0])[1]
+    return {**chosen, BOTH: chosen[SUPMAE], PIXELS: {}, RANDOM: {}}
+
+
+def job_of(args, arm: str, settings: dict, epochs: float, seed: int = 0, is_trial: bool = False) -> dict:
+    from_scratch = arm == SCRATCH
+    return {
+        "arm": arm,
+        "epochs": 0 if from_scratch else epochs,
+        "finetuning_epochs": epochs if from_scratch else args.finetuning_epochs,
+        "settings": settings,
+        "seed": seed,
+        "is_trial": is_trial,
+        "images": args.images,
+        "held_out": args.held_out,
+    }
+
+
+# --- tables ---
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of the 95% interval (Student's t) of paired differences; infinite for one of them."""
+    mean, number = statistics.mean(differences), len(differences)
+    if number < 2:
+        return mean, math.inf
+    return mean, float(t.ppf(0.975, number - 1)) * statistics.stdev(differences) / math.sqrt(number)
+
+
+def differences(jobs: list[dict], results: list[dict], arm: str, other: str) -> list[dict]:
+    """A row for each length that both have: by how much `arm` is ahead of `other`, in points, with its interval."""
+    values = {(job["arm"], job["epochs"], job["seed"]): result for job, result in zip(jobs, results)}
+    rows = []
+    for epochs in sorted({epochs for name, epochs, _ in values if name == arm}):
+        seeds = [
+            seed
+            for name, length, seed in values
+            if (name, length) == (arm, epochs) and (other, epochs, seed) in values
+        ]
+        row = {"epochs": epochs, "seeds": len(seeds)}
+        for name, title in MEASURES.items():
+            pairs = [(values[arm, epochs, seed], values[other, epochs, seed]) for seed in seeds]
+            if pairs and all(name in one for pair in pairs for one in pair):
+                row[title], row[f"{title} (95%)"] = (
+                    100 * value for value in interval([one[name] - two[name] for one, two in pairs])
+                )
+        if len(row) > 2:
+            rows.append(row)
+    return rows
+
+
+def epochs_for(curve: dict[float, float], accuracy: float) -> float:
+    """
+    The epochs after which a curve (accuracy by epochs) first has an accuracy, linear in the logarithm of the epochs; infinite if it
+    never does.
+    """
+    points = sorted(curve.items())
+    if points[0][1] >= accuracy:
+        return points[0][0]
+    for (begin, low), (end, high) in itertools.pairwise(points):
+        if low < accuracy <= high:
+            return math.exp(math.log(begin) + (accuracy - low) / (high - low) * math.log(end / begin))
+    return math.inf
+
+
+def epochs_needed(jobs: list[dict], results: list[dict]) -> list[dict]:
+    """For each length of SupMAE the epochs of MAE that are as accurate: the median over seeds, the fewest and the most."""
+    rows = []
+    for name, title in MEASURES.items():
+        curves = {}
+        for job, result in zip(jobs, results):
+            if name in result:
+                curves.setdefault((job["arm"], job["seed"]), {})[job["epochs"]] = result[name]
+        for epochs in EPOCHS[SUPMAE]:
+            needed = [
+                epochs_for(curves[MAE, seed], curve[epochs])
+                for (arm, seed), curve in curves.items()
+                if arm == SUPMAE and epochs in curve and (MAE, seed) in curves
+            ]
+            if needed:
+                row = {"measure": title, "epochs of SupMAE": epochs, "of MAE": statistics.median(needed)}
+                rows.append({**row, "fewest": min(needed), "most": max(needed)})
+    return rows
+
+
+def draw_figure(rows: list[dict], path: Path):
+    """Accuracy over epochs of pre-training, a panel for each measure; dashed: raw pixels and the best ViT from scratch."""
+    titles = [title for title in MEASURES.values() if any(title in row for row in rows)]
+    figure = Figure(figsize=(4 * len(titles), 4), layout="constrained")
+    axes = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axis, title in zip(axes, titles):
+        comparison.draw_lines(axis, [row for row in rows if row["epochs"]], list(EPOCHS), "arm", "epochs", title)
+        for arm, style in ((PIXELS, ":"), (RANDOM, "-."), (SCRATCH, "--")):
+            values = [row[title] for row in rows if row["arm"] == arm and title in row]
+            if values:
+                axis.axhline(100 * max(values), linestyle=style, color="grey", label=arm)
+        axis.set_xticks(sorted({row["epochs"] for row in rows if row["epochs"]}))
+        axis.minorticks_off()
+        axis.set_xlabel("epochs of pre-training")
+        axis.set_title(title)
+    axes[0].set_ylabel("accuracy on test images (%)")
+    entries = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=len(entries), frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    numbers = {
+        "seeds": (3, 1, "how many, each with other images"),
+        "images": (12_000, 3_000, "images that are trained on"),
+        "held_out": (10_000, 1_000, "images that settings are chosen on"),
+        "finetuning_epochs": (FINETUNING_EPOCHS, 5, "of fine-tuning"),
+        "divisor": (1, 6, "by which the epochs of pre-training and from scratch are divided"),
+        "test_images": (10_000, 1_000, "images that are tested on, of each data set"),
+        "corrupted": (2_000, 200, "of them, corrupted"),
+    }
+    sources = {**comparison.SOURCES, "transfer": "ylecun/mnist"}
+    args = comparison.read_arguments(__doc__, "pretraining", numbers, sources)
+    args.rates, args.finetuning_rates, args.decoders = RATES, FINETUNING_RATES, DECODERS
+    if args.quick:
+        args.rates, args.finetuning_rates, args.decoders = RATES[1:2], FINETUNING_RATES[1:2], DECODERS[:1]
+    data, transfer = (load_images(source, MODEL["image_size"]) for source in (args.data, args.transfer))
+    for images in (data, transfer):
+        images |= {name: images[name][: args.test_images] for name in ("test_images", "test_labels")}
+    data |= {"transfer": transfer, "corrupted": args.output_dir / "corrupted.npy"}
+    with Comparison(args, run, MEASURES, dict, data) as runs:
+        images = data["test_images"][: args.corrupted]
+        comparison.corrupt_images(images, SEVERITIES, runs.pool, data["corrupted"])
+        chosen = choose_settings(runs, args)
+        for arm, settings in chosen.items():
+            print(f"Chosen for {arm}: {settings}", flush=True)
+        lengths = {**EPOCHS, SCRATCH: SCRATCH_EPOCHS, PIXELS: (0,), RANDOM: (0,)}
+        jobs = [
+            job_of(args, arm, chosen[arm], epochs / args.divisor, seed)
+            for seed in range(args.seeds)
+            for arm, epochs_of_arm in lengths.items()
+            for epochs in epochs_of_arm
+        ]
+        results = runs.finish(jobs)
+        keys = [
+            {"arm": job["arm"], "epochs": job["epochs"], "epochs of fine-tuning": job["finetuning_epochs"]}
+            for job in jobs
+        ]
+        rows = table_of(keys, results, {**MEASURES, "gradient_share": "share of the gradient"})
+        runs.write(rows)
+        for arm in (SUPMAE, SUPERVISED, BOTH):
+            runs.write(
+                differences(jobs, results, arm, MAE), f"{arm.lower().replace(', ', '-').replace(' ', '-')}-over-mae"
+            )
+        runs.write(epochs_needed(jobs, results), "epochs-needed")
+        draw_figure(rows, args.output_dir / "pretraining.png")
+
+
+if __name__ == "__main__":
+    run_script(main)
