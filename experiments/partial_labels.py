@@ -68,6 +68,7 @@ SUPMAE, PSEUDO, MAE, LABELED_ONLY, SCRATCH = (
     "ViT from scratch",
 )
 ARMS = (SUPMAE, PSEUDO, MAE, LABELED_ONLY, SCRATCH)
+PIXELS = "raw pixels"
 # as many trials for each arm: two settings of pre-training times two of fine-tuning, or four of training from scratch
 PRETRAINING_TRIALS = {
     SUPMAE: [{"classification_loss_weight": 0.1}, {"classification_loss_weight": 0.01}],
@@ -203,10 +204,11 @@ def finetune(pretrained: SupMAEForPreTraining | None, settings: dict, flops: flo
 
 
 def measure_features(encoder, labeled: torch.Tensor, data: dict) -> dict:
-    """A linear probe and nearest neighbours, by the average of the patch tokens."""
+    """A linear probe and nearest neighbours, by the average of the patch tokens; without an encoder by the pixels."""
     labeled = labeled[:, : MAX_BANK // len(labeled)].flatten()
     bank, queries = (
-        comparison.tokens(encoder, to_inputs(x))[1] for x in (data["images"][labeled], data["test_images"])
+        to_inputs(x).flatten(1).cpu().numpy() if encoder is None else comparison.tokens(encoder, to_inputs(x))[1]
+        for x in (data["images"][labeled], data["test_images"])
     )
     labels, answers = (x.cpu().numpy() for x in (data["labels"][labeled], data["test_labels"]))
     classifier, _ = select_probe(bank, labels)
@@ -226,6 +228,10 @@ def hold_out(labeled: torch.Tensor, data: dict) -> tuple[torch.Tensor, dict]:
 
 def run(job: dict, data: dict) -> list[dict]:
     """Pre-train once (if the arm does), and fine-tune and measure for each of the job's fine-tunings."""
+    if job["stage"] == "pixels":
+        start, number = time.perf_counter(), job["finetunings"][0]["labels_per_class"]
+        result = measure_features(None, balanced(data["labels"], number, job["draw"]), data)
+        return [{**result, "seconds": time.perf_counter() - start}]
     arm, pretrained, results = job["arm"], None, []
     for finetuning in job["finetunings"]:
         start, here = time.perf_counter(), data
@@ -341,7 +347,7 @@ def summarize(jobs: list[dict], results: list[list[dict]], num_labels: int) -> l
             keys.append({"arm": job["arm"], **varied, "labels": labels, "TFLOPs": job["flops"] / 1e12})
             measured.append(result)
     rows = table_of(keys, measured, {**MEASURES, "gradient_share": "share of the gradient"}, "draws")
-    return sorted(rows, key=lambda row: (-row["TFLOPs"], row["labels"], ARMS.index(row["arm"])))
+    return sorted(rows, key=lambda row: (-row["TFLOPs"], row["labels"], [*ARMS, PIXELS].index(row["arm"])))
 
 
 def say_best(rows: list[dict]) -> list[str]:
@@ -385,7 +391,8 @@ def main():
         "draws": (draws, 1, "draws of the labelled images, each with a seed"),
     }
     sweep = "compare weights and temperatures of the classification loss instead"
-    args = comparison.read_arguments(__doc__, "partial-labels", numbers, sweep=sweep)
+    pixels = "measure raw pixels instead of features, with the fewest labels"
+    args = comparison.read_arguments(__doc__, "partial-labels", numbers, sweep=sweep, pixels=pixels)
     flops, data = 1e12 * args.tflops, load_images(args.data)
     num_labels = data["num_labels"]
     shares = SWEEP_SHARES if args.quick or args.sweep else SHARES
@@ -395,7 +402,10 @@ def main():
     per_class = [max(3, round(share * counts.min().item())) for share in shares]
     corrupted = args.output_dir / "corrupted.npy"
     with Comparison(args, run_job, MEASURES, dict, {**data, "corrupted": corrupted}) as runs:
-        if args.sweep:
+        if args.pixels:
+            labels = [{"labels_per_class": per_class[0], "settings": {}}]
+            jobs = [job_of("pixels", PIXELS, {}, 0.0, draw, labels) for draw in range(args.draws)]
+        elif args.sweep:
             jobs = sweep_jobs(per_class, flops, args.draws)
         else:
             images, severities = (
@@ -420,7 +430,7 @@ def main():
                 ]
         rows = summarize(jobs, runs.finish(jobs), num_labels)
         runs.write(rows)
-        if not args.sweep:
+        if not args.sweep and not args.pixels:
             print("\n" + "\n".join(say_best([row for row in rows if row["TFLOPs"] == args.tflops])))
             draw_figures(rows, args.output_dir)
 

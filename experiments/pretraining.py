@@ -348,12 +348,12 @@ def draw_figure(rows: list[dict], path: Path):
 def main():
     numbers = {
         "seeds": (3, 1, "how many, each with other images"),
-        "images": (12_000, 3_000, "images that are trained on"),
+        "images": (12_000, 2_000, "images that are trained on"),
         "held_out": (10_000, 1_000, "images that settings are chosen on"),
-        "finetuning_epochs": (FINETUNING_EPOCHS, 5, "of fine-tuning"),
-        "divisor": (1, 6, "by which the epochs of pre-training and from scratch are divided"),
-        "test_images": (10_000, 1_000, "images that are tested on, of each data set"),
-        "corrupted": (2_000, 200, "of them, corrupted"),
+        "finetuning_epochs": (FINETUNING_EPOCHS, 4, "of fine-tuning"),
+        "divisor": (1, 12, "by which the epochs of pre-training and from scratch are divided"),
+        "test_images": (10_000, 500, "images that are tested on, of each data set"),
+        "corrupted": (2_000, 100, "of them, corrupted"),
     }
     sources = {**comparison.SOURCES, "transfer": "ylecun/mnist"}
     args = comparison.read_arguments(__doc__, "pretraining", numbers, sources)

@@ -1,0 +1,108 @@
+"""The comparison over the length of pre-training: its arithmetic, a small run, and the intervals of the committed results."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, example_command, load_example, make_mnist, run_command
+from scipy.stats import ttest_rel
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_example("experiments/pretraining.py")
+
+
+def test_intervals_are_those_of_paired_samples(script):
+    one, two = np.random.default_rng(0).normal(size=(2, 5))
+    mean, half = script.interval(list(one - two))
+    low, high = ttest_rel(one, two).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert script.interval([0.5]) == (0.5, math.inf)
+
+
+def test_epochs_that_are_needed(script):
+    curve = {12: 0.5, 24: 0.6, 48: 0.6, 96: 0.8}
+    assert script.epochs_for(curve, 0.4) == 12 and script.epochs_for(curve, 0.9) == math.inf
+    assert script.epochs_for(curve, 0.55) == pytest.approx(12 * 2**0.5)
+    assert script.epochs_for(curve, 0.7) == pytest.approx(48 * 2**0.5)
+
+
+def test_differences_pair_the_seeds(script):
+    jobs, results = [], []
+    for arm, gain in (("SupMAE", 0.02), ("MAE", 0.0)):
+        for seed in range(3):
+            jobs.append({"arm": arm, "epochs": 12, "seed": seed})
+            results.append({"probe": 0.5 + 0.1 * seed + gain + 0.001 * seed * (arm == "MAE")})
+    (row,) = script.differences(jobs, results, "SupMAE", "MAE")
+    mean, half = script.interval([0.02, 0.019, 0.018])
+    assert (row["linear probe"], row["linear probe (95%)"]) == pytest.approx((100 * mean, 100 * half))
+
+
+def test_images_that_settings_are_chosen_on_are_no_others(script):
+    data = {"images": torch.arange(600).view(-1, 1, 1, 1), "labels": torch.arange(600) % 10, "num_labels": 10}
+    parts = [script.split(data, seed, 200, 100) for seed in (0, 1)]
+    for part in parts:
+        assert len(part["images"]) == 200 and part["labels"].bincount().tolist() == [20] * 10
+        assert torch.equal(part["held_out_images"], parts[0]["held_out_images"])
+        assert not set(part["images"].flatten().tolist()) & set(part["held_out_images"].flatten().tolist())
+    assert not torch.equal(parts[0]["images"], parts[1]["images"])
+
+
+def test_mixed_labels_are_trained_with_soft_cross_entropy(script):
+    """Also from a pre-trained model, whose configuration might name another problem."""
+    data = {"images": torch.randint(0, 255, (40, 1, 28, 28), dtype=torch.uint8), "labels": torch.arange(40) % 10}
+    seen = []
+    original = torch.nn.functional.cross_entropy
+
+    def keep(logits, answers, **options):
+        seen.append((answers.shape, options))
+        return original(logits, answers, **options)
+
+    torch.nn.functional.cross_entropy = keep
+    try:
+        model = script.SupMAEForPreTraining(script.config_of("SupMAE", {}, 10))
+        settings = {"learning_rate": 1e-3, "mixing": True}
+        for pretrained in (None, model):
+            script.finetune(pretrained, settings, 128 / 40, {**data, "num_labels": 10})
+    finally:
+        torch.nn.functional.cross_entropy = original
+    assert seen == [((128, 10), {"label_smoothing": 0.1})] * 2
+
+
+def test_the_intervals_of_the_document(script):
+    """Recomputed from the raw results."""
+    values = {}
+    for line in (ROOT / "docs" / "results" / "partial-labels" / "runs.jsonl").read_text().splitlines():
+        run = json.loads(line)
+        if run["key"]["stage"] == "final" and run["key"]["flops"] == 8e12:
+            for finetuning, result in zip(run["key"]["finetunings"], run["result"]):
+                key = run["key"]["arm"], 10 * finetuning["labels_per_class"], run["key"]["draw"]
+                values[key] = result
+    document = (ROOT / "docs" / "results.md").read_text().split("| SupMAE over MAE |")[1].splitlines()[2:6]
+    for line, labels in zip(document, (300, 1200, 6000, 60000)):
+        cells = re.findall(r"([+-][\d.]+) ± ([\d.]+)(\*\*)?", line)
+        for (mean, half, bold), name in zip(cells, ("probe", "knn", "finetuned", "corrupted"), strict=True):
+            pairs = [(values["SupMAE", labels, draw][name], values["MAE", labels, draw][name]) for draw in range(3)]
+            expected = script.interval([100 * (one - two) for one, two in pairs])
+            assert (float(mean), float(half)) == pytest.approx(expected, abs=0.051)
+            assert bool(bold) == (abs(expected[0]) > expected[1])
+
+
+@pytest.mark.slow
+def test_a_small_run(tmp_path):
+    data = make_mnist(tmp_path / "digits", splits=((0, 1400), (1400, 1500)))
+    flags = ["--data", data, "--transfer", data, "--quick", "--images", 300, "--held_out", 100, "--divisor", 50]
+    flags += ["--finetuning_epochs", 1, "--test_images", 100, "--corrupted", 20, "--output_dir", "out"]
+    printed = run_command(example_command("experiments/pretraining.py", *flags), tmp_path)
+    assert "Chosen for MAE" in printed
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {row["arm"] for row in rows} == {
+        *("SupMAE", "supervised only", "MAE", "MAE, then SupMAE", "ViT from scratch", "raw pixels", "random encoder")
+    }
+    assert (tmp_path / "out" / "pretraining.png").is_file() and (tmp_path / "out" / "epochs-needed.csv").is_file()
+    again = run_command(example_command("experiments/pretraining.py", *flags), tmp_path)  # from the journal
+    assert "/22 " not in again
