@@ -5,6 +5,8 @@ CONSTRAINTS ?= constraints/tested.txt
 RUN = $(VENV)/bin/python
 BENCH_PAIR = SupMAE 'ViTMAE + head, 1 block'
 
+ACTIVATE = source $(VENV)/bin/activate
+
 .PHONY: demo reproduce reproduce-labels test test-slow test-oldest bench quality style clean
 
 $(VENV)/installed: setup.py pyproject.toml $(CONSTRAINTS)
@@ -16,10 +18,22 @@ $(VENV)/installed: setup.py pyproject.toml $(CONSTRAINTS)
 	cd $(VENV)/transformers-tests && $(abspath $(RUN)) -m tarfile -e transformers-*.tar.gz
 	touch $@
 
+$(VENV)/trains: setup.py pyproject.toml $(CONSTRAINTS)
+	@echo "Installing PyTorch, Transformers and what the scripts need into $(VENV)/: several GB, minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --constraint $(CONSTRAINTS) --editable '.[train]'
+	@touch $@
+
 # pre-train and fine-tune a small SupMAE on scikit-learn's digits: minutes on a laptop CPU
-demo: $(VENV)/installed
+demo: $(VENV)/trains
 	$(RUN) examples/run_pretrain.py examples/configs/pretrain_digits.yaml --overwrite_output_dir
 	$(RUN) examples/run_finetune.py examples/configs/finetune_digits.yaml --overwrite_output_dir
+	@echo
+	@echo "Look at outputs/digits-pretrain/reconstructions.png and the card, outputs/digits-finetune/README.md."
+	@echo "On images of your own:"
+	@echo "  $(ACTIVATE)"
+	@echo "  python examples/run_pretrain.py --train_dir FOLDER --output_dir pretrained"
+	@echo "  python examples/run_finetune.py --train_dir FOLDER --model_name_or_path pretrained --output_dir finetuned"
 	@echo "Pre-trained model, its log and pictures of reconstructions: outputs/digits-pretrain"
 
 # SupMAE against MAE and a ViT from scratch on the digits, over epochs and compute: 35 minutes on 2 cores;

@@ -30,6 +30,7 @@ SHORTER = {
     "partial_labels": "--data digits --tflops 0.002",
     "fast_recipe": "--data digits --tflops 0.002",
     "supervision": "--data digits --tflops 0.002",
+    "pretraining": "--data digits --transfer digits --images 300 --held_out 100 --divisor 50 --finetuning_epochs 1 --test_images 99",
 }
 
 
@@ -67,7 +68,7 @@ def test_commands_run_when_cut_short(repository):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["efficiency", "partial_labels", "fast_recipe", "supervision"])
+@pytest.mark.parametrize("script", ["efficiency", "partial_labels", "pretraining", "fast_recipe", "supervision"])
 def test_comparisons_run_when_cut_short(repository, script):
     make_mnist(repository / "digits", splits=((0, 1000), (1000, 1100)))
     command = next(command for command in COMMANDS if f"experiments/{script}" in command)
@@ -77,5 +78,7 @@ def test_comparisons_run_when_cut_short(repository, script):
 @pytest.mark.slow
 def test_commands_run_as_they_stand(repository):
     for command in COMMANDS:
-        if not re.search("experiments/(partial|fast|supervision)", command):  # which load their images from the Hub
+        if not re.search(
+            "experiments/(partial|pretraining|fast|supervision)", command
+        ):  # which load their images from the Hub
             run(command, repository)

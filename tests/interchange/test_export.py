@@ -212,7 +212,12 @@ def test_onnx(tmp_path, model_class, digits):
     import onnxruntime
 
     model = seeded(model_class)
+    model.save_pretrained(tmp_path / "saved")
+    model = model_class.from_pretrained(tmp_path / "saved").eval()
     export_onnx(model, tmp_path / "out")
+    # code that is named is there
+    for name in json.loads((tmp_path / "out" / "config.json").read_text()).get("auto_map", {}).values():
+        assert (tmp_path / "out" / f"{name.split('.')[0]}.py").is_file()
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     assert [value.name for value in session.get_inputs()] == ["pixel_values"]
     for batch_size in (1, 3, 8):

@@ -1,7 +1,8 @@
+import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY, digit_images
 
 from supmae_hf.cli import parse_arguments, read_recipe
 from supmae_hf.data.arguments import DataArguments
@@ -13,6 +14,7 @@ from supmae_hf.training.arguments import (
     PreTrainingArguments,
     SegmentationArguments,
 )
+from supmae_hf.training.job import prepare_pretraining
 
 
 CLASSES = (ModelArguments, DataArguments, PreTrainingArguments)
@@ -172,3 +174,16 @@ def test_missing_recipes_are_refused(capsys):
     with pytest.raises(SystemExit):
         parse(["nowhere.yaml", *CPU])
     assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_long_runs_on_a_cpu_are_told(tmp_path, warnings):
+    for index, image in enumerate(digit_images(40)):
+        (tmp_path / "images" / str(index % 2)).mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / "images" / str(index % 2) / f"{index}.png")
+    flags = [*CPU, "--train_dir", str(tmp_path / "images"), "--output_dir", str(tmp_path / "out")]
+    flags += ["--per_device_train_batch_size", "8"]
+    short = ["--model_config", json.dumps(TINY), "--num_train_epochs", "3", "--warmup_epochs", "0"]
+    for more, is_long in ((["--num_train_epochs", "400000"], True), (short, False)):
+        warnings.clear()
+        prepare_pretraining(parse([*flags, *more]))
+        assert ("hours or more on this CPU" in warnings.text) == is_long

@@ -12,6 +12,7 @@ SupMAE as classes that ship with Transformers, timm and ONNX, without changing a
 | `SupMAEForImageClassification`, `SupMAEModel` | ONNX |
 """
 
+import copy
 import json
 import re
 from collections.abc import Sequence
@@ -534,7 +535,9 @@ def export_onnx(
             verbose=False,
         )
         program.save(folder / "model.onnx")
-        model.config.save_pretrained(folder)
+        config = copy.deepcopy(model.config)
+        vars(config).pop("auto_map", None)  # the model's code is not beside it, only the configuration's
+        config.save_pretrained(folder)
         (image_processor or build_image_processor(model.config)).save_pretrained(folder)
         session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
         for batch in (images, images[:1]):

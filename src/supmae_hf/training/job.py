@@ -3,11 +3,13 @@
 
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import datasets
+import torch
 from torch import nn
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
@@ -30,7 +32,7 @@ from ..supervision_supmae import UNLABELED
 from .arguments import ModelArguments, PreTrainingArguments, RecipeArguments
 from .cpu import fastest_attention, prepare_cpu
 from .report import metrics_of
-from .schedules import check_schedules
+from .schedules import check_schedules, scheduled_flops
 from .supervision import prepare_supervision
 
 
@@ -128,6 +130,26 @@ class Job:
     image_processor: Any = None
     train_dataset: ImageDataset | ImageStream | None = None
     eval_dataset: ImageDataset | ImageStream | None = None
+
+    def warn_of_long_runs(self):
+        """Estimate the hours of pre-training on a CPU by the rate of its matrix multiplications, and warn of more than 12."""
+        args, config = self.args, self.model.config
+        if args.device.type != "cpu" or not isinstance(self.train_dataset, ImageDataset):
+            return
+        images = args.max_steps * args.total_batch_size
+        if args.max_steps <= 0:
+            images = args.num_train_epochs * len(self.train_dataset)
+        matrix, start = torch.ones(768, 768), time.perf_counter()
+        for _ in range(10):
+            matrix @ matrix
+        rate = 10 * 2 * 768**3 / (time.perf_counter() - start)
+        hours = 3 * scheduled_flops(config, *args.schedules()) * images / (rate * args.world_size) / 3600
+        if hours > 12:
+            logger.warning(
+                f"{images:,.0f} images through {self.model.num_parameters() / 1e6:.0f} million parameters will take {hours:,.0f} hours or "
+                "more on this CPU. A small model takes minutes to hours: see examples/configs/pretrain_digits.yaml, or go on from "
+                "a public one (`--model_name_or_path`), with few epochs (`--num_train_epochs`)."
+            )
 
     def describe(self) -> dict:
         """The facts that decide the outcome of the run, by which another run is told from its continuation."""
@@ -306,6 +328,7 @@ def prepare_pretraining(arguments: tuple[ModelArguments, DataArguments, PreTrain
         return TrainTransform(image_processor, *augmentation, num_views=args.repeated_augmentation)
 
     job.prepare_data(transform_of, job.model.config.num_patches, labeled, supervision.targets)
+    job.warn_of_long_runs()
     return job
 
 
