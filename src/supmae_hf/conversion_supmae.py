@@ -120,7 +120,7 @@ def load_adapter(model, name: str, source: Source, **options):
 def without_load_report():
     """Keep back Transformers' table of missing and unexpected tensors, in the place of which [`Source.check`] says a line."""
 
-    def is_shown(record: logging.logging.LogRecord) -> bool:
+    def is_shown(record) -> bool:
         return "LOAD REPORT" not in (text := record.getMessage()) or "MISMATCH" in text
 
     reports = logging.get_logger("transformers.modeling_utils")

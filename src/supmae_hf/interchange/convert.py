@@ -145,9 +145,11 @@ def load_original(path: str | Path) -> tuple[dict[str, torch.Tensor], dict, list
         tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
         words.append(f"without {_listed(heads)}")
     args = vars(args) if isinstance(args, argparse.Namespace) else {}
-    if prefix.endswith("momentum_encoder."):  # MoCo v3, whose small ViT has heads of 32 features
-        args["num_heads"] = {384: 12}.get(tensors["cls_token"].shape[-1]) if "cls_token" in tensors else None
     words.append("with training arguments" if args else "without training arguments")
+    is_small = "cls_token" in tensors and tensors["cls_token"].shape[-1] == 384
+    if prefix.endswith("momentum_encoder.") and is_small:
+        args["num_heads"] = 12
+        words.append("12 attention heads, as in MoCo v3's small ViT")
     return tensors, args, words
 
 
@@ -216,12 +218,12 @@ def config_from_original(
             derived[field] = value
             assumed.append(f"{value} {field}{why} (`--{field}`)")
 
-    if args.get("num_heads"):
-        derived["num_attention_heads"] = args["num_heads"]
-    elif heads := _ENCODER_HEADS.get(derived["hidden_size"]):
-        assume("num_attention_heads", heads, f", by the width {derived['hidden_size']}")
     assume("hidden_act", "silu" if derived["use_gated_mlp"] else "gelu")
     periods = args.get("rope_periods")
+    if args.get("num_heads"):
+        derived["num_attention_heads"] = args["num_heads"]
+    elif periods is None and (heads := _ENCODER_HEADS.get(derived["hidden_size"])):
+        assume("num_attention_heads", heads, f", by the width {derived['hidden_size']}")
     if periods is not None:  # theta ** (0, 4 / head_dim, 8 / head_dim, ...)
         derived |= {"rope_theta": float(periods[1] ** len(periods)), "use_absolute_position_embeddings": False}
         derived["num_attention_heads"] = derived["hidden_size"] // (4 * len(periods))
