@@ -209,8 +209,21 @@ def read_recipe(path: str | Path) -> dict:
     return values
 
 
+# What others call them.
+_USUAL_NAMES = {
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "workers": "dataloader_num_workers",
+    "num_workers": "dataloader_num_workers",
+    "data_dir": "train_dir",
+    "model": "model_name_or_path",
+}
+
+
 def _nearest(name: str, known: Iterable[str]) -> str:
-    similar = difflib.get_close_matches(name, known, n=1)
+    usual = _USUAL_NAMES.get(name)
+    similar = [usual] if usual in known else difflib.get_close_matches(name, known, n=1)
     return f": did you mean `{similar[0]}`?" if similar else ""
 
 

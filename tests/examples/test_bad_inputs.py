@@ -13,6 +13,8 @@ PRETRAIN = [
     ("--num_train_epochs 0", "`--num_train_epochs` must be above 0, got 0.0."),
     ("--num_train_epochs nan", "`--num_train_epochs` must be above 0, got nan."),
     ("--num_train_epochs inf", "`--num_train_epochs` must be above 0, got inf."),
+    ("--epochs 5", "unrecognized arguments: --epochs 5: did you mean `num_train_epochs`?"),
+    ("--lr 0.1", "did you mean `learning_rate`?"),
     ("--num_train_epochs many", "argument --num_train_epochs/--num-train-epochs: invalid float value: 'many'"),
     ("--max_steps 0", "`--max_steps` must be 1 or more, got 0."),
     ("--max_steps -7", "`--max_steps` must be 1 or more, got -7."),
