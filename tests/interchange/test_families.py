@@ -50,6 +50,13 @@ def test_every_form_of_checkpoint(tmp_path, name, fields):
     assert not SupMAEModel.from_pretrained(folder, state_dict=zeros)(images()).last_hidden_state.any()
     converted = convert_pretrained(folder, encoder_only=True)
     assert_close(converted(images()).last_hidden_state, expected)
+    # a file tells less
+    config = getattr(model.config, "vision_config", model.config)
+    told = {"num_attention_heads": 2, "layer_norm_eps": config.layer_norm_eps, "image_size": 32}
+    told |= {"hidden_act": "silu" if fields else config.hidden_act}
+    told |= {"rope_theta": config.rope_theta} if name == "DINOv3ViTModel" else {}
+    converted, _ = convert_original(tmp_path / "whole" / "model.safetensors", **told)
+    assert_close(converted(images()).last_hidden_state, expected)
 
 
 @pytest.mark.parametrize(("name", "fields"), FAMILIES)
