@@ -189,6 +189,8 @@ def test_timm_models_equal_their_own_class(tmp_path, name, size, warnings):
         )
     vit = timm.create_model(architecture, num_classes=5, **model_args).eval()
     vit.load_state_dict(tensors)
+    if name == "no positions" and vit.forward_features(images(size)).shape[1] == (size // 8) ** 2:
+        pytest.skip("this timm leaves out the class token, too")
     has_norm = "norm.weight" in tensors
     outputs = SupMAEModel.from_pretrained(folder, image_size=size)(images(size), output_hidden_states=True)
     tokens = outputs.last_hidden_state if has_norm else outputs.hidden_states[-1]
