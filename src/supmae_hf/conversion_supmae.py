@@ -89,8 +89,8 @@ def find_adapted(name: str, **options) -> str | None:
     file = find_adapter_config_file(name, **options)
     if file is None:
         return None
-    base = json.loads(Path(file).read_text())["base_model_name_or_path"]
-    source = find_source(base)
+    base = json.loads(Path(file).read_text()).get("base_model_name_or_path")
+    source = None if base is None else find_source(base)
     return base if source is not None and source.is_foreign else None
 
 
