@@ -239,7 +239,7 @@ def test_results_have_a_place(tmp_path):
     """And not Transformers' trainer_output/."""
     (tmp_path / "images" / "a").mkdir(parents=True)
     digit_images(1)[0].save(tmp_path / "images" / "a" / "0.png")
-    for script in ("run_pretrain.py", "run_finetune.py", "run_linear_probe.py"):
+    for script in ("run_pretrain.py", "run_finetune.py"):
         error = run_example(script, "--train_dir", "images", cwd=tmp_path, fails=True)
         assert "Name a folder with `--output_dir`." in error
     assert {path.name for path in tmp_path.iterdir()} == {"images"}

@@ -130,8 +130,6 @@ class RecipeArguments(TrainingArguments):
 
     def __post_init__(self):
         check(self)
-        if self.output_dir is None:
-            raise ValueError("Where are the results to go? Name a folder with `--output_dir`.")
         if self.license is not None:
             check_license(self.license)
         for name, reason in _REFUSED.items():

@@ -284,6 +284,8 @@ def load_job(
     """
     model_args, data_args, args = arguments
     data_args.require_folders()
+    if args.output_dir == "trainer_output":  # what Transformers makes of none
+        raise ValueError("Where are the results to go? Name a folder with `--output_dir`.")
     inputs = [*data_args.sources(), model_args.model_name_or_path, getattr(args, "mask_dir", None)]
     require_apart(args.output_dir, inputs)
     fields = model_args.model_config
