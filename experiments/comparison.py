@@ -25,6 +25,8 @@ from supmae_hf.data.arguments import EvaluationDataArguments
 from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.data.sources import load_splits
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, corrupt
+from supmae_hf.evaluation.encode import NUM_NEIGHBORS, knn_scores
+from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.evaluation.tables import Journal, say_written, write_table
 from supmae_hf.training.optimization import parameter_groups
 
@@ -171,6 +173,24 @@ def tokens(encoder, pixel_values: torch.Tensor, batch_size: int = 500) -> tuple[
     """Class tokens and averages of the patch tokens, each of shape `(num_images, hidden_size)`."""
     outputs = [encoder(images).last_hidden_state for images in pixel_values.split(batch_size)]
     return tuple(torch.cat(parts).cpu().numpy() for parts in zip(*((x[:, 0], x[:, 1:].mean(dim=1)) for x in outputs)))
+
+
+def features_of(encoder, images: torch.Tensor) -> np.ndarray:
+    """Averages of the patch tokens of grey images of type uint8 or, without an encoder, the pixels themselves."""
+    inputs = to_inputs(images)
+    return inputs.flatten(1).cpu().numpy() if encoder is None else tokens(encoder, inputs)[1]
+
+
+def measure_features(encoder, data: dict, places: torch.Tensor) -> dict[str, float]:
+    """A linear probe and nearest neighbours, by [`features_of`], from the training images at `places` on the test images."""
+    bank, queries = (features_of(encoder, images) for images in (data["images"][places], data["test_images"]))
+    labels, answers = (x.cpu().numpy() for x in (data["labels"][places], data["test_labels"]))
+    classifier, _ = select_probe(bank, labels)
+    votes = knn_scores(bank, labels, queries, data["num_labels"], NUM_NEIGHBORS)
+    return {
+        "probe": float(classifier.score(queries, answers)),
+        "knn": float((votes.argmax(axis=1) == answers).mean()),
+    }
 
 
 def corrupted_copies(

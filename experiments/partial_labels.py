@@ -40,8 +40,6 @@ from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTr
 from supmae_hf.cli import run as run_script
 from supmae_hf.cost import classification_flops, forward_flops, pretraining_flops
 from supmae_hf.evaluation.corruptions import SEVERITIES
-from supmae_hf.evaluation.encode import NUM_NEIGHBORS, knn_scores
-from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.supervision_supmae import UNLABELED
 from supmae_hf.training.objective import BranchCheck, branch_gradient_share, pseudo_label_loss
 
@@ -204,19 +202,8 @@ def finetune(pretrained: SupMAEForPreTraining | None, settings: dict, flops: flo
 
 
 def measure_features(encoder, labeled: torch.Tensor, data: dict) -> dict:
-    """A linear probe and nearest neighbours, by the average of the patch tokens; without an encoder by the pixels."""
-    labeled = labeled[:, : MAX_BANK // len(labeled)].flatten()
-    bank, queries = (
-        to_inputs(x).flatten(1).cpu().numpy() if encoder is None else comparison.tokens(encoder, to_inputs(x))[1]
-        for x in (data["images"][labeled], data["test_images"])
-    )
-    labels, answers = (x.cpu().numpy() for x in (data["labels"][labeled], data["test_labels"]))
-    classifier, _ = select_probe(bank, labels)
-    votes = knn_scores(bank, labels, queries, data["num_labels"], NUM_NEIGHBORS)
-    return {
-        "probe": float(classifier.score(queries, answers)),
-        "knn": float((votes.argmax(axis=1) == answers).mean()),
-    }
+    """[`comparison.measure_features`] of at most [`MAX_BANK`] labelled images `(classes, per_class)`."""
+    return comparison.measure_features(encoder, data, labeled[:, : MAX_BANK // len(labeled)].flatten())
 
 
 def hold_out(labeled: torch.Tensor, data: dict) -> tuple[torch.Tensor, dict]:

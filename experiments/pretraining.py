@@ -31,14 +31,13 @@ from pathlib import Path
 import comparison
 import numpy as np
 import torch
-from comparison import Comparison, balanced, crop_and_flip, endless, load_images, table_of, to_inputs
+from comparison import Comparison, balanced, crop_and_flip, endless, features_of, load_images, table_of, to_inputs
 from matplotlib.figure import Figure
 from scipy.stats import t
 from torchvision.transforms import v2
 
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.cli import run as run_script
-from supmae_hf.evaluation.encode import NUM_NEIGHBORS, knn_scores
 from supmae_hf.evaluation.few_shot import draw_shots
 from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.training.objective import branch_gradient_share
@@ -150,31 +149,17 @@ def finetune(
     return comparison.train(model, batches(), steps, settings["learning_rate"], WEIGHT_DECAY, layer_decay, loss_of)
 
 
-def features_of(arm: str, encoder, images: torch.Tensor) -> np.ndarray:
-    """Averages of the patch tokens, or the pixels themselves."""
-    if arm == PIXELS:
-        return to_inputs(images).flatten(1).cpu().numpy()
-    return comparison.tokens(encoder, to_inputs(images))[1]
-
-
-def measure_features(arm: str, encoder, data: dict) -> dict[str, float]:
-    """A linear probe and nearest neighbours, and few-shot transfer by the probe, as the average of [`DRAWS`] draws."""
-    bank, queries = (features_of(arm, encoder, data[name]) for name in ("images", "test_images"))
-    labels, answers = (data[name].cpu().numpy() for name in ("labels", "test_labels"))
-    votes = knn_scores(bank, labels, queries, data["num_labels"], NUM_NEIGHBORS)
-    probe, _ = select_probe(bank, labels)
-    result = {
-        "probe": float(probe.score(queries, answers)),
-        "knn": float((votes.argmax(axis=1) == answers).mean()),
-    }
+def measure_features(encoder, data: dict) -> dict[str, float]:
+    """[`comparison.measure_features`], and few-shot transfer by the probe, as the average of [`DRAWS`] draws."""
+    result = comparison.measure_features(encoder, data, torch.arange(len(data["images"])))
     other = data["transfer"]
-    queries, answers = features_of(arm, encoder, other["test_images"]), other["test_labels"].cpu().numpy()
+    queries, answers = features_of(encoder, other["test_images"]), other["test_labels"].cpu().numpy()
     labels = other["labels"].cpu().numpy()
     for shots in SHOTS:
         scores = []
         for draw in range(DRAWS):
             places = draw_shots(labels, shots, draw)
-            probe, _ = select_probe(features_of(arm, encoder, other["images"][places]), labels[places], draw)
+            probe, _ = select_probe(features_of(encoder, other["images"][places]), labels[places], draw)
             scores.append(float(probe.score(queries, answers)))
         result[f"shots_{shots}"] = statistics.mean(scores)
     return result
@@ -188,13 +173,13 @@ def run(job: dict, data: dict) -> dict:
     result, pretrained = {}, None
     if arm in (PIXELS, RANDOM):
         model = SupMAEForPreTraining(config_of(arm, {}, data["num_labels"])).eval()
-        return measure_features(arm, model.vit, data)
+        return measure_features(None if arm == PIXELS else model.vit, data)
     start = time.perf_counter()
     if arm != SCRATCH:
         pretrained, result["gradient_share"] = pretrain(arm, settings, job["epochs"], data)
         result["pretraining_seconds"] = time.perf_counter() - start
         if not is_trial:
-            result |= measure_features(arm, pretrained.vit, data)
+            result |= measure_features(pretrained.vit, data)
     model = finetune(pretrained, settings["finetuning"], job["finetuning_epochs"], data)
     name = "held_out" if is_trial else "test"
     result["finetuned"] = comparison.accuracy(model, to_inputs(data[f"{name}_images"]), data[f"{name}_labels"])

@@ -255,7 +255,7 @@ def _read_by(is_mean: bool) -> str:
     return f"its classifier reads the {'mean of the patch tokens' if is_mean else 'class token'} (`use_mean_pooling={is_mean}`)"
 
 
-def create_timm_model(config: dict, name: str, **options) -> tuple[nn.Module, PreTrainedConfig]:
+def create_timm_model(config: dict, name: str) -> tuple[nn.Module, PreTrainedConfig]:
     """The model, with new weights, and the configuration of a folder or repository of timm; see [`read_config`]."""
     try:
         import timm
@@ -263,7 +263,7 @@ def create_timm_model(config: dict, name: str, **options) -> tuple[nn.Module, Pr
         raise ImportError(f"'{name}' is a timm model: `pip install timm` to read it.") from error
     other = CONFIG_MAPPING["timm_wrapper"].from_dict(copy.deepcopy(config))
     # what timm itself saves has the number of classes twice
-    arguments = {"num_classes": other.num_labels, **(other.model_args or {}), **options}
+    arguments = {"num_classes": other.num_labels, **(other.model_args or {})}
     try:
         return timm.create_model(other.architecture, pretrained=False, **arguments), other
     except (RuntimeError, TypeError, ValueError) as error:
@@ -523,11 +523,16 @@ def convert_tensors(
         converted = {
             name: tensor for name, tensor in converted.items() if not name.startswith(("classifier.", "fc_norm."))
         }
-    key = "vit.embeddings."
-    is_distilled = converted.pop(key + "distillation_token", None) is not None
-    positions = converted.get(key + "position_embeddings")
-    if positions is None or key + "cls_token" not in converted:
-        return converted
+    return fit_positions(converted, num_patches)
+
+
+def fit_positions(tensors: dict[str, torch.Tensor], num_patches: int) -> dict[str, torch.Tensor]:
+    """The result of [`rename_tensors`] with a position for the class token and for each patch, and for nothing else."""
+    key, tensors = "vit.embeddings.", dict(tensors)
+    is_distilled = tensors.pop(key + "distillation_token", None) is not None
+    positions = tensors.get(key + "position_embeddings")
+    if positions is None or key + "cls_token" not in tensors:
+        return tensors
     num_others = positions.shape[1] - num_patches - 1
     if num_others < 0:  # timm's `no_embed_class`
         positions = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
@@ -535,9 +540,9 @@ def convert_tensors(
         class_token, others, patches = positions.split([1, num_others, num_patches], dim=1)
         positions = torch.cat([class_token, patches], dim=1)
         if not is_distilled:
-            converted[key + "register_tokens"] = converted[key + "register_tokens"] + others
-    converted[key + "position_embeddings"] = positions
-    return converted
+            tensors[key + "register_tokens"] = tensors[key + "register_tokens"] + others
+    tensors[key + "position_embeddings"] = positions
+    return tensors
 
 
 def read_tensors(name: str, variant: str | None = None, **options) -> dict[str, torch.Tensor]:

@@ -122,34 +122,12 @@ def test_data_without_labels_trains_as_mae(tmp_path):
     assert {"reconstruction_loss", "eval_reconstruction_loss"} <= logged and "classification_loss" not in logged
 
 
-def test_gradient_accumulation_averages_over_the_steps(tmp_path):
-    """With a linear head, whose images do not see each other, 2 x 4 images are 1 x 8 images."""
-    weights = []
-    for batch_size, accumulation in [(8, 1), (4, 2)]:
-        torch.manual_seed(0)
-        model = SupMAEForPreTraining(reference_config(classifier_hidden_size=0))
-        args = arguments(
-            tmp_path,
-            per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=accumulation,
-            eval_strategy="no",
-        )
-        trainer = PreTrainer(model=model, args=args, train_dataset=dataset())
-        trainer.train()
-        weights.append({name: p for name, p in model.named_parameters() if not name.endswith("k_proj.bias")})
-    for name in weights[0]:
-        torch.testing.assert_close(weights[1][name], weights[0][name], atol=1e-5, rtol=1e-5, msg=name)
-
-
-def test_accumulated_batches_count_each_label_once(tmp_path):
-    """2 x 4 images are 1 x 8 images even if the first four have all the labels."""
+def train_at_once_and_in_parts(tmp_path, items, **fields) -> list[tuple[dict, dict]]:
+    """Train on batches of 8 and on 2 x 4 images; the weights must be the same. Returns the pairs of lines of the two logs."""
     weights, logs = [], []
     for batch_size, accumulation in [(8, 1), (4, 2)]:
         torch.manual_seed(0)
-        items = dataset(size=8)
-        for item in items[3:]:
-            item["labels"] = torch.tensor(-100)
-        model = SupMAEForPreTraining(reference_config(classifier_hidden_size=0, classification_loss_weight=1.0))
+        model = SupMAEForPreTraining(reference_config(**fields))
         args = arguments(
             tmp_path,
             per_device_train_batch_size=batch_size,
@@ -163,7 +141,21 @@ def test_accumulated_batches_count_each_label_once(tmp_path):
         logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
     for name in weights[0]:
         torch.testing.assert_close(weights[1][name], weights[0][name], atol=1e-5, rtol=1e-5, msg=name)
-    for one, other in zip(*logs, strict=True):
+    return list(zip(*logs, strict=True))
+
+
+def test_gradient_accumulation_averages_over_the_steps(tmp_path):
+    """With a linear head, whose images do not see each other, 2 x 4 images are 1 x 8 images."""
+    train_at_once_and_in_parts(tmp_path, dataset(), classifier_hidden_size=0)
+
+
+def test_accumulated_batches_count_each_label_once(tmp_path):
+    """2 x 4 images are 1 x 8 images even if the first four have all the labels."""
+    items = dataset(size=8)
+    for item in items[3:]:
+        item["labels"] = torch.tensor(-100)
+    fields = {"classifier_hidden_size": 0, "classification_loss_weight": 1.0}
+    for one, other in train_at_once_and_in_parts(tmp_path, items, **fields):
         assert one["labeled_images_per_step"] == other["labeled_images_per_step"] == 3
         for name in ("loss", "reconstruction_loss", "classification_loss"):
             assert other[name] == pytest.approx(one[name], rel=1e-5)
@@ -171,25 +163,13 @@ def test_accumulated_batches_count_each_label_once(tmp_path):
 
 def test_accumulated_batches_do_not_count_hidden_labels(tmp_path):
     """Dense labels of hidden patches teach nothing: 2 x 4 images are 1 x 8 images even if those of three are hidden."""
-    weights, logs = [], []
-    for batch_size, accumulation in [(8, 1), (4, 2)]:
-        torch.manual_seed(0)
-        items = dataset(size=8)
-        for index, item in enumerate(items):
-            item["segmentation_maps"] = torch.full((32, 32), -100)
-            item["segmentation_maps"][:8, :8] = index % 2
-            item["noise"][0] = 2.0 if index < 3 else -1.0
-        config = reference_config(supervision={"dense": 1.0}, dense_classes=["a", "b"])
-        more = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
-        model = SupMAEForPreTraining(config)
-        args = arguments(tmp_path, eval_strategy="no", logging_steps=1, **more)
-        trainer = PreTrainer(model=model, args=args, train_dataset=items)
-        trainer.train()
-        weights.append({name: p for name, p in model.named_parameters() if not name.endswith("k_proj.bias")})
-        logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
-    for name in weights[0]:
-        torch.testing.assert_close(weights[1][name], weights[0][name], atol=1e-5, rtol=1e-5, msg=name)
-    for one, other in zip(*logs, strict=True):
+    items = dataset(size=8)
+    for index, item in enumerate(items):
+        item["segmentation_maps"] = torch.full((32, 32), -100)
+        item["segmentation_maps"][:8, :8] = index % 2
+        item["noise"][0] = 2.0 if index < 3 else -1.0
+    fields = {"supervision": {"dense": 1.0}, "dense_classes": ["a", "b"]}
+    for one, other in train_at_once_and_in_parts(tmp_path, items, **fields):
         assert other["dense_loss"] == pytest.approx(one["dense_loss"], rel=1e-5)
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
 

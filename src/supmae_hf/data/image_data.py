@@ -3,7 +3,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import datasets
@@ -139,5 +139,6 @@ def paths_of(split: datasets.Dataset, image_column: str) -> list[str | None]:
     return pa.compute.struct_field(column, "path").to_pylist() if pa.types.is_struct(column.type) else []
 
 
-def shortened(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+def shortened(names: Iterable[str], most: int = 10) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

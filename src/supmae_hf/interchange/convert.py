@@ -8,7 +8,6 @@ import argparse
 import math
 import pickle
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -29,9 +28,9 @@ from ..configuration_supmae import SupMAEConfig
 from ..conversion_supmae import (
     ORIGINAL_PARTS,
     ORIGINAL_PREFIXES,
-    convert_tensors,
     create_timm_model,
     fields_of_tensors,
+    fit_positions,
     read_config,
     read_tensors,
     rename_tensors,
@@ -39,6 +38,7 @@ from ..conversion_supmae import (
     to_pair,
     without_load_report,
 )
+from ..data.image_data import shortened
 from ..loading import load_checkpoint, load_pretrained
 from ..modeling_supmae import (
     SupMAEForImageClassification,
@@ -120,7 +120,7 @@ def load_original(path: str | Path) -> tuple[dict[str, torch.Tensor], dict, list
     if isinstance(state_dict, dict):
         tensors = {name: x for name, x in state_dict.items() if isinstance(name, str) and isinstance(x, torch.Tensor)}
     if not tensors:
-        keys = f" Its keys are {_listed(map(str, checkpoint))}." if isinstance(checkpoint, dict) else ""
+        keys = f" Its keys are {shortened(map(str, checkpoint), 5)}." if isinstance(checkpoint, dict) else ""
         raise ValueError(
             f"{path} is not a checkpoint of SupMAE, MAE or timm: it has no state dict, neither by itself nor under "
             f"{', '.join(map(repr, _WRAPPERS))}.{keys}"
@@ -134,7 +134,7 @@ def load_original(path: str | Path) -> tuple[dict[str, torch.Tensor], dict, list
         tensors = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
         words.append(f"names without '{prefix}'")
         if others:
-            words.append(f"without {_listed(others)}")
+            words.append(f"without {shortened(others, 5)}")
     if any(name.startswith("projection_head.") for name in tensors) and "decoder_embed.weight" in tensors:
         tensors = {re.sub("^projection_head", "cls_head", name): tensor for name, tensor in tensors.items()}
         words.append("head under 'projection_head'")  # in the file that the authors released
@@ -143,7 +143,7 @@ def load_original(path: str | Path) -> tuple[dict[str, torch.Tensor], dict, list
     heads = [name for name in tensors if re.match(r"(?:head|projection_head)\.(?!(?:weight|bias)$)", name)]
     if heads:  # of self-supervised training
         tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
-        words.append(f"without {_listed(heads)}")
+        words.append(f"without {shortened(heads, 5)}")
     args = vars(args) if isinstance(args, argparse.Namespace) else {}
     words.append("with training arguments" if args else "without training arguments")
     is_small = "cls_token" in tensors and tensors["cls_token"].shape[-1] == 384
@@ -151,11 +151,6 @@ def load_original(path: str | Path) -> tuple[dict[str, torch.Tensor], dict, list
         args["num_heads"] = 12
         words.append("12 attention heads, as in MoCo v3's small ViT")
     return tensors, args, words
-
-
-def _listed(names: Iterable[str], most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _read(path: Path):
@@ -209,7 +204,7 @@ def config_from_original(
         raise ValueError(
             f"These are not the tensors of a ViT that SupMAE can be: "
             f"{f'{error} is missing' if isinstance(error, KeyError) else f'their shapes do not fit ({error})'}. The file has "
-            f"{_listed(tensors)}. (A checkpoint of Transformers is named by its folder.)"
+            f"{shortened(tensors, 5)}. (A checkpoint of Transformers is named by its folder.)"
         ) from error
     assumed = []
 
@@ -340,8 +335,9 @@ def convert_original(
     require_plain_vit(state_dict, str(path))
     if "rope_embed.periods" in state_dict:
         args = {**args, "rope_periods": state_dict["rope_embed.periods"].double()}
-    config, assumed = config_from_original(rename_tensors(state_dict), args, image_size, **fields)
-    converted = convert_tensors(state_dict, config.num_patches)
+    renamed = rename_tensors(state_dict)
+    config, assumed = config_from_original(renamed, args, image_size, **fields)
+    converted = fit_positions(renamed, config.num_patches)
     is_pretraining, is_classifier = "decoder.decoder_embed.weight" in converted, "classifier.weight" in converted
     has_head = any(name.startswith("classification_head.") for name in converted)
     if is_pretraining:
@@ -375,7 +371,7 @@ def convert_original(
         ],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{problem}: {_listed(names)}" for problem, names in problems.items() if names)
+        listed = "; ".join(f"{problem}: {shortened(names, 5)}" for problem, names in problems.items() if names)
         raise ValueError(f"The tensors of {path} are not those of a {model_class.__name__}: {listed}.")
     model.config.name_or_path = ""
     model.set_input_size(image_size, patch_size)

@@ -218,28 +218,15 @@ def to_dinov2(model: SupMAEModel) -> StockModel:
         "use_swiglu_ffn": config.use_gated_mlp,
         "mlp_ratio": ratio,
     }
-    tensors = _renamed(
-        model,
-        {
-            r"^layers": "encoder.layer",
-            "layernorm_before": "norm1",
-            "layernorm_after": "norm2",
-            r"attention\.q_proj": "attention.attention.query",
-            r"attention\.k_proj": "attention.attention.key",
-            r"attention\.v_proj": "attention.attention.value",
-            r"attention\.o_proj": "attention.output.dense",
-        },
-    )
-    tensors |= {**_layer_scale(model, "encoder.layer"), "embeddings.mask_token": torch.zeros(1, width)}
+    names = {r"^layers": "encoder.layer", "layernorm_before": "norm1", "layernorm_after": "norm2"}
+    names |= {re.escape(ours): theirs for theirs, ours in PUBLISHED_PARTS if ours.startswith("attention.")}
+    tensors = {**_renamed(model, names), **_layer_scale(model, "encoder.layer")}
+    tensors["embeddings.mask_token"] = torch.zeros(1, width)
     tensors.setdefault("embeddings.register_tokens", torch.zeros(1, 0, width))
     for name in [name for name in tensors if ".gate_proj." in name]:
-        gate, value, out = (
-            tensors.pop(name),
-            tensors.pop(name.replace("gate_proj", "fc1")),
-            name.replace("gate_proj", "fc2"),
-        )
-        tensors[name.replace("gate_proj", "weights_in")] = torch.cat([gate, value])
-        tensors[name.replace("gate_proj", "weights_out")] = tensors.pop(out)
+        first, last = (name.replace("gate_proj", layer) for layer in ("fc1", "fc2"))
+        tensors[name.replace("gate_proj", "weights_in")] = torch.cat([tensors.pop(name), tensors.pop(first)])
+        tensors[name.replace("gate_proj", "weights_out")] = tensors.pop(last)
     stock = transformers.Dinov2WithRegistersConfig(**fields, **more)
     return StockModel(transformers.Dinov2WithRegistersModel, stock, tensors, _ENCODER_USAGE, **_ENCODER)
 

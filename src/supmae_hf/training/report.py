@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors.torch import load_file
@@ -258,8 +259,7 @@ def _shown_images(job) -> tuple[dict, list[str] | None]:
         return collate(list(itertools.islice(dataset, number))), None
     classes = job.data.labels.classes(job.data.validation)
     # the first image of each class, then the second of each, ...
-    turns = [np.count_nonzero(classes[:place] == label) for place, label in enumerate(classes[:2000])]
-    places = np.lexsort((classes[:2000], turns))[:number]
+    places = np.lexsort((classes, pandas.Series(classes).groupby(classes).cumcount()))[:number]
     known = [names[label] if label >= 0 else "" for label in classes[places]]
     return collate([dataset[int(place)] for place in places]), known
 
@@ -276,9 +276,8 @@ def write_report(job, log_history: list[dict], metrics: dict[str, float]):
     if isinstance(model, SupMAEForPreTraining) and job.eval_dataset is not None:
         pictures.append(output_dir / "reconstructions.png")
         shown, labels = _shown_images(job)
-        saved = SupMAEForPreTraining(
-            model.config
-        )  # whole, however the run's is sharded; `from_pretrained` would shard it, too
+        # whole, however the run's is sharded; `from_pretrained` would shard it, too
+        saved = SupMAEForPreTraining(model.config)
         saved.load_state_dict(load_file(output_dir / "model.safetensors"))
         preparation = Preparation(job.image_processor)
         save_reconstructions(saved, shown["pixel_values"], pictures[0], preparation, shown["noise"], labels)
