@@ -21,8 +21,11 @@ neighbours, fine-tuning, the fine-tuned model on corrupted images, and few-shot 
 interruption the same command goes on. Prints tables, and writes them and a figure into --output_dir.
 """
 
+import hashlib
 import itertools
+import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -33,6 +36,8 @@ import numpy as np
 import torch
 from comparison import Comparison, balanced, crop_and_flip, endless, features_of, load_images, table_of, to_inputs
 from matplotlib.figure import Figure
+from safetensors import safe_open
+from safetensors.torch import load_model, save_model
 from scipy.stats import t
 from torchvision.transforms import v2
 
@@ -59,9 +64,19 @@ EPOCHS = {
     BOTH: (12, 25, 50, 100),
 }
 SCRATCH_EPOCHS, FINETUNING_EPOCHS, TRIAL_EPOCHS = (40, 80, 160), 20, 25
-RATES = (1e-3, 2e-3, 4e-3)  # of pre-training and of training from scratch
-FINETUNING_RATES = (5e-4, 1e-3, 2e-3)
-DECODERS = (1, 4)  # blocks, for MAE
+RATES = (2e-3, 1e-3, 4e-3)  # of pre-training and of training from scratch
+SETTINGS = {  # that are tried, one after another, each with the best of those before
+    "learning_rate": RATES,
+    "decoder": (1, 4),  # blocks
+    "finetuning_rate": (1e-3, 5e-4, 2e-3),
+    "mixing": (False, True),
+}
+TRIED = {  # the others are as MODEL says, or have nothing to decide
+    SUPMAE: {name: values for name, values in SETTINGS.items() if name != "decoder"},
+    SUPERVISED: {name: values for name, values in SETTINGS.items() if name != "decoder"},
+    MAE: SETTINGS,
+    SCRATCH: {"finetuning_rate": RATES, "mixing": SETTINGS["mixing"]},
+}
 SHOTS, DRAWS = (5, 20, 50), 5
 SEVERITIES = (1, 3, 5)
 MEASURES = {
@@ -98,8 +113,9 @@ def steps_of(epochs: float, images: torch.Tensor) -> int:
     return round(epochs * len(images) / BATCH)
 
 
-def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMAEForPreTraining, float]:
-    """The model, and the share of the encoder's gradient that its branch had in its 20th step."""
+def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMAEForPreTraining, dict[str, float]]:
+    """The model; how long it took, and the share of the encoder's gradient that its branch had in its 20th step."""
+    start = time.perf_counter()
     images, labels, shares = data["images"], data["labels"], []
     model = SupMAEForPreTraining(config_of(SUPMAE if arm == BOTH else arm, settings, data["num_labels"]))
     if arm == BOTH:
@@ -119,7 +135,29 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
 
     steps = steps_of(epochs, images)
     comparison.train(model, batches(), steps, settings["learning_rate"], WEIGHT_DECAY, loss_of=loss_of)
-    return model, shares[0] if shares else 0.0
+    return model, {
+        "gradient_share": shares[0] if shares else 0.0,
+        "pretraining_seconds": time.perf_counter() - start,
+    }
+
+
+def pretrain_once(job: dict, data: dict) -> tuple[SupMAEForPreTraining, dict[str, float]]:
+    """[`pretrain`], or what another job with the same pre-training left."""
+    arm, settings = job["arm"], job["settings"]
+    settings = {name: settings[name] for name in ("learning_rate", "decoder") if name in settings}
+    key = [arm, settings, *(job[name] for name in ("epochs", "seed", "images", "held_out"))]
+    path = data["pretrained"] / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.safetensors"
+    if path.is_file():
+        model = SupMAEForPreTraining(config_of(arm, settings, data["num_labels"]))
+        load_model(model, path)
+        with safe_open(path, "pt") as file:
+            return model.eval(), {name: float(value) for name, value in file.metadata().items()}
+    model, result = pretrain(arm, settings, job["epochs"], data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(f".{os.getpid()}")
+    save_model(model, new, {name: str(value) for name, value in result.items()})
+    new.rename(path)
+    return model, result
 
 
 def finetune(
@@ -146,7 +184,7 @@ def finetune(
         return torch.nn.functional.cross_entropy(model(pixel_values).logits, answers, label_smoothing=0.1)
 
     steps, layer_decay = steps_of(epochs, images), None if pretrained is None else LAYER_DECAY
-    return comparison.train(model, batches(), steps, settings["learning_rate"], WEIGHT_DECAY, layer_decay, loss_of)
+    return comparison.train(model, batches(), steps, settings["finetuning_rate"], WEIGHT_DECAY, layer_decay, loss_of)
 
 
 def measure_features(encoder, data: dict) -> dict[str, float]:
@@ -174,13 +212,12 @@ def run(job: dict, data: dict) -> dict:
     if arm in (PIXELS, RANDOM):
         model = SupMAEForPreTraining(config_of(arm, {}, data["num_labels"])).eval()
         return measure_features(None if arm == PIXELS else model.vit, data)
-    start = time.perf_counter()
     if arm != SCRATCH:
-        pretrained, result["gradient_share"] = pretrain(arm, settings, job["epochs"], data)
-        result["pretraining_seconds"] = time.perf_counter() - start
+        pretrained, result = pretrain_once(job, data)
         if not is_trial:
             result |= measure_features(pretrained.vit, data)
-    model = finetune(pretrained, settings["finetuning"], job["finetuning_epochs"], data)
+    torch.manual_seed(job["seed"])
+    model = finetune(pretrained, settings, job["finetuning_epochs"], data)
     name = "held_out" if is_trial else "test"
     result["finetuned"] = comparison.accuracy(model, to_inputs(data[f"{name}_images"]), data[f"{name}_labels"])
     if not is_trial:
@@ -195,36 +232,28 @@ def run(job: dict, data: dict) -> dict:
 # --- settings ---
 
 
-def trials(arm: str, args) -> list[list[dict]]:
-    """Settings in two rounds: those of pre-training (or of training from scratch), then those of fine-tuning."""
-    mixing = [{"mixing": mixing} for mixing in (False, True)]
-    if arm == SCRATCH:
-        return [[{"finetuning": {"learning_rate": rate, **mix}} for rate in args.rates for mix in mixing]]
-    default = {"learning_rate": FINETUNING_RATES[1], "mixing": False}
-    decoders = args.decoders if arm == MAE else DECODERS[:1]
-    first = [
-        {"learning_rate": rate, "decoder": decoder, "finetuning": default}
-        for rate in args.rates
-        for decoder in decoders
-    ]
-    return [first, [{"learning_rate": rate, **mix} for rate in args.finetuning_rates for mix in mixing]]
-
-
 def choose_settings(runs: Comparison, args) -> dict[str, dict]:
-    """The settings of each arm with the best accuracy on the held-out images, by as many trials of fine-tuning for each."""
-    chosen = {}
-    rounds = {arm: trials(arm, args) for arm in (*FIELDS, SCRATCH)}
-    for number in range(2):
-        jobs = []
-        for arm, parts in rounds.items():
-            if number < len(parts):
-                settings = parts[number] if not number else [{**chosen[arm], "finetuning": x} for x in parts[number]]
-                epochs = (SCRATCH_EPOCHS[0] if arm == SCRATCH else TRIAL_EPOCHS) / args.divisor
-                jobs += [job_of(args, arm, one, epochs, is_trial=True) for one in settings]
-        measured = list(zip(jobs, runs.finish(jobs)))
-        for arm in {job["arm"] for job in jobs}:
-            pairs = [(result["finetuned"], job["settings"]) for job, result in measured if job["arm"] == arm]
-            chosen[arm] = max(pairs, key=lambda pair: pair[0])[1]
+    """The settings of each arm with the best accuracy on the held-out images, at the length where the arms are compared."""
+    values_of = {
+        arm: {name: values[: args.tried] for name, values in tried.items()} for arm, tried in TRIED.items()
+    }
+    chosen = {arm: {name: values[0] for name, values in tried.items()} for arm, tried in values_of.items()}
+    for name in SETTINGS:
+        jobs = [
+            job_of(
+                args,
+                arm,
+                {**chosen[arm], name: value},
+                (SCRATCH_EPOCHS[0] if arm == SCRATCH else TRIAL_EPOCHS) / args.divisor,
+                is_trial=True,
+            )
+            for arm, tried in values_of.items()
+            for value in tried.get(name, ())
+        ]
+        best = {}
+        for job, result in zip(jobs, runs.finish(jobs)):
+            if result["finetuned"] > best.get(job["arm"], 0):
+                best[job["arm"]], chosen[job["arm"]] = result["finetuned"], job["settings"]
     return {**chosen, BOTH: chosen[SUPMAE], PIXELS: {}, RANDOM: {}}
 
 
@@ -336,19 +365,21 @@ def main():
         "images": (12_000, 2_000, "images that are trained on"),
         "held_out": (10_000, 1_000, "images that settings are chosen on"),
         "finetuning_epochs": (FINETUNING_EPOCHS, 4, "of fine-tuning"),
+        "tried": (3, 1, "values of each setting that are tried"),
         "divisor": (1, 12, "by which the epochs of pre-training and from scratch are divided"),
         "test_images": (10_000, 500, "images that are tested on, of each data set"),
         "corrupted": (2_000, 100, "of them, corrupted"),
     }
     sources = {**comparison.SOURCES, "transfer": "ylecun/mnist"}
     args = comparison.read_arguments(__doc__, "pretraining", numbers, sources)
-    args.rates, args.finetuning_rates, args.decoders = RATES, FINETUNING_RATES, DECODERS
-    if args.quick:
-        args.rates, args.finetuning_rates, args.decoders = RATES[1:2], FINETUNING_RATES[1:2], DECODERS[:1]
     data, transfer = (load_images(source, MODEL["image_size"]) for source in (args.data, args.transfer))
     for images in (data, transfer):
         images |= {name: images[name][: args.test_images] for name in ("test_images", "test_labels")}
-    data |= {"transfer": transfer, "corrupted": args.output_dir / "corrupted.npy"}
+    data |= {
+        "transfer": transfer,
+        "corrupted": args.output_dir / "corrupted.npy",
+        "pretrained": args.output_dir / "_pretrained",
+    }
     with Comparison(args, run, MEASURES, dict, data) as runs:
         images = data["test_images"][: args.corrupted]
         comparison.corrupt_images(images, SEVERITIES, runs.pool, data["corrupted"])

@@ -65,7 +65,7 @@ def test_mixed_labels_are_trained_with_soft_cross_entropy(script):
     torch.nn.functional.cross_entropy = keep
     try:
         model = script.SupMAEForPreTraining(script.config_of("SupMAE", {}, 10))
-        settings = {"learning_rate": 1e-3, "mixing": True}
+        settings = {"finetuning_rate": 1e-3, "mixing": True}
         for pretrained in (None, model):
             script.finetune(pretrained, settings, 128 / 40, {**data, "num_labels": 10})
     finally:
