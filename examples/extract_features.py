@@ -4,7 +4,7 @@
 Features of images by any encoder that Transformers loads (SupMAE, ViT, DINOv2, CLIP, timm's, ...), as a Parquet data set
 with one row per image: path, index, label, vector, and the patches' tokens on request.
 
-    accelerate launch examples/extract_features.py --model CHECKPOINT [--dataset_name NAME | --image_dir FOLDER]
+    python examples/extract_features.py --model CHECKPOINT [--dataset_name NAME | --image_dir FOLDER]
         [--tokens] [--nearest IMAGE ...]
 
 Without a data set the digits are taken. After an interruption the same command goes on. With `--nearest` it prints the images
@@ -26,6 +26,7 @@ from supmae_hf.evaluation.tables import say_written, write_table
 from supmae_hf.image_processing_supmae import read_image
 from supmae_hf.preparation import Preparation
 from supmae_hf.records import output_folder, require_apart
+from supmae_hf.visualization import cut
 
 
 def show_nearest(encoder: ImageEncoder, splits: dict, preparation: Preparation, args: FeatureArguments, folder: Path):
@@ -40,7 +41,7 @@ def show_nearest(encoder: ImageEncoder, splits: dict, preparation: Preparation, 
         for row in nearest:
             split = images[row["split"]]
             image, _ = split.read(split.dataset[row["index"]][split.image_column])
-            label = "" if row["label"] is None else f"{row['label']}\n"
+            label = "" if row["label"] is None else f"{cut(str(row['label']))}\n"
             neighbors.append((image, f"{label}{row['similarity']:.3f}"))
         features.draw_nearest(read_image(Path(path).read_bytes()), neighbors, folder / f"{stem}.png")
         say_written(folder, f"{stem}.png", f"{stem}.json", f"{stem}.csv")

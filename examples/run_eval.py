@@ -4,7 +4,7 @@
 Evaluate image classifiers: SupMAE, their stock exports, or any other that Transformers loads, timm's among them. The metrics are
 top-1 and top-5 accuracy; for several classes an image mean average precision, F1 and AUROC; for numbers their mean error and R².
 
-    accelerate launch examples/run_eval.py --models a b c [--dataset_name NAME | --image_dir FOLDER]
+    python examples/run_eval.py --models a b c [--dataset_name NAME | --image_dir FOLDER]
 
 Without a data set the held-out digits are classified. Prints a table and writes it into --output_dir (results.json, results.csv,
 results.png), with a table of the classes (classes.csv) and of what they are taken for (confusion.png). After an interruption the same command goes on.

@@ -4,7 +4,7 @@
 Fine-tune a pre-trained SupMAE (or train one from scratch) as an image classifier on a data set of the Hub, a folder of
 images, or (by default) scikit-learn's handwritten digits.
 
-    accelerate launch examples/run_finetune.py [RECIPE.yaml] [--flag value ...]
+    python examples/run_finetune.py [RECIPE.yaml] [--flag value ...]
 
 Without a recipe and a data set it runs examples/configs/finetune_digits.yaml, which needs the checkpoint that
 run_pretrain.py leaves. Flags override the recipe; `--help` lists them. A run that was interrupted goes on when the
@@ -33,6 +33,7 @@ def main():
         (ModelArguments, DataArguments, FineTuningArguments),
         base="finetune",
         default_recipe=Path(__file__).parent / "configs" / "finetune_digits.yaml",
+        description=__doc__,
     )
     _, data_args, args = arguments
     job = load_job("fine-tuning", "Fine-tuned", arguments, needs_labels="Fine-tuning")

@@ -3,7 +3,7 @@
 """
 Measure the features of a pre-trained SupMAE by a linear classifier on the frozen encoder.
 
-    accelerate launch examples/run_linear_probe.py [RECIPE.yaml] [--flag value ...]
+    python examples/run_linear_probe.py [RECIPE.yaml] [--flag value ...]
 
 `--probe lars` is the paper's: 90 epochs of LARS on augmented images. `--probe logistic` and `--probe knn` compute each
 image's features once and hand them to scikit-learn: much faster, and often close. lars and logistic leave a

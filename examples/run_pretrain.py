@@ -3,7 +3,7 @@
 """
 Pre-train SupMAE on a data set of the Hub, a folder of images, or (by default) scikit-learn's handwritten digits.
 
-    accelerate launch examples/run_pretrain.py [RECIPE.yaml] [--flag value ...]
+    python examples/run_pretrain.py [RECIPE.yaml] [--flag value ...]
 
 Without a recipe and a data set it runs examples/configs/pretrain_digits.yaml. Flags override the recipe; `--help`
 lists them. A run that was interrupted goes on when the same command is given again.
@@ -25,6 +25,7 @@ def main():
         (ModelArguments, DataArguments, PreTrainingArguments),
         base="pretrain",
         default_recipe=Path(__file__).parent / "configs" / "pretrain_digits.yaml",
+        description=__doc__,
     )
     job = prepare_pretraining(arguments)
     knn = KnnEvaluation(job) if job.args.knn_eval else None

@@ -4,7 +4,7 @@
 The same as run_pretrain.py, with the same arguments and numbers, as a plain Accelerate loop: the place to start from
 if you want to change how a step works.
 
-    accelerate launch examples/run_pretrain_no_trainer.py [RECIPE.yaml] [--flag value ...]
+    python examples/run_pretrain_no_trainer.py [RECIPE.yaml] [--flag value ...]
 
 Of Transformers' TrainingArguments it follows those on batches, epochs and steps, learning rate, optimiser, gradient
 accumulation, clipping and checkpointing, precision, compilation, data loading, logging, evaluation and saving.
@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, TorchDynamoPlugin
 from safetensors.torch import load_file
-from tqdm.auto import tqdm
 from transformers import TrainerState
 
 from supmae_hf.cli import parse_arguments, run
@@ -31,6 +30,7 @@ from supmae_hf.training.arguments import ModelArguments, PreTrainingArguments
 from supmae_hf.training.job import Job, prepare_pretraining
 from supmae_hf.training.objective import Objective, add, averages, image_metrics
 from supmae_hf.training.optimization import create_optimizer, create_scheduler
+from supmae_hf.training.progress import Progress
 from supmae_hf.training.report import write_report
 
 
@@ -89,7 +89,8 @@ def train(job: Job, checkpoint: str | None, knn: KnnEvaluation | None = None):
         dynamo_plugin=TorchDynamoPlugin(backend=args.torch_compile_backend) if args.torch_compile else None,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(args.ddp_find_unused_parameters))],
     )
-    accelerator.init_trackers("runs")
+    if not (output_dir / "trainer_state.json").exists():  # of a run that is over
+        accelerator.init_trackers("runs")
     bare_model = loop.prepare_batch_norm(job.model, args)
     if args.gradient_checkpointing:
         bare_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
@@ -129,6 +130,7 @@ def train(job: Job, checkpoint: str | None, knn: KnnEvaluation | None = None):
     def log(metrics: dict[str, float]):
         state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
         accelerator.log(metrics, step=state.global_step)
+        progress.write(state.log_history[-1])
 
     def save_pretrained(folder: Path):
         """Save the model, the image processor and the log."""
@@ -151,8 +153,7 @@ def train(job: Job, checkpoint: str | None, knn: KnnEvaluation | None = None):
         except (OSError, RuntimeError) as error:
             raise checkpointing.writing_failed(output_dir, state.global_step, error) from error
 
-    hide_progress = args.disable_tqdm or not accelerator.is_local_main_process
-    progress = tqdm(total=max_steps, initial=state.global_step, disable=hide_progress)
+    progress = Progress(bare_model, state.global_step, max_steps, accelerator.is_main_process)
     with checkpointing.StopRequest() as stop:
         monitor = checkpointing.RunMonitor(args, accelerator, stop)
         objective = Objective(bare_model, args, accelerator, max_steps, monitor)
@@ -177,13 +178,12 @@ def train(job: Job, checkpoint: str | None, knn: KnnEvaluation | None = None):
                 state.global_step += 1
                 state.epoch = state.global_step / steps_per_epoch
                 num_steps += 1
-                progress.update()
+                progress.end_step(state.global_step)
                 is_stopped = monitor.end_step(state.global_step)
                 if is_due(args.logging_strategy, state.logging_steps):
                     metrics = {"loss": float(accelerator.reduce(loss)) / num_steps, "learning_rate": learning_rate}
                     metrics |= {**objective.log(num_steps), **interval.end()}
                     log(metrics)
-                    progress.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()})
                     loss, num_steps = 0.0, 0
                 if not is_stopped and is_due(args.eval_strategy, state.eval_steps):
                     with interval.paused():
@@ -194,7 +194,6 @@ def train(job: Job, checkpoint: str | None, knn: KnnEvaluation | None = None):
                     save()
                 if is_last:
                     break
-    progress.close()
     if is_stopped:
         loop.leave(args, stop)
 
@@ -211,6 +210,7 @@ def main():
         (ModelArguments, DataArguments, PreTrainingArguments),
         base="pretrain",
         default_recipe=Path(__file__).parent / "configs" / "pretrain_digits.yaml",
+        description=__doc__,
     )
     args = arguments[-1]
     for name in TRAINER_ONLY:

@@ -4,7 +4,7 @@
 Robustness of image classifiers, as in the paper: error under the corruptions of ImageNet-C and mCE, accuracy on
 ImageNet-A, -R and -Sketch, and the mean of 100 - mCE and the three.
 
-    accelerate launch examples/run_robustness.py --models a b --imagenet_c DIR --imagenet_a DIR --imagenet_r DIR \
+    python examples/run_robustness.py --models a b --imagenet_c DIR --imagenet_a DIR --imagenet_r DIR \
         --imagenet_sketch DIR
 
 Each DIR is a folder with one sub-folder per class (ImageNet-C: CORRUPTION/SEVERITY/CLASS) or a data set of the Hub with
@@ -153,6 +153,8 @@ def corrupted_accuracies(evaluator: Evaluator, args: RobustnessArguments) -> tup
                 data = open_folder(evaluator.data_args, args.imagenet_c, name, str(severity))
                 transform = evaluator.preparation.without_crop
             errors[name, severity] = 1 - evaluator.accuracy(key, data, transform)
+            if evaluator.args.state.is_main_process:
+                print(f"{evaluator.name}: {name} {severity}, error {errors[name, severity]:.2%}", flush=True)
     return errors, evaluator.is_imagenet(data.labels.names)
 
 

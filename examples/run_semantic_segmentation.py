@@ -3,7 +3,7 @@
 """
 Semantic segmentation: fine-tune encoders in UperNet, as the paper does on ADE20K, and evaluate by sliding windows.
 
-    accelerate launch examples/run_semantic_segmentation.py [RECIPE.yaml] --models a b c [--train_images DIR ...]
+    python examples/run_semantic_segmentation.py [RECIPE.yaml] --models a b c [--train_images DIR ...]
 
 Without data it takes synthetic shapes on photographs. Prints mIoU, aAcc and mAcc; each model's checkpoint and masks.png go
 into a folder of --output_dir, the table to results.json, results.csv and results.png there. Defaults are the paper's: 160,000

@@ -3,7 +3,7 @@
 """
 Zero-shot classification: accuracy of models that have learnt from captions on classes that they know by their names alone.
 
-    accelerate launch examples/run_zero_shot.py --models a b [--dataset_name NAME | --image_dir FOLDER] [--prompts "a photo of a {}"]
+    python examples/run_zero_shot.py --models a b [--dataset_name NAME | --image_dir FOLDER] [--prompts "a photo of a {}"]
 
 A class is scored by the words of its name. Prints a table, writes results.json, results.csv and results.png into --output_dir.
 After an interruption the same command goes on.

@@ -234,9 +234,7 @@ def run(job: dict, data: dict) -> dict:
 
 def choose_settings(runs: Comparison, args) -> dict[str, dict]:
     """The settings of each arm with the best accuracy on the held-out images, at the length where the arms are compared."""
-    values_of = {
-        arm: {name: values[: args.tried] for name, values in tried.items()} for arm, tried in TRIED.items()
-    }
+    values_of = {arm: {name: values[: args.tried] for name, values in tried.items()} for arm, tried in TRIED.items()}
     chosen = {arm: {name: values[0] for name, values in tried.items()} for arm, tried in values_of.items()}
     for name in SETTINGS:
         jobs = [

@@ -59,7 +59,7 @@ def digit_pixel_values(indices, num_channels=3) -> torch.Tensor:
     return ((images.repeat(1, 3, 1, 1) - mean) / std)[:, :num_channels]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def photographs() -> list[np.ndarray]:
     """scikit-learn's two sample photographs, (427, 640, 3) uint8."""
     return load_sample_images().images

@@ -11,21 +11,24 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from enum import Enum
+from inspect import get_annotations
 from pathlib import Path
-from typing import Annotated, get_args, get_type_hints
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import psutil
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 from transformers.debug_utils import DebugOption
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
+from transformers.utils import logging
 
 
 # --- values ---
@@ -184,9 +187,49 @@ _Loader.add_implicit_resolver(
 )
 
 
+_MOST_USED = (
+    *("train_dir", "image_dir", "dataset_name", "models", "model_name_or_path", "output_dir"),
+    *("num_train_epochs", "per_device_train_batch_size", "seed"),
+)
+
+
 class _Parser(HfArgumentParser):
     def error(self, message):
         raise ValueError(message)
+
+    def format_help(self) -> str:
+        """The description, then the arguments in the groups of the classes that define them; Transformers' own are last."""
+        arguments = {
+            argument.name: (argument, next(x for x in reversed(argument_class.__mro__) if name in get_annotations(x)))
+            for argument_class in self.dataclass_types
+            for name, argument in argument_class.__dataclass_fields__.items()
+            if argument.init
+        }
+        owners = [owner for argument_class in self.dataclass_types for owner in argument_class.__mro__[:-1]]
+        groups = {"The most used:": [name for name in _MOST_USED if name in arguments]}
+        for owner in sorted(owners, key=lambda owner: owner is TrainingArguments):
+            about = owner.__doc__ if owner is not TrainingArguments else "Those of Transformers' TrainingArguments."
+            groups[" ".join(about.partition("\n\n")[0].split())] = [
+                name for name, (_, other) in arguments.items() if other is owner and name not in _MOST_USED
+            ]
+        blocks = [f"usage: {self.prog} [RECIPE.yaml] [--flag value ...]", (self.description or "").strip()]
+        for about, names in groups.items():
+            blocks += [about, *(self._describe(arguments[name][0]) for name in names)] if names else []
+        return "\n\n".join(filter(None, blocks)) + "\n"
+
+    def _describe(self, argument: Field) -> str:
+        """The name of an argument, what it is, and the value that it has if nothing is said."""
+        choices, value = argument.metadata.get("choices") or [], self.get_default(argument.name)
+        kind = argument.type
+        if get_origin(kind) is Literal:
+            choices = get_args(kind)
+        text = " ".join(str(argument.metadata.get("help") or "").split())
+        if choices:
+            text += f" One of {', '.join(map(str, choices))}."
+        if value not in (None, "", [], {}) and "default:" not in text.lower():
+            value = getattr(value, "value", value)
+            text += f" Default: {' '.join(map(str, value)) if isinstance(value, list) else value}."
+        return f"  --{argument.name}\n" + textwrap.fill(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
     def parse_said(self, words: list[str]) -> dict:
         """The values of the flags that are there, and of no others."""
@@ -262,7 +305,7 @@ def parse_arguments(
     Args:
         base: The job, whose recipe is `recipes/{base}.yaml`.
         default_recipe: Read where neither a recipe nor a data set (`--dataset_name`, `--train_dir`) is named, so that a
-            script runs as it stands.
+            script runs as it stands. `--help` shows the defaults without it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(argument_classes, description=description, allow_abbrev=False)
@@ -273,7 +316,7 @@ def parse_arguments(
     recipes = [_RECIPES / f"{base}.yaml"] if base else []
     if argv and argv[0].endswith((".yaml", ".yml")):
         recipes.append(argv.pop(0))
-    elif default_recipe and not names_data:
+    elif default_recipe and not names_data and not {"-h", "--help"} & set(argv):
         recipes.append(default_recipe)
     try:
         if {"-h", "--help"} & set(argv):
@@ -362,6 +405,7 @@ def run(main: Callable[[], None]):
     for place in reversed(debug):
         del sys.argv[place]
     _stop_with_launcher()
+    logging.disable_progress_bar()  # of weights that are read and written, which are lines of noise in a file
     try:
         main()
     except KeyboardInterrupt:

@@ -11,7 +11,13 @@ from evaluation.zoo import CLASSIFIERS, make_model
 from PIL import Image
 from sklearn.metrics import recall_score, top_k_accuracy_score
 from timm.data import ImageNetInfo
-from transformers import AutoModelForImageClassification, pipeline
+from transformers import (
+    AutoModelForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
 
 from supmae_hf.data.sources import load_digits
 
@@ -41,6 +47,20 @@ def test_eval(tmp_path, classifiers):
         found = [float(row["accuracy"]) for row in csv.DictReader(file) if row["model"] == classifiers[1]]
     expected = recall_score(digits["label"], scores.argmax(axis=1), average=None, zero_division=0)
     assert found == pytest.approx(expected.tolist()) and (tmp_path / "out" / "confusion.png").stat().st_size > 10_000
+
+
+def test_eval_has_a_table_for_the_models_that_fit(tmp_path, classifiers):
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=32, num_labels=7)
+    other = str(tmp_path / "other")
+    ViTForImageClassification(config).save_pretrained(other)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(other)
+    models = [classifiers[0], other, classifiers[1]]
+    error = run(
+        "run_eval.py", "--models", *models, "--max_samples", 20, "--output_dir", "out", cwd=tmp_path, fails=True
+    )
+    assert other in error and "7 others" in error
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["model"] for row in rows] == [models[0], models[2]]
 
 
 def image_folder(path, synsets, per_class=2):

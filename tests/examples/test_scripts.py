@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY, load_example
 from conftest import run_example as run
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -37,7 +37,7 @@ def test_pretrain_then_finetune_on_the_digits(tmp_path):
 
     arguments = ["--model_name_or_path", "pre", "--output_dir", "fine", *limits]
     printed = run("run_finetune.py", *arguments, cwd=tmp_path)
-    assert "held-out images: top-1 accuracy" in printed and "top5" in printed
+    assert "held-out images: top-1 accuracy" in printed and "top-5 accuracy" in printed
     digit = Image.fromarray((load_digits().images[0] * 15).astype(np.uint8))
     labels = pipeline("image-classification", model=str(tmp_path / "fine"))(digit)
     assert {label["label"] for label in labels} <= set("0123456789")
@@ -46,6 +46,77 @@ def test_pretrain_then_finetune_on_the_digits(tmp_path):
     before = (tmp_path / "fine" / "model.safetensors").read_bytes()
     run("run_finetune.py", *arguments, cwd=tmp_path)
     assert (tmp_path / "fine" / "model.safetensors").read_bytes() == before
+
+
+def test_the_log_is_lines_of_named_numbers(tmp_path):
+    """Of the Trainer and of the plain loop; a run that is over adds no curves when it is started again."""
+    flags = ["--model_config", TINY, "--max_train_samples", 200, "--max_eval_samples", 50, *SHORT, "--save_steps", 0.5]
+    flags += ["--num_train_epochs", 8]
+    lines = {}
+    for script in ("run_pretrain.py", "run_pretrain_no_trainer.py"):
+        printed = run(script, *flags, "--output_dir", script, cwd=tmp_path)
+        lines[script] = [line for line in printed.splitlines() if line.startswith("epoch ") and "held-out" not in line]
+        assert "of 24, held-out images: " in printed
+        assert "13 steps to go: 0:0" in printed and "GiB of memory" in printed and "{'" not in printed
+        curves = list((tmp_path / script / "runs").rglob("events*"))
+        assert curves
+        run(script, *flags, "--output_dir", script, cwd=tmp_path)
+        assert list((tmp_path / script / "runs").rglob("events*")) == curves
+    for one, two in zip(*lines.values()):
+        assert one.split(", images per second")[0] == two.split(", images per second")[0]
+    first = lines["run_pretrain.py"][0]
+    assert first.startswith("epoch 0.3333, step 1 of 24: loss ") and "accuracy on visible patches " in first
+
+
+def test_the_card_has_the_recipe(tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"output_dir: out\nmax_steps: 1\nmodel_config: {TINY}\nhub_token: secret\n")
+    run("run_pretrain.py", "mine.yaml", "--warmup_epochs", 0, "--use_cpu", cwd=tmp_path)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# mine.yaml:\n#   output_dir: out\n#   max_steps: 1\n" in card and "secret" not in card
+
+
+@pytest.mark.parametrize("epochs", [10, 1])
+def test_broken_images_are_named_before_a_long_run(tmp_path, photo_folder, epochs):
+    broken = [photo_folder / "photos" / "china" / "3.jpg", photo_folder / "photos" / "flower" / "7.jpg"]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:1500])
+    flags = ["--train_dir", photo_folder / "photos", "--output_dir", "out", "--num_train_epochs", epochs]
+    flags += [
+        "--model_config",
+        TINY,
+        "--per_device_train_batch_size",
+        8,
+        "--warmup_epochs",
+        0,
+        "--use_cpu",
+        "--image_mean",
+        0.5,
+    ]
+    flags += ["--image_std", 0.5, "--train_val_split", 0.0]
+    error = run("run_pretrain.py", *flags, cwd=tmp_path, fails=True)
+    assert [str(path) in error for path in broken].count(True) == (2 if epochs == 10 else 1)
+    if epochs == 10:
+        assert "2 of 40 images cannot be decoded" in error and "`--on_bad_image skip`" in error
+        assert not (tmp_path / "out").exists()
+
+
+def test_help_is_in_groups(capsys, monkeypatch):
+    """Our own arguments before the Trainer's, with the paper's defaults unless a recipe is named, and what a script does."""
+    monkeypatch.chdir(ROOT)
+
+    def read(*words):
+        monkeypatch.setattr("sys.argv", ["run_pretrain.py", *words, "--help"])
+        with pytest.raises(SystemExit):
+            load_example("run_pretrain.py").main()
+        return " ".join(capsys.readouterr().out.split())
+
+    text = read()
+    assert "[RECIPE.yaml] [--flag value ...]" in text and "scikit-learn's handwritten digits" in text
+    places = [
+        text.index(words) for words in ("--train_dir", "--mask_dir", "Transformers' TrainingArguments", "--fsdp")
+    ]
+    assert places == sorted(places) and "Total number of training epochs to perform. Default: 400." in text
+    assert "epochs to perform. Default: 40." in read("examples/configs/pretrain_digits.yaml")
 
 
 @pytest.fixture

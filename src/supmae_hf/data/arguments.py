@@ -13,7 +13,7 @@ from ..cli import Count, Number, Place, Positive, Seed, ShareAbove0, ShareBelow1
 
 @dataclass
 class ImageArguments:
-    """A data set, and its columns."""
+    """A data set, and its columns: see docs/data.md."""
 
     dataset_name: str | None = HfArg(
         default=None, help="Data set on the Hub, or a folder of tables (CSV, JSON, Parquet) or of `save_to_disk`."
@@ -59,8 +59,40 @@ class ImageArguments:
 
 
 @dataclass
-class DataArguments(ImageArguments):
-    """Images to train on and held-out images, their labels, and how images are normalised and cropped."""
+class PixelArguments:
+    """How images are read, normalised and cropped: see docs/data.md."""
+
+    channels: list[Place] | None = HfArg(
+        default=None, help="Indices of the images' channels to use, counted from 0; default: all."
+    )
+    pixel_range: list[Number] | None = HfArg(
+        default=None,
+        help="Pixel values that are black and white; default: by type, as 0 65535, and 0 1 for fractions.",
+    )
+    image_mean: list[Number] | None = HfArg(
+        default=None, help="Mean of each channel, or one for all, of pixels in [0, 1]."
+    )
+    image_std: list[Positive] | None = HfArg(default=None, help="Standard deviation of each channel.")
+    normalization: Literal["dataset"] | None = HfArg(
+        default=None,
+        help="dataset: mean and deviation of the training images. Default: the starting checkpoint's, or else ImageNet's "
+        "for 8-bit RGB and the training images' for others.",
+        metadata={"choices": ["dataset"]},
+    )
+    crop_scale: list[ShareAbove0] = HfArg(
+        default_factory=lambda: [0.08, 1.0],
+        help="Smallest and largest share of an image's area that a random training crop covers.",
+    )
+    horizontal_flip: bool = HfArg(default=True, help="Mirror half of the training images.")
+    eval_crop_ratio: ShareAbove0 = HfArg(
+        default=0.875,
+        help="Side of the centre crop for evaluation over the shorter side of the resized image (224/256).",
+    )
+
+
+@dataclass
+class DataArguments(ImageArguments, PixelArguments):
+    """Images to train on and held-out images, and their labels: see docs/data.md."""
 
     train_dir: str | None = HfArg(
         default=None, help="Folder of training images, one sub-folder per class, or with train/ and val/ in it."
@@ -92,32 +124,6 @@ class DataArguments(ImageArguments):
     )
     max_train_samples: Count | None = HfArg(default=None, help="Train on this many images at most.")
     max_eval_samples: Count | None = HfArg(default=None, help="Evaluate on this many images at most.")
-    channels: list[Place] | None = HfArg(
-        default=None, help="Indices of the images' channels to use, counted from 0; default: all."
-    )
-    pixel_range: list[Number] | None = HfArg(
-        default=None,
-        help="Pixel values that are black and white; default: by type, as 0 65535, and 0 1 for fractions.",
-    )
-    image_mean: list[Number] | None = HfArg(
-        default=None, help="Mean of each channel, or one for all, of pixels in [0, 1]."
-    )
-    image_std: list[Positive] | None = HfArg(default=None, help="Standard deviation of each channel.")
-    normalization: Literal["dataset"] | None = HfArg(
-        default=None,
-        help="dataset: mean and deviation of the training images. Default: the starting checkpoint's, or else ImageNet's "
-        "for 8-bit RGB and the training images' for others.",
-        metadata={"choices": ["dataset"]},
-    )
-    crop_scale: list[ShareAbove0] = HfArg(
-        default_factory=lambda: [0.08, 1.0],
-        help="Smallest and largest share of an image's area that a random training crop covers.",
-    )
-    horizontal_flip: bool = HfArg(default=True, help="Mirror half of the training images.")
-    eval_crop_ratio: ShareAbove0 = HfArg(
-        default=0.875,
-        help="Side of the centre crop for evaluation over the shorter side of the resized image (224/256).",
-    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -5,8 +5,10 @@ import io
 import itertools
 import math
 import os
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import datasets
@@ -33,6 +35,7 @@ logger = logging.get_logger(__name__)
 _AGAIN = 10**6
 
 _ROWS_AT_A_TIME = 32  # of a stream
+_LOOKED_AT_ONCE = 256  # images
 _GOLDEN = (5**0.5 - 1) / 2  # whose multiples are spread evenly over every interval
 
 
@@ -229,6 +232,42 @@ class ImageDataset(_Images, torch.utils.data.Dataset):
                     item[name] = torch.full_like(item[name], UNLABELED)
                 return self._counted(item, skipped=skipped) if self.skip_bad_images else item
         raise ValueError("None of the images can be decoded.")
+
+
+def look_at_files(dataset: ImageDataset, seconds: float) -> tuple[int, int]:
+    """
+    Decode the images of a data set that are files, in an order of chance, for so long.
+
+    Returns:
+        How many were looked at, and how many of them are broken. With `skip_bad_images` each of these is logged.
+
+    Raises:
+        ValueError: if some are broken and `skip_bad_images` is off; the message names the first ones.
+    """
+    end, column, number, broken = time.monotonic() + seconds, dataset.image_column, 0, []
+    order = np.random.default_rng(0).permutation(len(dataset)).tolist()
+
+    def look(index: int) -> str | None:
+        encoded = dataset.dataset[index][column]
+        try:
+            image, _ = dataset.read(encoded)
+            if isinstance(image, Image.Image):
+                image.load()  # Pillow has read no more than the head
+        except UNREADABLE as error:
+            return f"{name_of(encoded, f'image {index}')}: {error}"
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        while number < len(order) and time.monotonic() < end:
+            some = order[number : number + _LOOKED_AT_ONCE]
+            broken += filter(None, pool.map(look, some))
+            number += len(some)
+    if broken:
+        what = f"{len(broken)} of {number} images cannot be decoded: {'; '.join(broken[:10])}"
+        what += "; ..." if len(broken) > 10 else ""
+        if not dataset.skip_bad_images:
+            raise ValueError(f"{what}. Repair or remove them, or pass `--on_bad_image skip`.")
+        logger.warning(f"{what}. Others take their place.")
+    return number, len(broken)
 
 
 class EpochSampler(torch.utils.data.Sampler):

@@ -137,16 +137,24 @@ def evaluate_models(
         measure: Function that returns a row of the table for the name of a model and the images, perhaps with a table of `classes`.
         needs_classes: Whether labels must be one class per image.
         key: Settings that the results depend on, beside model and data.
+
+    Raises:
+        ValueError: after the table of the others, if there are models that do not fit the data.
     """
     check_models(args.models, *loaders)
     with args.open_output_dir(data_args.sources()) as (folder, journal):
         data = load_evaluation_data(data_args, needs_classes=needs_classes)
         args.say(data)
-        key["data"], rows = data_key(data_args, data), []
+        key["data"], rows, mistakes = data_key(data_args, data), [], []
         for name in args.models:
-            rows.append(journal.result({"model": fingerprint(name), **key}, lambda name=name: measure(name, data)))
+            try:
+                rows.append(journal.result({"model": fingerprint(name), **key}, lambda name=name: measure(name, data)))
+            except ValueError as error:  # of a model that does not fit the data; the others are in the table
+                mistakes.append(f"'{name}': {error}" if name not in str(error) else str(error))
         classes = {row["model"]: row.pop("classes") for row in rows if "classes" in row}
-        if args.state.is_main_process:
+        if args.state.is_main_process and rows:
             write_accuracies(rows, folder)
             if classes:
                 write_classes(classes, folder)
+        if mistakes:
+            raise ValueError(" ".join(mistakes))

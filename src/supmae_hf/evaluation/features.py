@@ -185,17 +185,22 @@ def nearest(
 ) -> Iterator[tuple[str, list[dict]]]:
     """
     Find the nearest neighbours of each file of `pictures`: the `number` rows of `features` (see [`read_features`]) with the
-    largest cosine similarity, which they have as `similarity`.
+    largest cosine similarity, which they have as `similarity`. A file is not its own neighbour.
     """
     device = next(encoder.parameters()).device
-    index = NearestNeighbors(n_neighbors=min(number, len(features)), metric="cosine")
+    index = NearestNeighbors(n_neighbors=min(number + 1, len(features)), metric="cosine")
     index.fit(features.with_format("numpy")["vector"][:])
     for path in pictures:
         pixel_values = preparation(read_image(read_bytes(path))).unsqueeze(0)
         vector = encoder(pixel_values.to(device)).float().cpu().numpy()
         distances, rows = index.kneighbors(vector)
         found = features.remove_columns("vector").select(rows[0])
-        yield path, [{**row, "similarity": 1 - float(d)} for row, d in zip(found, distances[0])]
+        others = [
+            {**row, "similarity": 1 - float(distance)}
+            for row, distance in zip(found, distances[0])
+            if row["path"] is None or os.path.realpath(row["path"]) != os.path.realpath(path)
+        ]
+        yield path, others[:number]
 
 
 def draw_nearest(

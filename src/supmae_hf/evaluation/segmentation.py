@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import nn
@@ -385,7 +386,8 @@ def evaluate_segmentation(
 
 def save_masks(shown: list[tuple[torch.Tensor, ...]], num_classes: int, path: str | Path, image_processor):
     """
-    Draw a picture with a column per image: the image, its mask and the predicted one; pixels without a class are white.
+    Draw a picture with a column per image: the image, its mask and the predicted one; pixels without a class are white. A
+    legend has the numbers of the first 20 classes in it.
 
     Args:
         shown: See [`evaluate_segmentation`].
@@ -407,4 +409,7 @@ def save_masks(shown: list[tuple[torch.Tensor, ...]], num_classes: int, path: st
             axes[row, column].set(xticks=[], yticks=[])
             if column == 0:
                 axes[row, column].set_ylabel(name)
+    present = torch.cat([classes.flatten() for _, *both in shown for classes in both]).unique().tolist()
+    handles = [Patch(color=colors[label], label=str(label)) for label in present if label != UNLABELED][:20]
+    figure.legend(handles=handles, loc="outside lower center", ncols=10, title="class", frameon=False)
     figure.savefig(path, dpi=120)

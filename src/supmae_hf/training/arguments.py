@@ -32,7 +32,7 @@ _REFUSED = {
 
 @dataclass
 class ModelArguments:
-    """The model to train."""
+    """The model to train, new or from a checkpoint: see docs/checkpoints.md."""
 
     model_name_or_path: str | None = HfArg(
         default=None,
@@ -76,8 +76,9 @@ def _default(name: str, value):
 @dataclass
 class RecipeArguments(TrainingArguments):
     """
-    [`~transformers.TrainingArguments`] in which the learning rate follows the batch size and the warm-up is counted in
-    epochs, as in the MAE family's recipes. What the recipes themselves say is in `recipes/*.yaml`.
+    The run: a learning rate that follows the batch size, a warm-up in epochs, what is kept and published.
+
+    [`~transformers.TrainingArguments`] as the MAE family's recipes have them, which are in `recipes/*.yaml`.
     """
 
     base_learning_rate: NotNegative | None = HfArg(
@@ -120,6 +121,7 @@ class RecipeArguments(TrainingArguments):
     logging_nan_inf_filter: bool = _default("logging_nan_inf_filter", False)
     ddp_find_unused_parameters: bool | None = _default("ddp_find_unused_parameters", False)
     report_to: None | str | list[str] = _default("report_to", "tensorboard")
+    logging_steps: float = _default("logging_steps", 50)
     eval_strategy: str = _default("eval_strategy", "epoch")
     save_strategy: str = _default("save_strategy", "epoch")
     save_total_limit: int | None = _default("save_total_limit", 2)
@@ -207,33 +209,9 @@ class RecipeArguments(TrainingArguments):
 
 
 @dataclass
-class PreTrainingArguments(RecipeArguments):
-    """Pre-training; the paper's recipe is `recipes/pretrain.yaml`."""
+class AnnotationArguments:
+    """Captions, masks and boxes of the images, to learn from besides their labels: see docs/supervision.md."""
 
-    num_reconstructions: Count = HfArg(default=8, help="Held-out images in the picture of reconstructions.")
-    train_position_embeddings: bool = HfArg(
-        default=False,
-        help="Train the encoder's position embeddings, too: for those of other ViTs, which are learnt. SupMAE's own are "
-        "sines and cosines, and fixed.",
-    )
-    image_size_schedule: list[str] | None = HfArg(
-        default=None,
-        help="Image sizes for parts of the run, as SHARE:PIXELS: `0:128 0.5:224` trains on images of 128x128 until half "
-        "of the run is over. Default: the model's size.",
-    )
-    mask_ratio_schedule: list[str] | None = HfArg(
-        default=None, help="Mask ratios for parts of the run, as SHARE:RATIO. Default: the model's `mask_ratio`."
-    )
-    labeled_share: ShareBelow1 = HfArg(
-        default=0.0,
-        help="Smallest share of labelled images in an epoch, if only some have a label: they come several times, each "
-        "time with another crop and mask, in the place of others. Default: every image comes once.",
-    )
-    repeated_augmentation: Count = HfArg(
-        default=1,
-        help="Number of views of an image in a step, each with its crop and mask: the image is decoded once, a step takes so many "
-        "times fewer images, and an epoch so many times more steps.",
-    )
     caption_column_name: str | None = HfArg(
         default=None, help="Column of captions, from whose words the model learns (docs/supervision.md)."
     )
@@ -267,6 +245,36 @@ class PreTrainingArguments(RecipeArguments):
         default=False,
         help="Take boxes and masks to be of the pixels as files store them, for images that an EXIF orientation turns. Default: of "
         "the upright image.",
+    )
+
+
+@dataclass
+class PreTrainingArguments(AnnotationArguments, RecipeArguments):
+    """Pre-training: masks, parts of the run, few labels. The paper's recipe is `training/recipes/pretrain.yaml`."""
+
+    num_reconstructions: Count = HfArg(default=8, help="Held-out images in the picture of reconstructions.")
+    train_position_embeddings: bool = HfArg(
+        default=False,
+        help="Train the encoder's position embeddings, too: for those of other ViTs, which are learnt. SupMAE's own are "
+        "sines and cosines, and fixed.",
+    )
+    image_size_schedule: list[str] | None = HfArg(
+        default=None,
+        help="Image sizes for parts of the run, as SHARE:PIXELS: `0:128 0.5:224` trains on images of 128x128 until half "
+        "of the run is over. Default: the model's size.",
+    )
+    mask_ratio_schedule: list[str] | None = HfArg(
+        default=None, help="Mask ratios for parts of the run, as SHARE:RATIO. Default: the model's `mask_ratio`."
+    )
+    labeled_share: ShareBelow1 = HfArg(
+        default=0.0,
+        help="Smallest share of labelled images in an epoch, if only some have a label: they come several times, each "
+        "time with another crop and mask, in the place of others. Default: every image comes once.",
+    )
+    repeated_augmentation: Count = HfArg(
+        default=1,
+        help="Number of views of an image in a step, each with its crop and mask: the image is decoded once, a step takes so many "
+        "times fewer images, and an epoch so many times more steps.",
     )
     pseudo_label_threshold: ShareAbove0 | None = HfArg(
         default=None,
@@ -320,7 +328,7 @@ class PreTrainingArguments(RecipeArguments):
 
 @dataclass
 class FineTuningArguments(RecipeArguments):
-    """Fine-tuning; the paper's recipe is `recipes/finetune.yaml`."""
+    """Fine-tuning: augmentation and regularisation. The paper's recipe is `training/recipes/finetune.yaml`."""
 
     drop_path_rate: ShareBelow1 = HfArg(default=0.0, help="Stochastic depth of the last block.")
     mixup: NotNegative = HfArg(default=0.0, help="Alpha of mixup; 0 for none.")
@@ -360,7 +368,7 @@ class FineTuningArguments(RecipeArguments):
 
 @dataclass
 class SegmentationArguments(RecipeArguments):
-    """Semantic segmentation; the paper's recipe is `recipes/segmentation.yaml`."""
+    """Semantic segmentation. The paper's recipe is `training/recipes/segmentation.yaml`."""
 
     can_publish = False
 

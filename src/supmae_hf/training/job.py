@@ -18,7 +18,7 @@ import supmae_hf
 
 from ..configuration_supmae import SupMAEConfig
 from ..data.arguments import DataArguments
-from ..data.dataset import Dealing, ImageDataset, ImageStream, collate
+from ..data.dataset import Dealing, ImageDataset, ImageStream, collate, look_at_files
 from ..data.image_data import ImageData, shortened
 from ..data.labels import imagenet_indices
 from ..data.sources import known_number_of_images, load_labeled_data, load_training_data, number_of_images
@@ -40,6 +40,8 @@ logger = logging.get_logger(__name__)
 
 # Share of labelled images below which a run advises to repeat them (docs/training.md).
 FEW_LABELS = 0.1
+# How long a run looks for broken images before its first step, in each split.
+LOOK_SECONDS = 60
 # Transformers' arguments that decide what comes out of a run. The others (logging, saving, evaluation, loading, devices,
 # publishing) may change while it goes on, and so may the batch per device if a step takes as many images as before.
 _COMPARED = [
@@ -151,6 +153,27 @@ class Job:
                 "a public one (`--model_name_or_path`), with few epochs (`--num_train_epochs`)."
             )
 
+    def _look_at_files(self):
+        """Decode the images of a run of ten epochs or more once, for a minute at most, so that it does not end at a broken one."""
+        args, data, num_images = (
+            self.args,
+            self.data,
+            number_of_images(self.data.train, self.data_args.max_train_samples),
+        )
+        epochs = args.max_steps * args.total_batch_size / num_images if args.max_steps > 0 else args.num_train_epochs
+        for split in (data.train, data.validation):
+            if args.process_index or epochs < 10 or not isinstance(split, datasets.Dataset):
+                continue
+            dataset = ImageDataset.of(data, split)
+            if not isinstance(split.features[dataset.image_column], datasets.Image):
+                continue
+            number, _ = look_at_files(dataset, LOOK_SECONDS)
+            if number < len(dataset):
+                logger.warning(
+                    f"Looked at {number:,} of {len(dataset):,} images in {LOOK_SECONDS} seconds. One of the others may be broken: "
+                    "`--on_bad_image skip` lets a run go on then."
+                )
+
     def describe(self) -> dict:
         """The facts that decide the outcome of the run, by which another run is told from its continuation."""
         data = self.data
@@ -219,9 +242,10 @@ class Job:
             num_patches, labeled, targets: See [`ImageDataset`].
 
         Raises:
-            ValueError: if there are fewer training images than a step takes.
+            ValueError: if there are fewer training images than a step takes, or images are broken.
         """
         data, data_args, args, train = self.data, self.data_args, self.args, self.data.train
+        self._look_at_files()
         pixels, line = pixel_fields(data, data_args, self.model.config, self.model_args.model_name_or_path)
         data.notes.append(line)
         self.image_processor = build_image_processor(self.model.config, data_args.eval_crop_ratio, **pixels)
@@ -243,9 +267,9 @@ class Job:
         self.train_dataset = kind.of(data, train, transform, seed=args.seed, **chosen, **common)
         if data.validation is None:
             args.without_evaluation()
-            return
-        kind = ImageStream if isinstance(data.validation, datasets.IterableDataset) else ImageDataset
-        self.eval_dataset = kind.of(data, data.validation, self.image_processor, **common)
+        else:
+            kind = ImageStream if isinstance(data.validation, datasets.IterableDataset) else ImageDataset
+            self.eval_dataset = kind.of(data, data.validation, self.image_processor, **common)
 
     def _deal(self, num_images: int) -> Dealing:
         data_args, args = self.data_args, self.args

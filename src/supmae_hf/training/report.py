@@ -233,8 +233,8 @@ def _device() -> str:
 
 
 def _command(num_processes: int) -> str:
-    """The command of this run, without secrets."""
-    words = []
+    """The command of this run, and its recipe, without secrets."""
+    words, recipes = [], []
     for word in sys.argv:
         is_secret = words and words[-1].startswith("-") and "token" in words[-1]
         flag, equals, _ = word.partition("=")
@@ -242,8 +242,12 @@ def _command(num_processes: int) -> str:
             word, is_secret = flag, False
         words += [] if is_secret else [word]
     words = [word for word in words if not (word.startswith("-") and "token" in word)]
-    launch = f"accelerate launch --num_processes {num_processes} " if num_processes > 1 else "accelerate launch "
-    return launch + shlex.join(words)
+    launch = f"accelerate launch --num_processes {num_processes} " if num_processes > 1 else "python "
+    for word in words:
+        if word.endswith((".yaml", ".yml")) and Path(word).is_file():
+            lines = [line for line in Path(word).read_text().splitlines() if "token" not in line]
+            recipes.append("\n".join(["", f"# {Path(word).name}:", *(f"#   {line}".rstrip() for line in lines)]))
+    return "\n".join([launch + shlex.join(words), *recipes])
 
 
 def write_card(job, log_history: list[dict]):

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalPrediction, HubStrategy
 from transformers.utils import logging
 
@@ -43,6 +45,7 @@ from .loop import (
 )
 from .objective import Objective, averages, evaluation_loss, image_metrics
 from .optimization import create_optimizer, create_scheduler
+from .progress import Progress
 from .report import write_card, write_report
 from .uploads import START_SECONDS, Uploads, within
 
@@ -54,10 +57,12 @@ class _RunCallback(TrainerCallback):
     """The actions of a [`RecipeTrainer`] between the Trainer's steps."""
 
     def __init__(self, trainer: "RecipeTrainer"):
-        self.trainer = trainer
+        self.trainer, self.progress = trainer, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.last_logged_step = state.global_step
+        is_shown = state.is_world_process_zero
+        self.progress = Progress(self.trainer.model, state.global_step, state.max_steps, is_shown)
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
@@ -68,7 +73,12 @@ class _RunCallback(TrainerCallback):
         seed_step(args.seed, state.global_step, args.process_index)
         self.trainer.learning_rate = max(lr_scheduler.get_last_lr())  # of the classifier, under layer-wise decay
 
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.progress is not None:
+            self.progress.write(logs)
+
     def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.progress.end_step(state.global_step)
         if self.trainer.monitor.end_step(state.global_step):
             self.trainer.was_stopped = control.should_save = control.should_training_stop = True
         if control.should_save:
@@ -124,6 +134,8 @@ class RecipeTrainer(Trainer):
         self.args.hub_strategy = HubStrategy.END
         # its way of deleting old checkpoints does not look at what they hold, and leaves half of one behind if it is killed
         self.save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        for callback in (ProgressCallback, PrinterCallback):  # which print dictionaries of strings
+            self.pop_callback(callback)
         self.add_callback(_RunCallback(self))
         if getattr(self.args, "early_stopping_patience", None) is not None:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
@@ -231,6 +243,8 @@ class RecipeTrainer(Trainer):
         Train (going on from a checkpoint), save, evaluate, report, publish: what the scripts do. Ends the process with the
         exit status of SIGTERM, and a word on how to go on, if it was asked to stop. Returns the figures of the evaluation.
         """
+        if Path(self.args.output_dir, TRAINER_STATE_NAME).exists():  # it is over: nothing is left to draw curves of
+            self.pop_callback(TensorBoardCallback)
         self.train(resume_from_checkpoint=checkpoint)
         if self.was_stopped:
             self.finish_uploads()
