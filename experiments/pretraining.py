@@ -64,7 +64,7 @@ EPOCHS = {
     BOTH: (12, 25, 50, 100),
 }
 SCRATCH_EPOCHS, FINETUNING_EPOCHS, TRIAL_EPOCHS = (40, 80, 160), 20, 25
-RATES = (2e-3, 1e-3, 4e-3)  # of pre-training and of training from scratch
+RATES = (2e-3, 1e-3, 4e-3, 8e-3)  # of pre-training and of training from scratch
 SETTINGS = {  # that are tried, one after another, each with the best of those before
     "learning_rate": RATES,
     "decoder": (1, 4),  # blocks
@@ -363,7 +363,7 @@ def main():
         "images": (12_000, 2_000, "images that are trained on"),
         "held_out": (10_000, 1_000, "images that settings are chosen on"),
         "finetuning_epochs": (FINETUNING_EPOCHS, 4, "of fine-tuning"),
-        "tried": (3, 1, "values of each setting that are tried"),
+        "tried": (4, 1, "values of each setting that are tried"),
         "divisor": (1, 12, "by which the epochs of pre-training and from scratch are divided"),
         "test_images": (10_000, 500, "images that are tested on, of each data set"),
         "corrupted": (2_000, 100, "of them, corrupted"),

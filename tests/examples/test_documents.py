@@ -22,7 +22,12 @@ ELSEWHERE = (
     "experiments/",
     "$",
 )  # other tests, or several machines
-STAND_INS = {"FOLDER_OR_NAME": "captions", "NAME": "captions"}
+STAND_INS = {
+    "FOLDER_OR_NAME": "captions",
+    "NAME": "captions",
+    "cifar": "photos",
+    "untrained": "outputs/digits-pretrain",
+}
 TRAINING = ["--max_steps", 2, "--warmup_epochs", 0, "--use_cpu", "--per_device_train_batch_size", 8]
 SHORTER = {
     "run_pretrain": [*TRAINING, "--num_reconstructions", 2],
@@ -69,8 +74,8 @@ def run_command(command: str, folder):
     """In this process, for two steps: each would take seconds to import what it needs."""
     words = [STAND_INS.get(word, word) for word in shlex.split(command, comments=True)]
     script = re.search(r"examples/(\w+)\.py", words[1])[1]
-    if script in ("run_pretrain", "convert_checkpoint"):  # another page's run of the same name
-        place = words.index("--output_dir") + 1 if script == "run_pretrain" else 3
+    if script in ("run_pretrain", "run_finetune", "convert_checkpoint"):  # another page's run of the same name
+        place = 3 if script == "convert_checkpoint" else words.index("--output_dir") + 1
         shutil.rmtree(folder / words[place], ignore_errors=True)
     if script == "run_pretrain" and "--model_name_or_path" not in words:
         given = json.loads(words.pop(words.index("--model_config") + 1)) if "--model_config" in words else {}

@@ -199,7 +199,7 @@ def pixel_fields(
     if fields["pixel_range"] is not None and not words:
         words = f", from {fields['pixel_range'][0]:g} (black) to {fields['pixel_range'][1]:g} (white)"
     line = (
-        f"pixels: {' and '.join(sorted(types))}{words}; {config.num_channels} channels{channel_words}; normalised by the mean "
+        f"pixels: {' and '.join(sorted(types))}{words}; {config.num_channels} channel{'s' * (config.num_channels > 1)}{channel_words}; normalised by the mean "
         f"{_rounded(mean)} and standard deviation {_rounded(std)} {whose}"
     )
     return {**fields, "image_mean": mean, "image_std": std}, line

@@ -40,10 +40,12 @@ class Progress:
         self.model, self.max_steps, self.is_shown = model, max_steps, is_shown
         self.first_step = self.step = first_step
         self._start = self._first = time.perf_counter()
+        self._last = None
 
     def _say(self, text: str):
-        if self.is_shown:
+        if self.is_shown and text != self._last:  # a run evaluates at its end what it may have evaluated just before
             print(text, flush=True)
+        self._last = text
 
     def _left(self, seconds: float, steps: int) -> timedelta:
         return timedelta(seconds=round(seconds / steps * (self.max_steps - self.step)))
