@@ -71,9 +71,10 @@ SETTINGS = {  # that are tried, one after another, each with the best of those b
     "finetuning_rate": (1e-3, 5e-4, 2e-3),
     "mixing": (False, True),
 }
+WITHOUT_DECODER = {name: values for name, values in SETTINGS.items() if name != "decoder"}
 TRIED = {  # the others are as MODEL says, or have nothing to decide
-    SUPMAE: {name: values for name, values in SETTINGS.items() if name != "decoder"},
-    SUPERVISED: {name: values for name, values in SETTINGS.items() if name != "decoder"},
+    SUPMAE: WITHOUT_DECODER,
+    SUPERVISED: WITHOUT_DECODER,
     MAE: SETTINGS,
     SCRATCH: {"finetuning_rate": RATES, "mixing": SETTINGS["mixing"]},
 }

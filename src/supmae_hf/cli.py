@@ -313,13 +313,14 @@ def parse_arguments(
         argument.name: argument.type for argument_class in argument_classes for argument in fields(argument_class)
     }
     names_data = any(flag.split("=")[0].replace("-", "_") in ("__dataset_name", "__train_dir") for flag in argv)
+    asks_for_help = bool({"-h", "--help"} & set(argv))
     recipes = [_RECIPES / f"{base}.yaml"] if base else []
     if argv and argv[0].endswith((".yaml", ".yml")):
         recipes.append(argv.pop(0))
-    elif default_recipe and not names_data and not {"-h", "--help"} & set(argv):
+    elif default_recipe and not names_data and not asks_for_help:
         recipes.append(default_recipe)
     try:
-        if {"-h", "--help"} & set(argv):
+        if asks_for_help:
             parser.set_defaults(**{name: value for recipe in recipes for name, value in read_recipe(recipe).items()})
             parser.parse_args(argv)
         # nothing but what is said; what is not has the default of its dataclass

@@ -81,17 +81,8 @@ def test_broken_images_are_named_before_a_long_run(tmp_path, photo_folder, epoch
     for path in broken:
         path.write_bytes(path.read_bytes()[:1500])
     flags = ["--train_dir", photo_folder / "photos", "--output_dir", "out", "--num_train_epochs", epochs]
-    flags += [
-        "--model_config",
-        TINY,
-        "--per_device_train_batch_size",
-        8,
-        "--warmup_epochs",
-        0,
-        "--use_cpu",
-        "--image_mean",
-        0.5,
-    ]
+    flags += ["--model_config", TINY, "--per_device_train_batch_size", 8, "--warmup_epochs", 0, "--use_cpu"]
+    flags += ["--image_mean", 0.5]
     flags += ["--image_std", 0.5, "--train_val_split", 0.0]
     error = run("run_pretrain.py", *flags, cwd=tmp_path, fails=True)
     assert [str(path) in error for path in broken].count(True) == (2 if epochs == 10 else 1)

@@ -234,12 +234,12 @@ class ImageDataset(_Images, torch.utils.data.Dataset):
         raise ValueError("None of the images can be decoded.")
 
 
-def look_at_files(dataset: ImageDataset, seconds: float) -> tuple[int, int]:
+def look_at_files(dataset: ImageDataset, seconds: float) -> int:
     """
     Decode the images of a data set that are files, in an order of chance, for so long.
 
     Returns:
-        How many were looked at, and how many of them are broken. With `skip_bad_images` each of these is logged.
+        How many were looked at. With `skip_bad_images` those that are broken are logged.
 
     Raises:
         ValueError: if some are broken and `skip_bad_images` is off; the message names the first ones.
@@ -267,7 +267,7 @@ def look_at_files(dataset: ImageDataset, seconds: float) -> tuple[int, int]:
         if not dataset.skip_bad_images:
             raise ValueError(f"{what}. Repair or remove them, or pass `--on_bad_image skip`.")
         logger.warning(f"{what}. Others take their place.")
-    return number, len(broken)
+    return number
 
 
 class EpochSampler(torch.utils.data.Sampler):

@@ -138,9 +138,7 @@ class Job:
         args, config = self.args, self.model.config
         if args.device.type != "cpu" or not isinstance(self.train_dataset, ImageDataset):
             return
-        images = args.max_steps * args.total_batch_size
-        if args.max_steps <= 0:
-            images = args.num_train_epochs * len(self.train_dataset)
+        images = self._images_of_run(len(self.train_dataset))
         matrix, start = torch.ones(768, 768), time.perf_counter()
         for _ in range(10):
             matrix @ matrix
@@ -153,21 +151,23 @@ class Job:
                 "a public one (`--model_name_or_path`), with few epochs (`--num_train_epochs`)."
             )
 
-    def _look_at_files(self):
+    def _images_of_run(self, num_images: int) -> float:
+        """The images of all steps, of which an epoch has `num_images`."""
+        args = self.args
+        return args.max_steps * args.total_batch_size if args.max_steps > 0 else args.num_train_epochs * num_images
+
+    def _look_at_files(self, num_images: int):
         """Decode the images of a run of ten epochs or more once, for a minute at most, so that it does not end at a broken one."""
-        args, data, num_images = (
-            self.args,
-            self.data,
-            number_of_images(self.data.train, self.data_args.max_train_samples),
-        )
-        epochs = args.max_steps * args.total_batch_size / num_images if args.max_steps > 0 else args.num_train_epochs
+        data = self.data
+        if self.args.process_index or self._images_of_run(num_images) < 10 * num_images:
+            return
         for split in (data.train, data.validation):
-            if args.process_index or epochs < 10 or not isinstance(split, datasets.Dataset):
+            if not isinstance(split, datasets.Dataset):
                 continue
             dataset = ImageDataset.of(data, split)
             if not isinstance(split.features[dataset.image_column], datasets.Image):
                 continue
-            number, _ = look_at_files(dataset, LOOK_SECONDS)
+            number = look_at_files(dataset, LOOK_SECONDS)
             if number < len(dataset):
                 logger.warning(
                     f"Looked at {number:,} of {len(dataset):,} images in {LOOK_SECONDS} seconds. One of the others may be broken: "
@@ -245,13 +245,13 @@ class Job:
             ValueError: if there are fewer training images than a step takes, or images are broken.
         """
         data, data_args, args, train = self.data, self.data_args, self.args, self.data.train
-        self._look_at_files()
+        num_images = number_of_images(train, data_args.max_train_samples)
+        self._look_at_files(num_images)
         pixels, line = pixel_fields(data, data_args, self.model.config, self.model_args.model_name_or_path)
         data.notes.append(line)
         self.image_processor = build_image_processor(self.model.config, data_args.eval_crop_ratio, **pixels)
         if args.process_index == 0:
             print(f"\n{data.table()}\n", flush=True)
-        num_images = number_of_images(train, data_args.max_train_samples)
         views = args.repeated_augmentation
         if num_images < args.total_batch_size // views:
             raise ValueError(
@@ -267,9 +267,9 @@ class Job:
         self.train_dataset = kind.of(data, train, transform, seed=args.seed, **chosen, **common)
         if data.validation is None:
             args.without_evaluation()
-        else:
-            kind = ImageStream if isinstance(data.validation, datasets.IterableDataset) else ImageDataset
-            self.eval_dataset = kind.of(data, data.validation, self.image_processor, **common)
+            return
+        kind = ImageStream if isinstance(data.validation, datasets.IterableDataset) else ImageDataset
+        self.eval_dataset = kind.of(data, data.validation, self.image_processor, **common)
 
     def _deal(self, num_images: int) -> Dealing:
         data_args, args = self.data_args, self.args
