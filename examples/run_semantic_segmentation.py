@@ -66,6 +66,7 @@ def main():
     output_dir = Path(args.output_dir)
     require_apart(output_dir, [*upernet.models, *data_args.sources()])
     data = segmentation.load_segmentation_data(data_args)
+    args.check_num_images(len(data["train"]))
     rows = []
     for name in upernet.models:
         own = copy.copy(args)

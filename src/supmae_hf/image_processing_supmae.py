@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torchvision.io import ImageReadMode, decode_png
+from transformers import SegformerImageProcessor
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ChannelDimension, ImageInput
 from transformers.processing_utils import ImagesKwargs
@@ -295,6 +296,9 @@ class SupMAEImageProcessor(TorchvisionBackend):
     channels = None
     pixel_range = None
     pixel_type = "uint8"
+
+    # for the image-segmentation pipeline; it looks at nothing but the logits
+    post_process_semantic_segmentation = SegformerImageProcessor.post_process_semantic_segmentation
 
     def to_dict(self):
         fields = super().to_dict()

@@ -173,6 +173,20 @@ class Preparation(Transform):
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return pixel_values.cpu() * std + mean
 
+    def to_pictures(self, pixel_values: torch.Tensor, original: torch.Tensor | None = None) -> np.ndarray:
+        """
+        `pixel_values` `(batch_size, num_channels, height, width)` as pictures `(batch_size, height, width, channels)` in [0, 1]: the
+        first three channels, or the first. If the model's images have more than 8 bits, the darkest and brightest hundredth of each of
+        `original` (default: the images themselves) become black and white: instruments use little of their range.
+        """
+        pictures = self.denormalize(pixel_values)
+        if self.pixel_type != "uint8":
+            levels = pictures if original is None else self.denormalize(original)
+            low, high = (levels.flatten(1).quantile(share, dim=1).view(-1, 1, 1, 1) for share in (0.01, 0.99))
+            pictures = (pictures - low) / (high - low).clamp(min=1e-6)
+        pictures = pictures.clamp(0, 1).movedim(1, -1).numpy()
+        return pictures[..., :3] if pictures.shape[-1] >= 3 else pictures[..., :1]
+
     def with_mask(self, image, file: bytes | None, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pixels, mask, size = self(image, file), ExactMask(mask), self.image_processor.size
         mask = v2.functional.resize(mask, [size.shortest_edge] if size.shortest_edge else [size.height, size.width])

@@ -65,29 +65,24 @@ def save_reconstructions(
 ):
     """
     Draw a picture with one column per image and the rows original, masked and reconstruction, above them the true class and below
-    them the one that the branch predicts from the visible patches. If the images have more than 8 bits, the darkest and brightest
-    hundredth of each become black and white: instruments use little of their range.
+    them the one that the branch predicts from the visible patches.
 
     Args:
         path: File to write; the ending decides the format.
-        preparation: Turns `pixel_values` back into colours.
+        preparation: Turns `pixel_values` back into colours, see [`Preparation.to_pictures`].
         labels: Names of the true classes.
 
     See [`reconstruct`] for the others, and for what is drawn.
     """
     rows, classes = reconstruct(model, pixel_values, noise)
-    rows = {name: preparation.denormalize(images) for name, images in rows.items()}
-    if preparation.pixel_type != "uint8":
-        levels = rows["original"].flatten(1)
-        low, high = (levels.quantile(share, dim=1).view(-1, 1, 1, 1) for share in (0.01, 0.99))
-        rows = {name: (images - low) / (high - low).clamp(min=1e-6) for name, images in rows.items()}
+    original = rows["original"]
+    rows = {name: preparation.to_pictures(images, original) for name, images in rows.items()}
     figure = Figure(figsize=(max(1.2 * len(pixel_values) + 0.4, 6), 4.6), layout="constrained")
     axes = figure.subplots(len(rows), len(pixel_values), squeeze=False)
     for row, (name, images) in zip(axes, rows.items()):
         row[0].set_ylabel(name)
         for axis, image in zip(row, images):
-            image = image.clamp(0, 1).permute(1, 2, 0)
-            axis.imshow(image[..., :1] if image.shape[-1] < 3 else image[..., :3], cmap="gray", vmin=0, vmax=1)
+            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
             axis.set(xticks=[], yticks=[])
     for column, axis in enumerate(axes[0]):
         axis.set_title(cut(labels[column]) if labels else "", fontsize=8)

@@ -3,14 +3,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import reference_config
 from conftest import run_example as run
 from evaluation.zoo import make_model
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, jaccard_score
 from torch import nn
-from transformers import SegformerImageProcessor, UperNetForSemanticSegmentation, pipeline
+from transformers import AutoImageProcessor, SegformerImageProcessor, UperNetForSemanticSegmentation, pipeline
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from supmae_hf import SupMAEForPreTraining
 from supmae_hf.evaluation.metrics import count_pixels, segmentation_scores
 from supmae_hf.evaluation.segmentation import (
     SegmentationDataArguments,
@@ -23,6 +25,7 @@ from supmae_hf.evaluation.segmentation import (
     segmentation_dataset,
     sliding_window_logits,
 )
+from supmae_hf.preparation import build_image_processor
 
 
 def test_metric_against_scikit_learn():
@@ -199,3 +202,54 @@ def test_script_learns_the_shapes(tmp_path):
     arguments = ["--models", *models, "--max_steps", 2, "--warmup_steps", 0, "--max_eval_samples", 4, *common]
     run("run_semantic_segmentation.py", *arguments, "--output_dir", "two", cwd=tmp_path)
     assert len(json.loads((tmp_path / "two" / "results.json").read_text())) == 2
+
+
+@pytest.mark.parametrize("channels, pixel_type", [(1, "uint8"), (5, "uint16")], ids=["grey", "bands"])
+def test_segmentation_of_other_images_than_rgb(channels, pixel_type, tmp_path):
+    """Grey scans and satellite bands are segmented as their encoder was trained: no channel and no bit is lost on the way."""
+    config = reference_config(num_channels=channels)
+    SupMAEForPreTraining(config).save_pretrained(tmp_path / "encoder")
+    build_image_processor(config, pixel_type=pixel_type).save_pretrained(tmp_path / "encoder")
+    generator = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for folder in ("images", "masks"):
+            (tmp_path / split / folder).mkdir(parents=True)
+        for index in range(4):  # a square that is 1/256 brighter, which 8 bits would lose
+            mask = np.zeros((48, 48), np.uint8)
+            top, left = generator.integers(0, 24, 2)
+            mask[top : top + 20, left : left + 20] = 1
+            image = np.full((48, 48, channels), 0.5) + mask[..., None] / (4 if pixel_type == "uint8" else 300)
+            image = (image * np.iinfo(pixel_type).max).astype(pixel_type)
+            Image.fromarray(mask).save(tmp_path / split / "masks" / f"{index}.png")
+            path = tmp_path / split / "images" / str(index)
+            Image.fromarray(image[..., 0]).save(f"{path}.png") if channels == 1 else np.save(f"{path}.npy", image)
+    folders = {
+        f"{long}_{kind}": str(tmp_path / split / kind)
+        for long, split in (("train", "train"), ("validation", "val"))
+        for kind in ("images", "masks")
+    }
+    flags = [text for name, folder in folders.items() for text in (f"--{name}", folder)]
+    small = ["--num_classes", 2, "--crop_size", 48, "--decoder_hidden_size", 16, "--max_steps", 2, "--warmup_steps", 0]
+    command = [
+        "run_semantic_segmentation.py",
+        "--models",
+        "encoder",
+        *flags,
+        *small,
+        "--use_cpu",
+        "--output_dir",
+        "out",
+    ]
+    assert "A step takes 16 images but there are only 4" in run(*command, cwd=tmp_path, fails=True)
+    run(*command, "--per_device_train_batch_size", 4, cwd=tmp_path)
+    folder = tmp_path / "out" / "encoder"
+    assert (folder / "masks.png").is_file()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model = UperNetForSemanticSegmentation.from_pretrained(folder).eval()
+    image = np.load(tmp_path / "val/images/0.npy") if channels > 1 else Image.open(tmp_path / "val/images/0.png")
+    batch = processor(image, return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, channels, 48, 48) and len(batch["pixel_values"].unique()) > 1
+    (classes,) = processor.post_process_semantic_segmentation(model(**batch), target_sizes=[(48, 48)])
+    assert classes.shape == (48, 48)
+    if channels == 1:
+        assert pipeline("image-segmentation", model=str(folder))(image)

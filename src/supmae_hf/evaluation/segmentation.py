@@ -33,10 +33,10 @@ from ..data.dataset import ImageDataset, collate
 from ..data.folders import HELD_OUT_SPLITS, read_folder, to_dataset
 from ..data.labels import Labels
 from ..data.sources import open_splits
-from ..image_processing_supmae import SupMAEImageProcessor
+from ..image_processing_supmae import SupMAEImageProcessor, to_pixels
 from ..loading import load_pretrained
 from ..modeling_supmae import SupMAEBackbone
-from ..preparation import IMAGENET_MEAN, IMAGENET_STD, ExactMask, Preparation, Transform, load_image_processor, to_pil
+from ..preparation import IMAGENET_MEAN, IMAGENET_STD, ExactMask, Preparation, Transform, load_image_processor
 from ..supervision_supmae import UNLABELED
 from .metrics import count_pixels, segmentation_scores
 
@@ -187,19 +187,18 @@ def load_segmentation_data(args: SegmentationDataArguments) -> dict[str, dataset
     return data
 
 
-def build_segmentation_processor(args: SegmentationDataArguments, name: str | None = None) -> SegformerImageProcessor:
+def build_segmentation_processor(
+    args: SegmentationDataArguments, name: str | None = None
+) -> SegformerImageProcessor | SupMAEImageProcessor:
     """
     The image processor of the image-segmentation pipeline, which resizes images to one window instead of sliding it.
-    It normalises pixels as the checkpoint `name` does, or else by ImageNet's statistics.
-
-    Raises:
-        ValueError: if the checkpoint's images are not 8-bit RGB.
+    It reads and normalises images as the checkpoint `name` does; by default they are RGB, with ImageNet's statistics.
     """
-    known = load_image_processor(name)
+    known, size = load_image_processor(name), {"height": args.crop_size, "width": args.crop_size}
     if isinstance(known, SupMAEImageProcessor):
-        raise ValueError(f"'{name}' takes other images than 8-bit RGB, on which segmentation is trained.")
+        return SupMAEImageProcessor.from_dict({**known.to_dict(), "size": size, "do_center_crop": False})
     return SegformerImageProcessor(
-        size={"height": args.crop_size, "width": args.crop_size},
+        size=size,
         image_mean=getattr(known, "image_mean", None) or IMAGENET_MEAN,
         image_std=getattr(known, "image_std", None) or IMAGENET_STD,
         do_reduce_labels=args.reduce_labels,
@@ -222,15 +221,17 @@ class SegmentationTransform(Transform):
             v2.RandomResize(crop_size // 2, crop_size * 2),
             v2.RandomCrop(crop_size, pad_if_needed=True, fill={tv_tensors.Image: 0, ExactMask: UNLABELED}),
             v2.RandomHorizontalFlip(),
-            v2.RandomApply([v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)]),
         ]
+        self.options = preparation.options
+        if self.options["num_channels"] in (1, 3):  # other channels have no colours
+            steps.append(v2.RandomApply([v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)]))
         self.crop_size, self.augment = crop_size, v2.Compose(steps) if is_training else None
         normalize = v2.Normalize(preparation.mean, preparation.std)
         self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), normalize])
 
     def with_mask(self, image, file: bytes | None, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """An image and the classes of its pixels `(height, width)`."""
-        image, mask = tv_tensors.Image(v2.functional.pil_to_tensor(to_pil(image))), ExactMask(mask)
+        image, mask = tv_tensors.Image(to_pixels(image, **self.options)), ExactMask(mask)
         if self.augment is not None:
             image, mask = self.augment(image, mask)
         else:
@@ -242,7 +243,7 @@ def segmentation_dataset(
     split: datasets.Dataset, args: SegmentationDataArguments, image_processor, seed: int | None = None
 ) -> ImageDataset:
     """
-    Images with `pixel_values` `(3, height, width)` and `segmentation_maps` `(height, width)`, -100 where there is no class.
+    Images with `pixel_values` `(num_channels, height, width)` and `segmentation_maps` `(height, width)`, -100 where there is no class.
 
     Args:
         split: A data set with columns `image` and `annotation`.
@@ -398,14 +399,14 @@ def save_masks(shown: list[tuple[torch.Tensor, ...]], num_classes: int, path: st
     figure = Figure(figsize=(2 * len(shown) + 0.6, 6), layout="constrained")
     axes = figure.subplots(3, len(shown), squeeze=False)
     for column, (image, mask, predicted) in enumerate(shown):
-        pictures = [preparation.denormalize(image).clamp(0, 1).permute(1, 2, 0).numpy()]
+        pictures = [preparation.to_pictures(image[None])[0]]
         for classes in (mask, predicted):
             picture = np.ones((*classes.shape, 3))
             known = (classes != UNLABELED).numpy()
             picture[known] = colors[classes.numpy()[known]]
             pictures.append(picture)
         for row, (name, picture) in enumerate(zip(("image", "mask", "prediction"), pictures)):
-            axes[row, column].imshow(picture)
+            axes[row, column].imshow(picture, cmap="gray", vmin=0, vmax=1)
             axes[row, column].set(xticks=[], yticks=[])
             if column == 0:
                 axes[row, column].set_ylabel(name)

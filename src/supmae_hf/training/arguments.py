@@ -202,6 +202,18 @@ class RecipeArguments(TrainingArguments):
         """Images an optimiser step, over all processes and accumulation steps."""
         return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
 
+    def check_num_images(self, num_images: int, num_views: int = 1):
+        """
+        Raises:
+            ValueError: if a step takes more images, of `num_views` views each, than there are.
+        """
+        needed = self.total_batch_size // num_views
+        if num_images < needed:
+            raise ValueError(
+                f"A step takes {needed} images but there are only {num_images} to train on: lower "
+                "`--per_device_train_batch_size` or `--gradient_accumulation_steps`."
+            )
+
     def get_warmup_steps(self, num_training_steps: int) -> int:
         if self.warmup_epochs:
             return round(num_training_steps * self.warmup_epochs / self.num_train_epochs)

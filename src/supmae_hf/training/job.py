@@ -252,12 +252,7 @@ class Job:
         self.image_processor = build_image_processor(self.model.config, data_args.eval_crop_ratio, **pixels)
         if args.process_index == 0:
             print(f"\n{data.table()}\n", flush=True)
-        views = args.repeated_augmentation
-        if num_images < args.total_batch_size // views:
-            raise ValueError(
-                f"A step takes {args.total_batch_size // views} images but there are only {num_images} to train on: lower "
-                "`--per_device_train_batch_size` or `--gradient_accumulation_steps`."
-            )
+        args.check_num_images(num_images, args.repeated_augmentation)
         common = {"num_patches": num_patches, "targets": targets}
         if isinstance(train, datasets.IterableDataset):
             kind, chosen = ImageStream, {"dealing": self._deal(num_images)}
