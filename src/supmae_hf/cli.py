@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, dataclass, fields
 from enum import Enum
@@ -29,6 +30,9 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 # --- values ---
@@ -143,6 +147,12 @@ def check(arguments):
     mistakes = _find_mistakes(vars(arguments), _ranges(type(arguments)))
     if mistakes:
         raise ValueError("\n".join(mistakes))
+    workers = getattr(arguments, "dataloader_num_workers", 0)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if workers > cores:
+        logger.warning_once(
+            f"`--dataloader_num_workers` {workers} are more processes than the {cores} cores of this machine."
+        )
 
 
 def read_fields(value: str | dict | None) -> dict:
@@ -406,6 +416,7 @@ def run(main: Callable[[], None]):
     for place in reversed(debug):
         del sys.argv[place]
     _stop_with_launcher()
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # said at each start of a loader; see `check`
     logging.disable_progress_bar()  # of weights that are read and written, which are lines of noise in a file
     try:
         main()

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,10 @@ def test_long_runs_on_a_cpu_are_told(tmp_path, warnings):
         warnings.clear()
         prepare_pretraining(parse([*flags, *more]))
         assert ("hours or more on this CPU" in warnings.text) == is_long
+
+
+def test_more_workers_than_cores_are_told(tmp_path, warnings):
+    parse(["--output_dir", str(tmp_path), "--dataloader_num_workers", "0", *CPU])
+    assert "processes than the" not in warnings.text
+    parse(["--output_dir", str(tmp_path), "--dataloader_num_workers", str(4 * os.cpu_count() - 1), *CPU])
+    assert f"{4 * os.cpu_count() - 1} are more processes than the" in warnings.text
