@@ -4,12 +4,11 @@
 Estimate the cost of the training schedules that the paper compares: operations, device hours and energy.
 
     python examples/estimate_cost.py [--tflops 150 --watts 400] [--model_config '{"hidden_size": 1024, ...}']
-    python examples/estimate_cost.py --recipe examples/configs/pretrain_vit_b_fast.yaml
+    python examples/estimate_cost.py --recipe examples/configs/pretrain_vit_b_imagenet.yaml
 
---recipe adds a pre-training recipe of run_pretrain.py, with its model, its schedules of image size and mask ratio, and its views of
-an image. Operations are counted from shapes (see supmae_hf/cost.py). Hours follow from the rate at which a device really computes,
---tflops: measure it, for example by benchmarks/bench_step.py; energy from --watts. Writes cost.json, cost.csv and
-cost.png into --output_dir.
+--recipe adds a pre-training recipe of run_pretrain.py, with its model and its views of an image. Operations are counted from
+shapes (see supmae_hf/cost.py). Hours follow from the rate at which a device really computes, --tflops: measure it, for
+example by benchmarks/bench_step.py; energy from --watts. Writes cost.json, cost.csv and cost.png into --output_dir.
 """
 
 import math
@@ -20,12 +19,11 @@ from transformers import ViTMAEConfig
 
 from supmae_hf import SupMAEConfig
 from supmae_hf.cli import Parser, parse_arguments, run
-from supmae_hf.cost import Schedule, published_schedules
+from supmae_hf.cost import Schedule, pretraining_flops, published_schedules
 from supmae_hf.data.arguments import DataArguments
 from supmae_hf.evaluation.tables import say_written, write_table
 from supmae_hf.records import Record
 from supmae_hf.training.arguments import ModelArguments, PreTrainingArguments
-from supmae_hf.training.schedules import scheduled_flops
 
 
 def schedule_of(recipe: str) -> Schedule:
@@ -34,7 +32,7 @@ def schedule_of(recipe: str) -> Schedule:
     model_args, _, args = parse_arguments(classes, base="pretrain", argv=[recipe, "--bf16", "False"])
     config = SupMAEConfig(**{"num_labels": 1000, **model_args.model_config})
     epochs = args.num_train_epochs * args.repeated_augmentation
-    return Schedule(Path(recipe).stem, 3 * scheduled_flops(config, *args.schedules()), epochs)
+    return Schedule(Path(recipe).stem, 3 * pretraining_flops(config), epochs)
 
 
 def main():

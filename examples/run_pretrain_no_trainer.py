@@ -49,7 +49,7 @@ def train_step(model, batches: list[dict], optimizer, objective: Objective, max_
         is_last = index == len(batches) - 1
         with contextlib.nullcontext() if is_last else accelerator.no_sync(model):
             outputs = model(**batch)
-            loss = objective.loss(model, outputs, batch)
+            loss = objective.loss(outputs, batch)
             accelerator.backward(loss / len(batches))
         step_loss += loss.detach() / (len(batches) * accelerator.num_processes)
     if max_grad_norm > 0:
@@ -156,7 +156,7 @@ def train(job: Job, checkpoint: str | None, knn: KnnEvaluation | None = None):
     progress = Progress(bare_model, state.global_step, max_steps, accelerator.is_main_process)
     with checkpointing.StopRequest() as stop:
         monitor = checkpointing.RunMonitor(args, accelerator, stop)
-        objective = Objective(bare_model, args, accelerator, max_steps, monitor)
+        objective = Objective(bare_model, accelerator, max_steps, monitor)
         interval, loss, num_steps, is_stopped = loop.Interval(accelerator), 0.0, 0, False
         while state.global_step < max_steps and not is_stopped:
             epoch, steps_done = divmod(state.global_step, steps_per_epoch)

@@ -10,7 +10,6 @@ and 100% of its 60,000 training images, drawn three times. Every arm has the sam
 all, and chooses its settings among as many trials, on a third of its labelled images that the trials held out:
 
 - SupMAE on all images, with the labels that there are, then fine-tuned on the labelled images;
-- the same, whose branch also learns its own confident predictions on unlabelled images;
 - MAE on all images, then fine-tuned in the same way;
 - SupMAE on the labelled images only, then fine-tuned on them;
 - a ViT from scratch on the labelled images.
@@ -38,10 +37,10 @@ from torchvision.transforms import v2
 
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.cli import run as run_script
-from supmae_hf.cost import classification_flops, forward_flops, pretraining_flops
+from supmae_hf.cost import classification_flops, pretraining_flops
 from supmae_hf.evaluation.corruptions import SEVERITIES
 from supmae_hf.supervision_supmae import UNLABELED
-from supmae_hf.training.objective import BranchCheck, branch_gradient_share, pseudo_label_loss
+from supmae_hf.training.objective import BranchCheck, branch_gradient_share
 
 
 MEASURES = {
@@ -58,19 +57,11 @@ LABELED_SHARE = 0.5  # of a batch at least, or else few labels are seen a few ti
 DROP_PATH_RATE = 0.1  # of fine-tuning and training from scratch
 MAX_HELD_OUT = 200  # images of a class that trials are measured on
 MAX_BANK = 10_000  # labelled images of a probe, and among which neighbours are looked for
-SUPMAE, PSEUDO, MAE, LABELED_ONLY, SCRATCH = (
-    "SupMAE",
-    "SupMAE, pseudo-labels",
-    "MAE",
-    "SupMAE, labelled images only",
-    "ViT from scratch",
-)
-ARMS = (SUPMAE, PSEUDO, MAE, LABELED_ONLY, SCRATCH)
+ARMS = SUPMAE, MAE, LABELED_ONLY, SCRATCH = "SupMAE", "MAE", "SupMAE, labelled images only", "ViT from scratch"
 PIXELS = "raw pixels"
 # as many trials for each arm: two settings of pre-training times two of fine-tuning, or four of training from scratch
 PRETRAINING_TRIALS = {
     SUPMAE: [{"classification_loss_weight": 0.1}, {"classification_loss_weight": 0.01}],
-    PSEUDO: [{"pseudo_label_threshold": 0.95}, {"pseudo_label_threshold": 0.8}],
     MAE: [{"learning_rate": 2e-3}, {"learning_rate": 1e-3}],
     LABELED_ONLY: [{"classification_loss_weight": 0.1}, {"classification_loss_weight": 0.01}],
 }
@@ -90,7 +81,6 @@ SWEEP_SHARES, SWEEP_HELD_OUT = (0.02, 1.0), 500  # of each class
 CHOSEN = {
     (SUPMAE, 0.02): ({"classification_loss_weight": 0.01}, {"learning_rate": 3e-3}),
     (SUPMAE, 1.0): ({"classification_loss_weight": 0.1}, {"learning_rate": 3e-3}),
-    (PSEUDO, 0.02): ({"pseudo_label_threshold": 0.95}, {"learning_rate": 3e-3}),
     (MAE, 0.02): ({"learning_rate": 1e-3}, {"learning_rate": 3e-3}),
     (MAE, 1.0): ({"learning_rate": 2e-3}, {"learning_rate": 3e-3}),
     (LABELED_ONLY, 0.02): ({"classification_loss_weight": 0.01}, {"learning_rate": 3e-3}),
@@ -110,8 +100,6 @@ def config_of(arm: str, settings: dict, num_labels: int) -> SupMAEConfig:
 def image_flops(arm: str, config: SupMAEConfig) -> tuple[int, int]:
     """FLOPs of training with one image: pre-training (0 for a ViT from scratch), and fine-tuning or from scratch."""
     pretraining = 0 if arm == SCRATCH else 3 * pretraining_flops(config)
-    if arm == PSEUDO:  # looks at the whole image, too, for a guess
-        pretraining += forward_flops(SupMAEForPreTraining, config, mask_ratio=0.0)
     return pretraining, 3 * classification_flops(config)
 
 
@@ -162,12 +150,7 @@ def pretrain(arm: str, settings: dict, flops: float, labeled: torch.Tensor, data
     def loss_of(model, pixel_values, labels):
         if next(step) == BranchCheck.STEP and arm != MAE:
             shares.append(branch_gradient_share(model, {"pixel_values": pixel_values, "labels": labels}).item())
-        outputs = model(pixel_values, labels=None if arm == MAE else labels)
-        if arm != PSEUDO:
-            return outputs.loss
-        threshold = settings["pseudo_label_threshold"]
-        more, _ = pseudo_label_loss(model, config, outputs, pixel_values, labels, threshold)
-        return outputs.loss + config.classification_loss_weight * more
+        return model(pixel_values, labels=None if arm == MAE else labels).loss
 
     comparison.train(
         model,
@@ -261,9 +244,9 @@ def run_job(job: dict, data: dict) -> list[dict]:
 
 
 def arms_at(per_class: int, data: dict) -> list[str]:
-    """The arms that differ from each other: if all images are labelled, two of them equal SupMAE."""
+    """The arms that differ from each other: if all images are labelled, the one on these alone equals SupMAE."""
     all_labeled = per_class * data["num_labels"] >= len(data["images"])
-    return [arm for arm in ARMS if not (all_labeled and arm in (PSEUDO, LABELED_ONLY))]
+    return [arm for arm in ARMS if not (all_labeled and arm == LABELED_ONLY)]
 
 
 def job_of(stage: str, arm: str, pretraining: dict, flops: float, draw: int, finetunings: list[dict]) -> dict:
@@ -358,16 +341,16 @@ def draw_figures(rows: list[dict], folder: Path):
 
 
 def save_panels(panels: list[tuple[str, str, list[dict]]], titles: list[str], path: Path):
-    figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure = Figure(figsize=(8, 7 if len(panels) > 2 else 4), layout="constrained")
+    axes = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).flatten()
     for axis, title, (x, y, rows) in zip(axes, titles, panels):
         comparison.draw_lines(axis, rows, ARMS, "arm", x, y)
         axis.set_xticks(sorted({row[x] for row in rows}))
         axis.minorticks_off()
         axis.set_title(title)
-    axes[0].set_ylabel("accuracy on test images (%)")
-    columns = len(ARMS) if len(panels) > 2 else 3  # what is as wide as the panels
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=columns, frameon=False)
+    for axis in axes[::2]:
+        axis.set_ylabel("accuracy on test images (%)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(ARMS), frameon=False)
     figure.savefig(path, dpi=150)
 
 

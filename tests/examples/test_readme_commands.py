@@ -28,7 +28,6 @@ SHORTER = {
     "run_semantic_segmentation": f"{STEPS} --warmup_steps 0 --max_eval_samples 4",
     "efficiency": "--epochs 8 --seeds 1 --finetuning_epochs 1 --trials 1",
     "partial_labels": "--data digits --tflops 0.002",
-    "fast_recipe": "--data digits --tflops 0.002",
     "supervision": "--data digits --tflops 0.002",
     "pretraining": "--data digits --transfer digits --images 300 --held_out 100 --divisor 50 --finetuning_epochs 1 --test_images 99",
 }
@@ -68,7 +67,7 @@ def test_commands_run_when_cut_short(repository):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["efficiency", "partial_labels", "pretraining", "fast_recipe", "supervision"])
+@pytest.mark.parametrize("script", ["efficiency", "partial_labels", "pretraining", "supervision"])
 def test_comparisons_run_when_cut_short(repository, script):
     make_mnist(repository / "digits", splits=((0, 1000), (1000, 1100)))
     command = next(command for command in COMMANDS if f"experiments/{script}" in command)
@@ -79,6 +78,6 @@ def test_comparisons_run_when_cut_short(repository, script):
 def test_commands_run_as_they_stand(repository):
     for command in COMMANDS:
         if not re.search(
-            "experiments/(partial|pretraining|fast|supervision)", command
+            "experiments/(partial|pretraining|supervision)", command
         ):  # which load their images from the Hub
             run(command, repository)

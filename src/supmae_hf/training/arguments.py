@@ -17,7 +17,6 @@ from transformers.trainer_utils import IntervalStrategy
 from ..cli import Count, NotNegative, Positive, Share, ShareAbove0, ShareBelow1, check, read_fields
 from ..configuration_supmae import SupMAEConfig, check_count
 from ..hub import check_license
-from .schedules import StepSchedule
 
 
 # What Transformers' Trainer can do and a run cannot that is to end as if it had not been interrupted
@@ -262,21 +261,13 @@ class AnnotationArguments:
 
 @dataclass
 class PreTrainingArguments(AnnotationArguments, RecipeArguments):
-    """Pre-training: masks, parts of the run, few labels. The paper's recipe is `training/recipes/pretrain.yaml`."""
+    """Pre-training: masks, few labels. The paper's recipe is `training/recipes/pretrain.yaml`."""
 
     num_reconstructions: Count = HfArg(default=8, help="Held-out images in the picture of reconstructions.")
     train_position_embeddings: bool = HfArg(
         default=False,
         help="Train the encoder's position embeddings, too: for those of other ViTs, which are learnt. SupMAE's own are "
         "sines and cosines, and fixed.",
-    )
-    image_size_schedule: list[str] | None = HfArg(
-        default=None,
-        help="Image sizes for parts of the run, as SHARE:PIXELS: `0:128 0.5:224` trains on images of 128x128 until half "
-        "of the run is over. Default: the model's size.",
-    )
-    mask_ratio_schedule: list[str] | None = HfArg(
-        default=None, help="Mask ratios for parts of the run, as SHARE:RATIO. Default: the model's `mask_ratio`."
     )
     labeled_share: ShareBelow1 = HfArg(
         default=0.0,
@@ -288,11 +279,6 @@ class PreTrainingArguments(AnnotationArguments, RecipeArguments):
         help="Number of views of an image in a step, each with its crop and mask: the image is decoded once, a step takes so many "
         "times fewer images, and an epoch so many times more steps.",
     )
-    pseudo_label_threshold: ShareAbove0 | None = HfArg(
-        default=None,
-        help="Let the classification branch learn, on unlabelled images, what the model says of them unmasked, where its "
-        "probability is at least this. Default: it learns from labels alone.",
-    )
     knn_eval: bool = HfArg(
         default=False,
         help="Log, at every evaluation, the accuracy of nearest neighbours of held-out images among (at most 10,000) "
@@ -301,7 +287,6 @@ class PreTrainingArguments(AnnotationArguments, RecipeArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        self.schedules()
         if self.tokenizer_name and not self.caption_column_name:
             raise ValueError("`--tokenizer_name` needs `--caption_column_name`.")
         if self.mask_colors and not (self.mask_column_name or self.mask_dir):
@@ -317,25 +302,8 @@ class PreTrainingArguments(AnnotationArguments, RecipeArguments):
                 f"`--repeated_augmentation` {self.repeated_augmentation} does not divide `--per_device_train_batch_size` "
                 f"{self.per_device_train_batch_size}, in which all views of an image are: change one of them."
             )
-        if self.image_size_schedule and self.pseudo_label_threshold is not None:
-            raise ValueError(
-                "`--pseudo_label_threshold` looks at images of one size: leave out `--image_size_schedule`."
-            )
         if self.labeled_share and self.train_sampling_strategy != "random":
             raise ValueError("`--labeled_share` draws the images of an epoch: leave out `--train_sampling_strategy`.")
-
-    def schedules(self) -> tuple[StepSchedule | None, StepSchedule | None]:
-        """
-        The image sizes and mask ratios by share of the run.
-
-        Raises:
-            ValueError: if a schedule is none.
-        """
-        sizes, ratios = self.image_size_schedule, self.mask_ratio_schedule
-        return (
-            sizes and StepSchedule.parse("image_size_schedule", sizes, int, lambda size: size > 0),
-            ratios and StepSchedule.parse("mask_ratio_schedule", ratios, float, lambda ratio: 0 <= ratio < 1),
-        )
 
 
 @dataclass

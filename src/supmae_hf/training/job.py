@@ -17,6 +17,7 @@ from transformers.utils import logging
 import supmae_hf
 
 from ..configuration_supmae import SupMAEConfig
+from ..cost import pretraining_flops
 from ..data.arguments import DataArguments
 from ..data.dataset import Dealing, ImageDataset, ImageStream, collate, look_at_files
 from ..data.image_data import ImageData, shortened
@@ -32,7 +33,6 @@ from ..supervision_supmae import UNLABELED
 from .arguments import ModelArguments, PreTrainingArguments, RecipeArguments
 from .cpu import fastest_attention, prepare_cpu
 from .report import metrics_of
-from .schedules import check_schedules, scheduled_flops
 from .supervision import prepare_supervision
 
 
@@ -143,7 +143,7 @@ class Job:
         for _ in range(10):
             matrix @ matrix
         rate = 10 * 2 * 768**3 / (time.perf_counter() - start)
-        hours = 3 * scheduled_flops(config, *args.schedules()) * images / (rate * args.world_size) / 3600
+        hours = 3 * pretraining_flops(config) * images / (rate * args.world_size) / 3600
         if hours > 12:
             logger.warning(
                 f"{images:,.0f} images through {self.model.num_parameters() / 1e6:.0f} million parameters will take {hours:,.0f} hours or "
@@ -328,18 +328,10 @@ def prepare_pretraining(arguments: tuple[ModelArguments, DataArguments, PreTrain
     """
     job = load_job("pre-training", "Pre-trained", arguments)
     model_args, data_args, args = arguments
-    has_threshold = args.pseudo_label_threshold is not None
-    if has_threshold and job.data.labels.problem_type != "single_label_classification":
-        raise ValueError(
-            "`--pseudo_label_threshold` needs labels of one class an image for some of the images: leave it out."
-        )
     supervision = prepare_supervision(job)
-    if has_threshold and "labels" not in supervision.kinds:
-        raise ValueError("`--pseudo_label_threshold` needs labels, which `supervision` leaves out.")
     labeled = _find_labeled(job)
     job.build_model(SupMAEForPreTraining, **supervision.fields)
     supervision.prepare(job.model)
-    check_schedules(*args.schedules(), job.model.config)
     positions = job.model.vit.embeddings.position_embeddings
     if positions is not None:
         positions.requires_grad_(args.train_position_embeddings)

@@ -8,11 +8,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, send_to_device
 from transformers.utils import logging
 
-from ..configuration_supmae import SupMAEConfig
 from ..modeling_supmae import SupMAEForPreTraining, SupMAEForPreTrainingOutput
-from ..supervision_supmae import UNLABELED, SupMAESupervision
+from ..supervision_supmae import SupMAESupervision
 from .checkpointing import RunMonitor
-from .schedules import scheduled
 
 
 logger = logging.get_logger(__name__)
@@ -25,42 +23,6 @@ def predictions_of(outputs: SupMAEForPreTrainingOutput, kind: str) -> tuple[torc
     if kind == "labels":
         return outputs.get("class_logits"), outputs.get("classification_loss")
     return tuple((outputs.get(f"supervision_{what}") or {}).get(kind) for what in ("logits", "losses"))
-
-
-def pseudo_label_loss(
-    model: torch.nn.Module,
-    config: SupMAEConfig,
-    outputs: SupMAEForPreTrainingOutput,
-    pixel_values: torch.Tensor,
-    labels: torch.Tensor,
-    threshold: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The classification loss of unlabelled images on what the model itself, in evaluation mode, predicts for them unmasked,
-    where it is confident (FixMatch, arXiv 2001.07685, equation 4, with masking as the strong augmentation; SSMAE, arXiv
-    2601.20072).
-
-    Args:
-        model: [`SupMAEForPreTraining`], in whatever it is wrapped.
-        outputs: Outputs of the training step; the loss is computed from their `class_logits`.
-        labels: Labels of shape `(batch_size,)`; images labelled -100 are pseudo-labelled.
-        threshold: Probability, of logits over the temperature, from which the model counts as confident.
-
-    Returns:
-        The sum of the losses divided by the number of images of the batch, so that batches of one size can be averaged; and
-        the number of pseudo-labelled images.
-    """
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        visible = torch.zeros(len(pixel_values), config.num_patches, device=pixel_values.device)
-        logits = model(pixel_values=pixel_values, mask=visible)["class_logits"].float()
-        probabilities, guesses = (logits / config.classification_temperature).softmax(dim=-1).max(dim=-1)
-        confident = (probabilities >= threshold) & (labels == UNLABELED)
-    model.train(was_training)
-    scores = outputs["class_logits"].float() / config.classification_temperature
-    losses = torch.nn.functional.cross_entropy(scores, guesses, reduction="none")
-    return (losses * confident).sum() / len(labels), confident.sum()
 
 
 def _supervised_metrics(model: SupMAEForPreTraining, outputs: SupMAEForPreTrainingOutput, batch: Tensors) -> Tensors:
@@ -136,28 +98,22 @@ class Objective:
 
     Args:
         model: The model without wrappers.
-        args ([`PreTrainingArguments`]): Arguments with schedules and pseudo-labels.
         max_steps: Optimiser steps of the run.
         monitor: Monitor that gets the losses of every batch.
     """
 
-    def __init__(
-        self, model: SupMAEForPreTraining, args, accelerator: Accelerator, max_steps: int, monitor: RunMonitor
-    ):
-        self.model, self.accelerator, self.monitor, self.max_steps = model, accelerator, monitor, max_steps
-        self.threshold, self.schedules = args.pseudo_label_threshold, args.schedules()
+    def __init__(self, model: SupMAEForPreTraining, accelerator: Accelerator, max_steps: int, monitor: RunMonitor):
+        self.model, self.accelerator, self.monitor = model, accelerator, monitor
         self.check = BranchCheck(accelerator, max_steps)
         self._targets_per_batch, self._sums = None, None
 
     def begin_step(self, batches: list[Tensors], step: int) -> list[Tensors]:
         """
-        The batches of an optimiser step on the device and as the schedules want them. Counts the targets (labelled images, or
-        labels) of each kind of supervision over all of them and all processes, for which every process must call it; a step of
-        a single batch needs no count.
+        The batches of an optimiser step on the device. Counts the targets (labelled images, or labels) of each kind of
+        supervision over all of them and all processes, for which every process must call it; a step of a single batch needs no
+        count.
         """
         batches = send_to_device(batches, self.accelerator.device)
-        share, config = step / self.max_steps, self.model.config
-        batches = [scheduled(batch, config, share, *self.schedules) for batch in batches]
         for batch in batches:
             self.check(self.model, batch, step)
         self._targets_per_batch = None
@@ -175,19 +131,11 @@ class Objective:
         targets, noise = batch[head.argument], batch.get("noise")
         if noise is None:  # the patches that the model will hide are not known yet
             return head.count(targets).sum()
-        order, num_visible = self.model.vit.embeddings.shuffle(
-            noise.shape, noise, None, batch.get("mask_ratio"), noise.device
-        )
+        order, num_visible = self.model.vit.embeddings.shuffle(noise.shape, noise, None, None, noise.device)
         return head.counted(targets, (order.argsort(dim=1) >= num_visible).int()).sum()
 
-    def loss(self, model: torch.nn.Module, outputs: SupMAEForPreTrainingOutput, batch: Tensors) -> torch.Tensor:
-        """
-        The loss of a training batch.
-
-        Args:
-            model: The model in its wrappers.
-            outputs: Outputs of `model` for the batch.
-        """
+    def loss(self, outputs: SupMAEForPreTrainingOutput, batch: Tensors) -> torch.Tensor:
+        """The loss of a training batch, from the outputs of the model for it."""
         losses, shares = {}, {}
         for kind, head in self.model.heads().items():
             if head.argument in batch:
@@ -199,23 +147,16 @@ class Objective:
         loss = outputs["loss"].mean()
         if self._targets_per_batch:
             loss = self.model.weighted_loss(outputs["reconstruction_loss"].mean(), shares)
-        metrics = batch_metrics(self.model, outputs, batch)
-        if self.threshold is not None:
-            more, count = pseudo_label_loss(
-                model, self.model.config, outputs, batch["pixel_values"], batch["labels"], self.threshold
-            )
-            loss = loss + self.model.config.supervision_weights["labels"] * more
-            metrics["pseudo_labeled_images"] = count.float()
         named = {head.loss_name: losses[kind] for kind, head in self.model.heads().items() if kind in losses}
         self.monitor.add(loss=loss, reconstruction_loss=outputs["reconstruction_loss"], **named)
-        self._sums = add(self._sums, metrics)
+        self._sums = add(self._sums, batch_metrics(self.model, outputs, batch))
         return loss
 
     def log(self, num_steps: int) -> dict[str, float]:
         """The metrics of the steps since the last call, over all processes."""
         sums = {name: value.cpu().double() for name, value in self.accelerator.reduce(self._sums).items()}
         self._sums = None
-        counted = {name for head in self.model.heads().values() for name in head.counts()} | {"pseudo_labeled_images"}
+        counted = {name for head in self.model.heads().values() for name in head.counts()}
         per_step = {f"{name}_per_step": float(sums[name]) / num_steps for name in sums if name in counted}
         return {**averages(self.model, sums), **per_step}
 

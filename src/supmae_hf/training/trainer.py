@@ -292,12 +292,12 @@ class PreTrainer(RecipeTrainer):
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if self._objective is None or self._objective.monitor is not self.monitor:  # another call of `train`
             max_steps = self.state.max_steps
-            self._objective = Objective(self.model, self.args, self.accelerator, max_steps, self.monitor)
+            self._objective = Objective(self.model, self.accelerator, max_steps, self.monitor)
         return self._objective.begin_step(batches, self.state.global_step), num_items
 
     def training_loss(self, model, inputs, num_items_in_batch=None):
         outputs = model(**inputs)
-        loss = self._objective.loss(model, outputs, inputs)
+        loss = self._objective.loss(outputs, inputs)
         # the Trainer leaves the division to whoever is given the number of items
         return (loss if num_items_in_batch is None else loss / self.current_gradient_accumulation_steps), outputs
 
