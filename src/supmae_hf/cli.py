@@ -403,6 +403,19 @@ def _stop_with_launcher():
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _shorten_report(record) -> bool:
+    """Make one line of Transformers' table of the weights that a checkpoint does not have, or that have no place."""
+    text = record.getMessage()
+    rows = re.findall(r"^(\w+)\S*\s*\|\s*\W*(MISSING|UNEXPECTED)", text, re.MULTILINE)
+    if "LOAD REPORT" in text and rows and "MISMATCH" not in text:
+        parts = {status: ", ".join(sorted({name for name, kind in rows if kind == status})) for _, status in rows}
+        said = {"MISSING": "new", "UNEXPECTED": "not used"}
+        checkpoint = text.splitlines()[0].rpartition("from: ")[2]
+        listed = "; ".join(f"{said[kind]}: {names}" for kind, names in parts.items())
+        record.msg, record.args = f"'{checkpoint}' is loaded; {listed}.", ()
+    return True
+
+
 def run(main: Callable[[], None]):
     """
     Run a script. Errors end it with the line that says what to do, not behind a traceback, which `--debug` (on the command
@@ -417,6 +430,8 @@ def run(main: Callable[[], None]):
         del sys.argv[place]
     _stop_with_launcher()
     warnings.filterwarnings("ignore", "This DataLoader will create")  # said at each start of a loader; see `check`
+    for handler in logging.get_logger("transformers").handlers:
+        handler.addFilter(_shorten_report)
     logging.disable_progress_bar()  # of weights that are read and written, which are lines of noise in a file
     try:
         main()

@@ -1,10 +1,12 @@
 """The example scripts as a user runs them, on tiny settings."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, load_example
+from conftest import ROOT, TINY, load_example, reference_config
 from conftest import run_example as run
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -226,3 +228,17 @@ def test_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     error = run("run_pretrain.py", "--output_dir", "out", "--use_cpu", cwd=tmp_path, fails=True)
     assert "out is not empty" in error and (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_what_is_loaded_is_one_line(tmp_path):
+    """A process of its own: elsewhere scripts run without what `supmae_hf.cli.run` sets up around them."""
+    SupMAEForPreTraining(reference_config()).save_pretrained(tmp_path / "pre")
+    (tmp_path / "load.py").write_text(
+        "from supmae_hf import SupMAEForImageClassification\n"
+        "from supmae_hf.cli import run\n"
+        "run(lambda: SupMAEForImageClassification.from_pretrained('pre'))\n"
+    )
+    command = [sys.executable, "load.py"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stderr
+    (line,) = [line for line in printed.splitlines() if "pre" in line]
+    assert line.endswith("'pre' is loaded; new: classifier, fc_norm.") and "MISSING" not in printed

@@ -41,7 +41,8 @@ def prepare_cpu(model: PreTrainedModel, args: TrainingArguments):
     """If a run is on the CPU, make the process fit for it, and say in one line what was chosen."""
     if args.device.type != "cpu":
         return
-    choices = [f"{model.config._attn_implementation} attention"]
+    encoder = getattr(model, "backbone", model)
+    choices = [f"{encoder.config._attn_implementation} attention"]
     if keep_freed_memory():
         choices.append("glibc keeps freed memory")
     if args.process_index == 0:
