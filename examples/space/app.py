@@ -80,10 +80,11 @@ def examples() -> list[list]:
     return [[str(path), model.config.mask_ratio, 0] for path in files]
 
 
+how = ", in the brightness and contrast of the visible patches around" if model.config.norm_pix_loss else ""
 with gr.Blocks(title="SupMAE") as demo:
     gr.Markdown(
         "# SupMAE\nA share of the patches is hidden; the model reconstructs them, and says what it sees in the others. "
-        "Hidden patches are drawn as it predicts them, in the brightness and contrast of the visible patches around. "
+        f"Hidden patches are drawn as it predicts them{how}. "
         "[Paper](https://arxiv.org/abs/2205.14540)"
     )
     with gr.Row():

@@ -13,9 +13,6 @@ from .modeling_supmae import SupMAEForPreTraining
 from .preparation import Preparation
 
 
-HOW = "hidden patches: what the model predicts, in the brightness and contrast of the visible patches around"
-
-
 @torch.no_grad()
 def reconstruct(
     model: SupMAEForPreTraining, pixel_values: torch.Tensor, noise: torch.Tensor | None = None
@@ -88,7 +85,8 @@ def save_reconstructions(
         axis.set_title(cut(labels[column]) if labels else "", fontsize=8)
         if classes:
             axes[-1][column].set_xlabel(f"seen: {cut(classes[column])}", fontsize=8)
-    figure.supxlabel(HOW, fontsize=8)
+    how = ", in the brightness and contrast of the visible patches around" if model.config.norm_pix_loss else ""
+    figure.supxlabel(f"hidden patches: what the model predicts{how}", fontsize=8)
     figure.savefig(path, dpi=150)
 
 
