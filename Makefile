@@ -32,9 +32,9 @@ demo: $(VENV)/trains
 	@echo "Look at outputs/digits-pretrain/reconstructions.png and the card, outputs/digits-finetune/README.md."
 	@echo "On images of your own:"
 	@echo "  $(ACTIVATE)"
-	@echo "  python examples/run_pretrain.py --train_dir FOLDER --output_dir pretrained"
-	@echo "  python examples/run_finetune.py --train_dir FOLDER --model_name_or_path pretrained --output_dir finetuned"
-	@echo "Pre-trained model, its log and pictures of reconstructions: outputs/digits-pretrain"
+	@echo "  python examples/run_pretrain.py examples/configs/pretrain_photos_small.yaml --train_dir FOLDER --output_dir pretrained"
+	@echo "  python examples/run_finetune.py examples/configs/finetune_photos_small.yaml --train_dir FOLDER --model_name_or_path pretrained \\"
+	@echo "    --output_dir finetuned"
 
 # SupMAE against MAE and a ViT from scratch on the digits, over epochs and compute: 35 minutes on 2 cores;
 # `make reproduce ARGS=--quick` takes 4

@@ -7,9 +7,9 @@ One command for a new accelerator, under 8 minutes and without downloads: is it 
 
 First the checks: losses and gradients in fp32 and bf16 against the CPU's in fp32, compiled against eager, with gradient
 checkpointing against without, a run that goes on from a checkpoint against one that was not interrupted. Then, one after another, bf16
-training steps of ViT-B/16 at each batch size, eager and compiled: SupMAE, ViTMAE with the same head and decoder, and timm's ViT
-with three quarters of the patches dropped (its encoder alone: timm has no masked autoencoder), each in every attention that is
-there. Last the data path that would keep the fastest of them busy.
+training steps of ViT-B/16 at each batch size, eager and compiled: SupMAE, ViTMAE with the same head and a decoder of 1 or 8 blocks
+(MAE's own), and timm's ViT with three quarters of the patches dropped (its encoder alone: timm has no masked autoencoder), each in
+every attention that is there. Last the data path that would keep the fastest of them busy.
 
 Without an accelerator it does the same on the CPU at small sizes, and says so.
 """
@@ -131,7 +131,9 @@ def measure(args, modes: list[str]) -> list[dict]:
             makers = {("timm, encoder only", "its own"): partial(TimmEncoder, step_args)}
             for attention in attentions:
                 makers["SupMAE", attention] = partial(supmae, step_args, attention)
-                makers["ViTMAE + head", attention] = partial(ViTMAEAndHead, step_args, attention, 1)
+                for blocks in (1, 8):
+                    name = f"ViTMAE + head, {blocks} decoder block{'s' * (blocks > 1)}"
+                    makers[name, attention] = partial(ViTMAEAndHead, step_args, attention, blocks)
             for (name, attention), make in makers.items():
                 row = {"batch": batch_size, "model": name, "mode": mode, "attention": attention}
                 try:
