@@ -443,6 +443,8 @@ def run(main: Callable[[], None]):
             raise
         known = isinstance(error, (OSError, ValueError, ImportError, FloatingPointError))
         text = str(error) if known else f"{type(error).__name__}: {error} (`--debug` shows where)"
+        if isinstance(error, ModuleNotFoundError):
+            text += ": `pip install '.[onnx]'`, in a clone of the repository, installs whatever the scripts can use"
         lines = [line for line in text.splitlines() if line.strip()]
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(map(str.strip, lines))}", file=sys.stderr)
         raise SystemExit(1) from None

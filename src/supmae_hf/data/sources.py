@@ -298,7 +298,11 @@ def load_evaluation_data(
     splits, notes = _open(args, data_dir)
     name = args.split or next((name for name in HELD_OUT_SPLITS if name in splits), None)
     if name is None and list(splits) == ["train"] and (data_dir or Path(args.source).is_dir()):
-        name = "train"  # a folder without splits
+        name = "train"
+        notes.append(
+            f"{args.source} has no splits, and all of its images are measured: those that a model was trained on say nothing. "
+            f"Hold some out, as {args.source}/train and {args.source}/val"
+        )
     data = splits[_choose_split(splits, name)]
     everything = list(splits.values()) if len(splits) > 1 else data
     labels = Labels.of(everything, args.label_column_name, args.problem_type)
