@@ -26,6 +26,8 @@ STAND_INS = {
     "FOLDER_OR_NAME": "captions",
     "NAME": "captions",
     "cifar": "photos",
+    "clothes": "photos",
+    "clothes-test": "photos",
     "untrained": "outputs/digits-pretrain",
 }
 TRAINING = ["--max_steps", 2, "--warmup_epochs", 0, "--use_cpu", "--per_device_train_batch_size", 8]
