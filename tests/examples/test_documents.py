@@ -79,7 +79,7 @@ def run_command(command: str, folder):
     if script in ("run_pretrain", "run_finetune", "convert_checkpoint"):  # another page's run of the same name
         place = 3 if script == "convert_checkpoint" else words.index("--output_dir") + 1
         shutil.rmtree(folder / words[place], ignore_errors=True)
-    if script == "run_pretrain" and "--model_name_or_path" not in words:
+    if script == "run_pretrain" and ("--model_name_or_path" not in words or "photos_small" in words[2]):
         given = json.loads(words.pop(words.index("--model_config") + 1)) if "--model_config" in words else {}
         words = [word for word in words if word != "--model_config"]
         words += ["--model_config", json.dumps({**TINY, **given})]
