@@ -200,7 +200,9 @@ def load_example(script: str):
 
 
 # a model for runs of seconds
-TINY = {
+TINY = {  # and, unlike the digits' recipe, on RGB images with normalised targets, as most models are
+    "num_channels": 3,
+    "norm_pix_loss": True,
     "image_size": 16,
     "patch_size": 4,
     "hidden_size": 32,

@@ -295,7 +295,9 @@ def test_errors_end_with_their_line(tmp_path):
 
 def test_a_checkpoint_without_a_processor_is_normalised_by_the_data(tmp_path):
     make_folder(tmp_path / "a", "grey16")
-    SupMAEForPreTraining(SupMAEForPreTraining.config_class(**TINY, num_channels=1)).save_pretrained(tmp_path / "bare")
+    SupMAEForPreTraining(SupMAEForPreTraining.config_class(**{**TINY, "num_channels": 1})).save_pretrained(
+        tmp_path / "bare"
+    )
     arguments = ["--model_name_or_path", "bare", "--train_dir", "a", *SHORT, *PLAIN, "--output_dir", "out"]
     assert "training images" in run("run_finetune.py", *arguments, cwd=tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
