@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import ROOT, reference_config, run_example
+from conftest import reference_config, run_example
 from transformers import ViTMAEConfig
 
 from supmae_hf.cost import classification_flops, pretraining_flops
