@@ -408,11 +408,11 @@ def _shorten_report(record) -> bool:
     text = record.getMessage()
     rows = re.findall(r"^(\w+)\S*\s*\|\s*\W*(MISSING|UNEXPECTED)", text, re.MULTILINE)
     if "LOAD REPORT" in text and rows and "MISMATCH" not in text:
-        parts = {status: ", ".join(sorted({name for name, kind in rows if kind == status})) for _, status in rows}
-        said = {"MISSING": "new", "UNEXPECTED": "not used"}
-        checkpoint = text.splitlines()[0].rpartition("from: ")[2]
-        listed = "; ".join(f"{said[kind]}: {names}" for kind, names in parts.items())
-        record.msg, record.args = f"'{checkpoint}' is loaded; {listed}.", ()
+        line = f"'{text.splitlines()[0].rpartition('from: ')[2]}' is loaded"
+        for status, said in (("MISSING", "new"), ("UNEXPECTED", "not used")):
+            names = sorted({name for name, found in rows if found == status})
+            line += f"; {said}: {', '.join(names)}" if names else ""
+        record.msg, record.args = f"{line}.", ()
     return True
 
 
