@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests sta
 
 import argparse
 import contextlib
+import gc
 import gzip
 import importlib.util
 import io
@@ -43,6 +44,15 @@ ROOT = Path(__file__).parent.parent
 def pytest_collection_modifyitems(items):
     """The scripts first: they take longest, and a worker that has nothing left takes over what others have."""
     items.sort(key=lambda item: "examples" not in item.path.parts)
+
+
+def pytest_collection_finish():
+    """Accelerate collects garbage in every run, and would look at all that was imported each time."""
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -271,7 +271,7 @@ def test_registration_in_a_fresh_process(tmp_path):
         f"UperNetConfig(backbone_config=pickle.loads({config!r}))",
         f"assert pickle.load(open({str(tmp_path / 'mapping')!r}, 'rb'))['supmae'].__name__ == 'SupMAEConfig'",
     ]
-    code = f"""import os, pickle, sys, torch
+    code = f"""import os, pickle, sys, torch, torchvision.transforms.v2
 from transformers import AutoModel, UperNetConfig
 known = set(sys.modules)
 for piece in {pieces!r}:

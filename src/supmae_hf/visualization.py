@@ -1,9 +1,11 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Reconstructions and training curves as pictures."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import nn
@@ -74,17 +76,22 @@ def save_reconstructions(
     rows, classes = reconstruct(model, pixel_values, noise)
     original = rows["original"]
     rows = {name: preparation.to_pictures(images, original) for name, images in rows.items()}
-    figure = Figure(figsize=(max(1.2 * len(pixel_values) + 0.4, 6), 4.6), layout="constrained")
-    axes = figure.subplots(len(rows), len(pixel_values), squeeze=False)
-    for row, (name, images) in zip(axes, rows.items()):
-        row[0].set_ylabel(name)
-        for axis, image in zip(row, images):
-            axis.imshow(image, cmap="gray", vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-    for column, axis in enumerate(axes[0]):
-        axis.set_title(cut(labels[column]) if labels else "", fontsize=8)
-        if classes:
-            axes[-1][column].set_xlabel(f"seen: {cut(classes[column])}", fontsize=8)
+    height, width = original.shape[-2:]
+    gap = math.ceil(width / 16)
+    centres = [(width + gap) * column + width / 2 for column in range(len(original))]
+    figure = Figure(figsize=(max(1.2 * len(original) + 0.4, 6), 4.6), layout="constrained")
+    axes = figure.subplots(len(rows))
+    for axis, (name, images) in zip(axes, rows.items()):
+        images = np.pad(images, [(0, 0), (0, 0), (0, gap), (0, 0)], constant_values=1)
+        axis.imshow(np.concatenate(images, axis=1)[:, :-gap], cmap="gray", vmin=0, vmax=1)
+        axis.set(ylabel=name, xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        axis.tick_params(length=0, labelsize=8)
+    if labels:
+        axes[0].set_xticks(centres, map(cut, labels))
+        axes[0].xaxis.tick_top()
+    if classes:
+        axes[-1].set_xticks(centres, [f"seen: {cut(name)}" for name in classes])
     how = ", in the brightness and contrast of the visible patches around" if model.config.norm_pix_loss else ""
     figure.supxlabel(f"hidden patches: what the model predicts{how}", fontsize=8)
     figure.savefig(path, dpi=150)

@@ -17,14 +17,18 @@ COMMANDS = [
 ]
 
 STEPS = "--max_steps 2 --use_cpu"
-TRAINING = f"{STEPS} --warmup_epochs 0"
+TRAINING = f"{STEPS} --warmup_epochs 0 --max_train_samples 256 --max_eval_samples 64"
 SHORTER = {
     "run_pretrain": TRAINING,
     "run_pretrain_no_trainer": TRAINING,
     "run_finetune": TRAINING,
     "run_linear_probe": TRAINING,
-    "run_robustness": "--max_samples 10",
-    "run_few_shot": "--epochs 1 --learning_rates 1e-3 --seeds 0",
+    "run_eval": "--max_samples 64",
+    "run_zero_shot": "--max_samples 64",
+    "run_robustness": "--max_samples 4",
+    "run_few_shot": "--epochs 1 --learning_rates 1e-3 --shots 5 --seeds 0",
+    "extract_features": "--max_samples 64",
+    "pack_images": "--max_samples 64",
     "run_semantic_segmentation": f"{STEPS} --warmup_steps 0 --max_eval_samples 4",
     "efficiency": "--epochs 8 --seeds 1 --finetuning_epochs 1 --trials 1",
     "partial_labels": "--data digits --tflops 0.002",

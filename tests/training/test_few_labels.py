@@ -36,10 +36,13 @@ def test_labeled_images_are_repeated_by_both_scripts(tmp_path):
 
 
 def test_few_labels_are_pointed_out(tmp_path):
-    printed = run("run_pretrain.py", tmp_path, "--label_fraction", 0.1)
+    step = ["--max_steps", 1, "--warmup_epochs", 0]
+    printed = run("run_pretrain.py", tmp_path, "--label_fraction", 0.1, *step)
     advice = "only 31 of 330 training images have a label, 6.0 of the 64 of a step: `--labeled_share 0.5` shows them"
     assert advice in printed
-    assert "--labeled_share" not in run("run_pretrain.py", tmp_path, "--label_fraction", 0.5, "--overwrite_output_dir")
+    assert "--labeled_share" not in run(
+        "run_pretrain.py", tmp_path, "--label_fraction", 0.5, "--overwrite_output_dir", *step
+    )
 
 
 @pytest.mark.parametrize(

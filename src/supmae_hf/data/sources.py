@@ -1,6 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Load images from folders, tables, data sets of the Hub or scikit-learn's digits, and choose those that are held out."""
 
+import functools
 import glob
 import os
 import tarfile
@@ -133,6 +134,7 @@ def shard_sizes(stream: datasets.IterableDataset) -> tuple[list[int], bool]:
     return [1] * stream.num_shards, False
 
 
+@functools.cache
 def load_digits() -> datasets.DatasetDict:
     """
     scikit-learn's 1,797 scans of handwritten digits (8x8, grey) with captions, of which a fixed fifth is held out, balanced
