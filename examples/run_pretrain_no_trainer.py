@@ -135,6 +135,9 @@ def train(job: Job, checkpoint: str | None, knn: KnnEvaluation | None = None):
     def save_pretrained(folder: Path):
         """Save the model, the image processor and the log."""
         state_dict = accelerator.get_state_dict(model)
+        state_dict = {
+            name.removeprefix("_orig_mod."): value for name, value in state_dict.items()
+        }  # if it is compiled
         if accelerator.is_main_process:
             bare_model.save_pretrained(folder, state_dict=state_dict)
             job.image_processor.save_pretrained(folder)
@@ -153,7 +156,7 @@ def train(job: Job, checkpoint: str | None, knn: KnnEvaluation | None = None):
         except (OSError, RuntimeError) as error:
             raise checkpointing.writing_failed(output_dir, state.global_step, error) from error
 
-    progress = Progress(bare_model, state.global_step, max_steps, accelerator.is_main_process)
+    progress = Progress(bare_model, args, state.global_step, max_steps)
     with checkpointing.StopRequest() as stop:
         monitor = checkpointing.RunMonitor(args, accelerator, stop)
         objective = Objective(bare_model, accelerator, max_steps, monitor)

@@ -81,11 +81,26 @@ def assert_killed_run_equals(script, arguments, cwd, processes=1, **kwargs):
             1,
             marks=pytest.mark.slow,
         ),
+        pytest.param("run_pretrain.py", ["--torch_compile", "True"], 1, marks=pytest.mark.slow),
+        pytest.param("run_pretrain_no_trainer.py", ["--torch_compile", "True"], 1, marks=pytest.mark.slow),
     ],
 )
 def test_killed_runs_end_bit_for_bit_the_same(tmp_path, script, arguments, kills):
     arguments = [*RUN, "--num_train_epochs", 2, *arguments]
     assert_killed_run_equals(script, arguments, tmp_path, kills=kills, most_steps=20, seed=0)
+
+
+@pytest.mark.slow
+def test_compiled_runs_evaluate_what_they_save(tmp_path):
+    short = ["--max_steps", 4, "--warmup_epochs", 0]
+    for name, arguments in (("pretrain", RUN), ("finetune", [*RUN[2:], "--model_name_or_path", "pretrain"])):
+        found = []
+        for compiles in (True, False):  # the second only evaluates
+            more = ["--output_dir", name, "--torch_compile", compiles]
+            run_example(f"run_{name}.py", *arguments, *short, *more, cwd=tmp_path)
+            results = json.loads((tmp_path / name / "eval_results.json").read_text())
+            found.append({key: value for key, value in results.items() if "second" not in key and "time" not in key})
+        assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("script", ["run_pretrain.py", "run_pretrain_no_trainer.py"])

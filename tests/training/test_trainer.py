@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers.utils import logging
 from supmae_hf import SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.data.dataset import MixupCollator, collate
 from supmae_hf.training.arguments import FineTuningArguments, PreTrainingArguments
+from supmae_hf.training.progress import Progress
 from supmae_hf.training.trainer import FineTuner, PreTrainer, RecipeTrainer
 
 
@@ -142,6 +145,20 @@ def train_at_once_and_in_parts(tmp_path, items, **fields) -> list[tuple[dict, di
     for name in weights[0]:
         torch.testing.assert_close(weights[1][name], weights[0][name], atol=1e-5, rtol=1e-5, msg=name)
     return list(zip(*logs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("steps", "fields"), [(10**9, {}), (20, {}), (10**9, {"torch_compile": True}), (10**9, {"bf16": False})]
+)
+def test_long_runs_in_bf16_are_told_of_compilation(tmp_path, capsys, steps, fields):
+    args = PreTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{"bf16": True, **fields})
+    progress = Progress(SupMAEForPreTraining(reference_config()), args, 0, steps)
+    for step in range(1, 12):
+        time.sleep(1e-3)
+        progress.end_step(step)
+    printed = capsys.readouterr().out
+    assert "steps to go" in printed
+    assert ("`--torch_compile`" in printed) == (steps > 20 and not fields)
 
 
 def test_gradient_accumulation_averages_over_the_steps(tmp_path):

@@ -37,6 +37,13 @@ def keep_freed_memory() -> bool:
     return True
 
 
+def compilation_advice(args: TrainingArguments) -> str | None:
+    """A sentence for long runs that `--torch_compile` makes faster: those in bf16, of which a CPU with AMX multiplies fast."""
+    if args.device.type != "cpu" or not args.bf16 or args.torch_compile:
+        return None
+    return "With AMX, `--torch_compile` makes steps in bf16 about 1.3 times as fast, after minutes of compilation."
+
+
 def prepare_cpu(model: PreTrainedModel, args: TrainingArguments):
     """If a run is on the CPU, make the process fit for it, and say in one line what was chosen."""
     if args.device.type != "cpu":

@@ -7,7 +7,9 @@ from datetime import timedelta
 
 import psutil
 import torch
+from transformers import TrainingArguments
 
+from .cpu import compilation_advice
 from .report import metrics_of
 
 
@@ -32,18 +34,20 @@ class Progress:
 
     Args:
         model: The model that is trained, whose heads name the metrics.
+        args: Arguments of the run, of which the first process prints.
         first_step, max_steps: Steps that were done before, and those of the whole run.
-        is_shown: Whether this is the process that prints.
     """
 
-    def __init__(self, model: torch.nn.Module, first_step: int, max_steps: int, is_shown: bool = True):
-        self.model, self.max_steps, self.is_shown = model, max_steps, is_shown
+    def __init__(self, model: torch.nn.Module, args: TrainingArguments, first_step: int, max_steps: int):
+        self.model, self.args, self.max_steps = model, args, max_steps
         self.first_step = self.step = first_step
         self._start = self._first = time.perf_counter()
         self._last = None
 
     def _say(self, text: str):
-        if self.is_shown and text != self._last:  # a run evaluates at its end what it may have evaluated just before
+        if (
+            self.args.process_index == 0 and text != self._last
+        ):  # a run evaluates at its end what it may have evaluated just before
             print(text, flush=True)
         self._last = text
 
@@ -64,6 +68,9 @@ class Progress:
             self._say(
                 f"{self.max_steps - step} steps to go: {left} (h:mm:ss) by the first ones, without evaluations; {memory} memory."
             )
+            advice = compilation_advice(self.args)
+            if advice is not None and left > timedelta(hours=1):
+                self._say(advice)
 
     def write(self, entry: Mapping[str, float]):
         """Print an entry of the log: metrics of training steps, or of held-out images (`eval_` and the name)."""

@@ -61,8 +61,7 @@ class _RunCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.last_logged_step = state.global_step
-        is_shown = state.is_world_process_zero
-        self.progress = Progress(self.trainer.model, state.global_step, state.max_steps, is_shown)
+        self.progress = Progress(self.trainer.model, args, state.global_step, state.max_steps)
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         steps = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
