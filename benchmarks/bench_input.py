@@ -2,8 +2,8 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
 Training images per second and core, from JPEG files in a data set to a normalised batch: this project's input path, and the
-usual one (as in Transformers' `run_mae.py`): PIL, RandomResizedCrop (bicubic), flip, ToTensor, Normalize. In turn, each on one
-core: the process itself, or one worker of a DataLoader. Several views (`--repeated_augmentation`) count as so many images.
+usual one (as in Transformers' `run_mae.py`): PIL, RandomResizedCrop (bicubic), flip, ToTensor, Normalize; and torchvision's decoder
+and transforms without anything around them. In turn, each on one core: the process itself, or one worker of a DataLoader. Several views (`--repeated_augmentation`) count as so many images.
 
     python benchmarks/bench_input.py
 """
@@ -19,6 +19,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import v2
 
 from supmae_hf import SupMAEConfig
 from supmae_hf.data.dataset import ImageDataset, collate, collate_views
@@ -59,6 +61,27 @@ def usual(data: datasets.Dataset) -> datasets.Dataset:
             "labels": [torch.tensor(label) for label in rows["label"]],
         }
     )
+
+
+def plain(data: datasets.Dataset) -> datasets.Dataset:
+    """torchvision's decoder and transforms alone: without seeds, masks, a look at the file's header, errors that name a file."""
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+
+    def read(rows):
+        files = [torch.frombuffer(bytearray(image["bytes"]), dtype=torch.uint8) for image in rows["image"]]
+        return {
+            "pixel_values": [transform(decode_jpeg(file, ImageReadMode.RGB)) for file in files],
+            "labels": [torch.tensor(label) for label in rows["label"]],
+        }
+
+    return data.cast_column("image", datasets.Image(decode=False)).with_transform(read)
 
 
 def ours(data: datasets.Dataset, num_views: int = 1) -> ImageDataset:
@@ -112,6 +135,7 @@ def main():
         data = photographs(size, quality, count)
 
         runs = {"ours": epoch(ours(data), workers), "usual": epoch(usual(data), workers)}
+        runs["plain torchvision"] = epoch(plain(data), workers)
         runs["ours, packed"] = epoch(ours(packed(data)), workers)
         runs |= {f"ours, {views} views": epoch(ours(data, views), workers) for views in (2, 4)}
         seconds = alternate(runs, args.rounds, warmup=1)
