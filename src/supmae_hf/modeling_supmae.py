@@ -484,9 +484,16 @@ class SupMAEDecoder(nn.Module):
         self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, grid_size: tuple[int, int] | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Tokens `(batch_size, num_prefix_tokens + num_visible_patches, hidden_size)` in the order that `ids_restore` undoes, of a
-        grid of `(rows, columns)` (by default the configuration's), to predictions `(batch_size, num_patches, patch_height * patch_width * num_channels)`, and the tokens
-        `(batch_size, num_patches, decoder_hidden_size)` that they are made from.
+        Predict the pixels of every patch.
+
+        Args:
+            hidden_states: Encoded tokens `(batch_size, num_prefix_tokens + num_visible_patches, hidden_size)`.
+            ids_restore: Undoes the order of the patches, see [`SupMAEModelOutput`].
+            grid_size: Rows and columns of patches, by default the configuration's.
+
+        Returns:
+            Predictions `(batch_size, num_patches, patch_height * patch_width * num_channels)` and the tokens `(batch_size,
+            num_patches, decoder_hidden_size)` that they are made from.
         """
         num_class_tokens, num_prefix_tokens = int(self.config.use_cls_token), self.config.num_prefix_tokens
         hidden_states = self.decoder_embed(hidden_states)
@@ -721,11 +728,8 @@ class SupMAEPreTrainedModel(PreTrainedModel):
 
 # What Transformers passes along to models of any kind
 _PASSED_ALONG = frozenset(TransformersKwargs.__annotations__) | {"use_cache"}
-_READ = {
-    "output_hidden_states",
-    "output_attentions",
-    "return_dict",
-}  # and, by implementations of attention, some others
+# What our models read of it; implementations of attention read some others
+_READ = {"output_hidden_states", "output_attentions", "return_dict"}
 
 
 def check_arguments(model: nn.Module, arguments: dict):
@@ -1092,10 +1096,8 @@ class SupMAEForImageClassification(SupMAEPreTrainedModel):
 
     _auto_class = "AutoModelForImageClassification"
     trains_positions = True
-    _keys_to_ignore_on_load_unexpected = [
-        *_PRETRAINING_PARTS,
-        r"^vit\.layernorm\.",
-    ]  # mean pooling has its own LayerNorm
+    # mean pooling has its own LayerNorm
+    _keys_to_ignore_on_load_unexpected = [*_PRETRAINING_PARTS, r"^vit\.layernorm\."]
 
     def __init__(self, config: SupMAEConfig):
         super().__init__(config)
@@ -1176,8 +1178,10 @@ class SupMAEBackbone(BackboneMixin, SupMAEPreTrainedModel):
     _auto_class = "AutoBackbone"
     trains_positions = True
     # the classifier's parts and the last LayerNorm are not used
-    _keys_to_ignore_on_load_unexpected = [
-        *(*_PRETRAINING_PARTS, r"^classifier\.", r"^fc_norm\.", r"layernorm\.(weight|bias)$")
+    _keys_to_ignore_on_load_unexpected = _PRETRAINING_PARTS + [
+        r"^classifier\.",
+        r"^fc_norm\.",
+        r"layernorm\.(weight|bias)$",
     ]
 
     def __init__(self, config: SupMAEConfig):
