@@ -78,7 +78,7 @@ TRIED = {  # the others are as MODEL says, or have nothing to decide
     MAE: SETTINGS,
     SCRATCH: {"finetuning_rate": RATES, "mixing": SETTINGS["mixing"]},
 }
-SHOTS, DRAWS = (5, 20, 50), 5
+SHOTS = (5, 20, 50)
 SEVERITIES = (1, 3, 5)
 MEASURES = {
     "probe": "linear probe",
@@ -201,14 +201,14 @@ def finetune(
 
 
 def measure_features(encoder, data: dict) -> dict[str, float]:
-    """[`comparison.measure_features`], and few-shot transfer by the probe, as the average of [`DRAWS`] draws."""
+    """[`comparison.measure_features`], and few-shot transfer by the probe, as the average of several draws."""
     result = comparison.measure_features(encoder, data, torch.arange(len(data["images"])))
     other = data["transfer"]
     queries, answers = features_of(encoder, other["test_images"]), other["test_labels"].cpu().numpy()
     labels = other["labels"].cpu().numpy()
     for shots in SHOTS:
         scores = []
-        for draw in range(DRAWS):
+        for draw in range(data["draws"]):
             places = draw_shots(labels, shots, draw)
             probe, _ = select_probe(features_of(encoder, other["images"][places]), labels[places], draw)
             scores.append(float(probe.score(queries, answers)))
@@ -375,11 +375,12 @@ def main():
         "seeds": (3, 1, "how many, each with other images"),
         "images": (12_000, 2_000, "images that are trained on"),
         "held_out": (10_000, 1_000, "images that settings are chosen on"),
-        "finetuning_epochs": (FINETUNING_EPOCHS, 4, "of fine-tuning"),
+        "finetuning_epochs": (FINETUNING_EPOCHS, 6, "of fine-tuning"),
         "tried": (4, 1, "values of each setting that are tried"),
         "divisor": (1, 12, "by which the epochs of pre-training and from scratch are divided"),
         "test_images": (10_000, 500, "images that are tested on, of each data set"),
         "corrupted": (2_000, 100, "of them, corrupted"),
+        "draws": (5, 1, "draws of few-shot images"),
     }
     sources = {**comparison.SOURCES, "transfer": "ylecun/mnist"}
     args = comparison.read_arguments(__doc__, "pretraining", numbers, sources)
@@ -388,6 +389,7 @@ def main():
         images |= {name: images[name][: args.test_images] for name in ("test_images", "test_labels")}
     data |= {
         "transfer": transfer,
+        "draws": args.draws,
         "corrupted": args.output_dir / "corrupted.npy",
         "pretrained": args.output_dir / "_pretrained",
     }

@@ -92,6 +92,24 @@ def test_the_intervals_of_the_document(script):
             assert bool(bold) == (abs(expected[0]) > expected[1])
 
 
+def test_the_trials_of_the_document():
+    lines = (ROOT / "docs" / "results" / "pretraining" / "runs.jsonl").read_text().splitlines()
+    runs = [json.loads(line) for line in lines]
+    section = (ROOT / "docs" / "results.md").read_text().split("### Over the length of pre-training")[1]
+    for arm in ("SupMAE", "supervised only", "MAE"):
+        cells = re.search(rf"^\| {arm}[:,| ].*?((?:\| [\d.]+ )+)\|$", section, re.M)[1]
+        found = {
+            run["key"]["settings"]["learning_rate"]: 100 * run["result"]["finetuned"]
+            for run in runs
+            if run["key"]["arm"] == arm
+            and run["key"]["is_trial"]
+            and (run["key"]["settings"]["finetuning_rate"], run["key"]["settings"]["mixing"]) == (1e-3, False)
+            and run["key"]["settings"].get("decoder", 1) == 1
+        }
+        expected = [found[rate] for rate in (1e-3, 2e-3, 4e-3, 8e-3)]
+        assert [float(cell) for cell in cells.strip("| ").split(" | ")] == pytest.approx(expected, abs=0.0501)
+
+
 @pytest.mark.slow
 def test_a_small_run(tmp_path):
     data = make_mnist(tmp_path / "digits", splits=((0, 1400), (1400, 1500)))
