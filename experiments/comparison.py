@@ -169,16 +169,13 @@ def accuracy(
 
 
 @torch.no_grad()
-def tokens(encoder, pixel_values: torch.Tensor, batch_size: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    """Class tokens and averages of the patch tokens, each of shape `(num_images, hidden_size)`."""
-    outputs = [encoder(images).last_hidden_state for images in pixel_values.split(batch_size)]
-    return tuple(torch.cat(parts).cpu().numpy() for parts in zip(*((x[:, 0], x[:, 1:].mean(dim=1)) for x in outputs)))
-
-
-def features_of(encoder, images: torch.Tensor) -> np.ndarray:
+def features_of(encoder, images: torch.Tensor, batch_size: int = 500) -> np.ndarray:
     """Averages of the patch tokens of grey images of type uint8 or, without an encoder, the pixels themselves."""
     inputs = to_inputs(images)
-    return inputs.flatten(1).cpu().numpy() if encoder is None else tokens(encoder, inputs)[1]
+    if encoder is None:
+        return inputs.flatten(1).cpu().numpy()
+    parts = [encoder(part).last_hidden_state[:, 1:].mean(dim=1) for part in inputs.split(batch_size)]
+    return torch.cat(parts).cpu().numpy()
 
 
 def measure_features(encoder, data: dict, places: torch.Tensor) -> dict[str, float]:

@@ -183,7 +183,6 @@ OTHERS = [
     ("run_pretrain_no_trainer.py", "--eval_on_start True", "`--eval_on_start` is the Trainer's: use run_pretrain.py"),
     ("run_pretrain_no_trainer.py", "--save_strategy best", "`--save_strategy` best is the Trainer's"),
     ("publish.py", "nowhere organisation/name", "nowhere"),
-    ("experiments/efficiency.py", "--epochs 12", "--epochs must be a multiple of 8, got 12"),
     ("experiments/partial_labels.py", "--draws 0", "--draws must be above 0, got 0."),
     ("experiments/pretraining.py", "--processes 0", "--processes must be above 0, got 0."),
     ("experiments/supervision.py", "--tflops nan", "--tflops must be above 0, got nan."),

@@ -30,7 +30,6 @@ SHORTER = {
     "extract_features": "--max_samples 64",
     "pack_images": "--max_samples 64",
     "run_semantic_segmentation": f"{STEPS} --warmup_steps 0 --max_eval_samples 4",
-    "efficiency": "--epochs 8 --seeds 1 --finetuning_epochs 1 --trials 1",
     "partial_labels": "--data digits --tflops 0.002",
     "supervision": "--data digits --tflops 0.002",
     "pretraining": "--data digits --transfer digits --images 300 --held_out 100 --divisor 50 --finetuning_epochs 1 --test_images 99",
@@ -71,7 +70,7 @@ def test_commands_run_when_cut_short(repository):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["efficiency", "partial_labels", "pretraining", "supervision"])
+@pytest.mark.parametrize("script", ["partial_labels", "pretraining", "supervision"])
 def test_comparisons_run_when_cut_short(repository, script):
     make_mnist(repository / "digits", splits=((0, 1000), (1000, 1100)))
     command = next(command for command in COMMANDS if f"experiments/{script}" in command)
