@@ -177,17 +177,23 @@ def test_missing_recipes_are_refused(capsys):
     assert "nowhere.yaml" in capsys.readouterr().err
 
 
-def test_long_runs_on_a_cpu_are_told(tmp_path, warnings):
+def test_large_models_are_told(tmp_path, warnings):
     for index, image in enumerate(digit_images(40)):
         (tmp_path / "images" / str(index % 2)).mkdir(parents=True, exist_ok=True)
         image.save(tmp_path / "images" / str(index % 2) / f"{index}.png")
     flags = [*CPU, "--train_dir", str(tmp_path / "images"), "--output_dir", str(tmp_path / "out")]
     flags += ["--per_device_train_batch_size", "8"]
     short = ["--model_config", json.dumps(TINY), "--num_train_epochs", "3", "--warmup_epochs", "0"]
-    for more, is_long in ((["--num_train_epochs", "400000"], True), (short, False)):
+    for more, is_long, is_large in (
+        (["--num_train_epochs", "400000"], True, True),
+        (["--num_train_epochs", "1", "--warmup_epochs", "0"], False, True),
+        (short, False, False),
+    ):
         warnings.clear()
         prepare_pretraining(parse([*flags, *more]))
         assert ("hours or more on this CPU" in warnings.text) == is_long
+        assert ("images are few for" in warnings.text) == is_large
+        assert ("pretrain_photos_small.yaml" in warnings.text) == (is_long or is_large)
 
 
 def test_more_workers_than_cores_are_told(tmp_path, warnings):

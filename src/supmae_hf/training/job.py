@@ -40,6 +40,8 @@ logger = logging.get_logger(__name__)
 
 # Share of labelled images below which a run advises to repeat them (docs/training.md).
 FEW_LABELS = 0.1
+# So few images, and so many millions of new parameters, are told that a smaller model would suit them (docs/choosing.md).
+FEW_IMAGES, LARGE_MODEL = 20_000, 20
 # How long a run looks for broken images before its first step, in each split.
 LOOK_SECONDS = 60
 # Transformers' arguments that decide what comes out of a run. The others (logging, saving, evaluation, loading, devices,
@@ -133,22 +135,32 @@ class Job:
     train_dataset: ImageDataset | ImageStream | None = None
     eval_dataset: ImageDataset | ImageStream | None = None
 
-    def warn_of_long_runs(self):
-        """Estimate the hours of pre-training on a CPU by the rate of its matrix multiplications, and warn of more than 12."""
-        args, config = self.args, self.model.config
-        if args.device.type != "cpu" or not isinstance(self.train_dataset, ImageDataset):
+    def warn_of_size(self):
+        """
+        Warn of a model that is too large: for new weights, if there are few images; for a CPU, if pre-training takes more than 12
+        hours by the rate of its matrix multiplications.
+        """
+        args, reasons = self.args, []
+        if args.process_index or not isinstance(self.train_dataset, ImageDataset):
             return
-        images = self._images_of_run(len(self.train_dataset))
-        matrix, start = torch.ones(768, 768), time.perf_counter()
-        for _ in range(10):
-            matrix @ matrix
-        rate = 10 * 2 * 768**3 / (time.perf_counter() - start)
-        hours = 3 * pretraining_flops(config) * images / (rate * args.world_size) / 3600
-        if hours > 12:
+        number, millions = len(self.train_dataset), self.model.num_parameters() / 1e6
+        if not self.model_args.model_name_or_path and number < FEW_IMAGES and millions > LARGE_MODEL:
+            reasons.append(f"{number:,} images are few for {millions:,.0f} million new parameters")
+        if args.device.type == "cpu":
+            images = self._images_of_run(number)
+            matrix, start = torch.ones(768, 768), time.perf_counter()
+            for _ in range(10):
+                matrix @ matrix
+            rate = 10 * 2 * 768**3 / (time.perf_counter() - start)
+            hours = 3 * pretraining_flops(self.model.config) * images / (rate * args.world_size) / 3600
+            if hours > 12:
+                reasons.append(
+                    f"to train on an image {images:,.0f} times will take {hours:,.0f} hours or more on this CPU"
+                )
+        if reasons:
             logger.warning(
-                f"{images:,.0f} images through {self.model.num_parameters() / 1e6:.0f} million parameters will take {hours:,.0f} hours or "
-                "more on this CPU. A small model takes minutes to hours: see examples/configs/pretrain_digits.yaml, or go on from "
-                "a public one (`--model_name_or_path`), with few epochs (`--num_train_epochs`)."
+                f"{', and '.join(reasons)}: examples/configs/pretrain_photos_small.yaml has a small model, `--model_name_or_path` goes "
+                "on from a public one, and `--num_train_epochs` says for how long."
             )
 
     def _images_of_run(self, num_images: int) -> float:
@@ -341,7 +353,7 @@ def prepare_pretraining(arguments: tuple[ModelArguments, DataArguments, PreTrain
         return TrainTransform(image_processor, *augmentation, num_views=args.repeated_augmentation)
 
     job.prepare_data(transform_of, job.model.config.num_patches, labeled, supervision.targets)
-    job.warn_of_long_runs()
+    job.warn_of_size()
     return job
 
 
