@@ -375,7 +375,7 @@ def main():
         "seeds": (3, 1, "how many, each with other images"),
         "images": (12_000, 2_000, "images that are trained on"),
         "held_out": (10_000, 1_000, "images that settings are chosen on"),
-        "finetuning_epochs": (FINETUNING_EPOCHS, 6, "of fine-tuning"),
+        "finetuning_epochs": (FINETUNING_EPOCHS, 4, "of fine-tuning"),
         "tried": (4, 1, "values of each setting that are tried"),
         "divisor": (1, 12, "by which the epochs of pre-training and from scratch are divided"),
         "test_images": (10_000, 500, "images that are tested on, of each data set"),
