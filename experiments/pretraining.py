@@ -352,21 +352,26 @@ def epochs_needed(jobs: list[dict], results: list[dict]) -> list[dict]:
 def draw_figure(rows: list[dict], path: Path):
     """Accuracy over epochs of pre-training, a panel for each measure; dashed: raw pixels and the best ViT from scratch."""
     titles = [title for title in MEASURES.values() if any(title in row for row in rows)]
-    figure = Figure(figsize=(4 * len(titles), 4), layout="constrained")
-    axes = figure.subplots(1, len(titles), squeeze=False)[0]
+    columns = min(len(titles), 4)
+    rows_of_panels = math.ceil(len(titles) / columns)
+    figure = Figure(figsize=(3.6 * columns, 3.6 * rows_of_panels), layout="constrained")
+    axes = figure.subplots(rows_of_panels, columns, squeeze=False).flatten()
+    for axis in axes[len(titles) :]:
+        axis.set_axis_off()
     for axis, title in zip(axes, titles):
         comparison.draw_lines(axis, [row for row in rows if row["epochs"]], list(EPOCHS), "arm", "epochs", title)
         for arm, style in ((PIXELS, ":"), (RANDOM, "-."), (SCRATCH, "--")):
             values = [row[title] for row in rows if row["arm"] == arm and title in row]
             if values:
                 axis.axhline(100 * max(values), linestyle=style, color="grey", label=arm)
-        axis.set_xticks(sorted({row["epochs"] for row in rows if row["epochs"]}))
+        places = sorted({row["epochs"] for row in rows if row["epochs"]})
+        axis.set_xticks(places, [f"{place:.2g}" if place < 10 else f"{place:.0f}" for place in places])
         axis.minorticks_off()
         axis.set_xlabel("epochs of pre-training")
         axis.set_title(title)
-    axes[0].set_ylabel("accuracy on test images (%)")
+    figure.supylabel("accuracy on test images (%)")
     entries = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=len(entries), frameon=False)
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
 
 
