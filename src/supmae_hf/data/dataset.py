@@ -51,20 +51,19 @@ def name_of(encoded, place: str) -> str:
 
 def say_unreadable(encoded, place: str, error: Exception, skip: bool):
     """
-    Raise the `ValueError` for an image that cannot be decoded or, with `skip`, log it.
+    Raise the `ValueError` for an image that cannot be decoded or, with `skip`, log it, once.
 
     Args:
         encoded: The image in its record, which may name its file.
         place: Place of the image, such as `"image 3"`.
         error: One of [`UNREADABLE`].
     """
-    message = (
-        f"{name_of(encoded, place)} cannot be decoded ({error}): repair it or remove it from the data set, or pass "
-        "`--on_bad_image skip`."
-    )
+    message = f"{name_of(encoded, place)} cannot be decoded ({error})"
     if not skip:
-        raise ValueError(message) from error
-    logger.warning(f"Left out: {message}")
+        raise ValueError(
+            f"{message}: repair it or remove it from the data set, or pass `--on_bad_image skip`."
+        ) from error
+    logger.warning_once(f"Left out: {message}.")
 
 
 class _Images:
