@@ -135,9 +135,8 @@ def train(job: Job, checkpoint: str | None, knn: KnnEvaluation | None = None):
     def save_pretrained(folder: Path):
         """Save the model, the image processor and the log."""
         state_dict = accelerator.get_state_dict(model)
-        state_dict = {
-            name.removeprefix("_orig_mod."): value for name, value in state_dict.items()
-        }  # if it is compiled
+        # names of a compiled model begin so
+        state_dict = {name.removeprefix("_orig_mod."): value for name, value in state_dict.items()}
         if accelerator.is_main_process:
             bare_model.save_pretrained(folder, state_dict=state_dict)
             job.image_processor.save_pretrained(folder)

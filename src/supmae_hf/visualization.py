@@ -76,7 +76,7 @@ def save_reconstructions(
     rows, classes = reconstruct(model, pixel_values, noise)
     original = rows["original"]
     rows = {name: preparation.to_pictures(images, original) for name, images in rows.items()}
-    height, width = original.shape[-2:]
+    width = original.shape[-1]
     gap = math.ceil(width / 16)
     centres = [(width + gap) * column + width / 2 for column in range(len(original))]
     figure = Figure(figsize=(max(1.2 * len(original) + 0.4, 6), 4.6), layout="constrained")

@@ -155,7 +155,7 @@ class Job:
             hours = 3 * pretraining_flops(self.model.config) * images / (rate * args.world_size) / 3600
             if hours > 12:
                 reasons.append(
-                    f"to train on an image {images:,.0f} times will take {hours:,.0f} hours or more on this CPU"
+                    f"{images:,.0f} images, in all epochs, will take {hours:,.0f} hours or more on this CPU"
                 )
         if reasons:
             logger.warning(

@@ -45,9 +45,8 @@ class Progress:
         self._last = None
 
     def _say(self, text: str):
-        if (
-            self.args.process_index == 0 and text != self._last
-        ):  # a run evaluates at its end what it may have evaluated just before
+        # a run evaluates at its end what it may have evaluated just before
+        if self.args.process_index == 0 and text != self._last:
             print(text, flush=True)
         self._last = text
 
