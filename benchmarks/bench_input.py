@@ -2,8 +2,9 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """
 Training images per second and core, from JPEG files in a data set to a normalised batch: this project's input path, and the
-usual one (as in Transformers' `run_mae.py`): PIL, RandomResizedCrop (bicubic), flip, ToTensor, Normalize; and torchvision's decoder
-and transforms without anything around them. In turn, each on one core: the process itself, or one worker of a DataLoader. Several views (`--repeated_augmentation`) count as so many images.
+usual one (as in Transformers' `run_mae.py`): PIL, RandomResizedCrop (bicubic), flip, ToTensor, Normalize; and torchvision's
+decoder and transforms without anything around them. In turn, each on one core: the process itself, or one worker of a
+DataLoader. Several views (`--repeated_augmentation`) count as so many images.
 
     python benchmarks/bench_input.py
 """

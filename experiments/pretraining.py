@@ -200,15 +200,15 @@ def finetune(
     return comparison.train(model, batches(), steps, settings["finetuning_rate"], WEIGHT_DECAY, layer_decay, loss_of)
 
 
-def measure_features(encoder, data: dict) -> dict[str, float]:
-    """[`comparison.measure_features`], and few-shot transfer by the probe, as the average of several draws."""
+def measure_features(encoder, data: dict, draws: int) -> dict[str, float]:
+    """[`comparison.measure_features`], and few-shot transfer by the probe, as the average of so many draws."""
     result = comparison.measure_features(encoder, data, torch.arange(len(data["images"])))
     other = data["transfer"]
     queries, answers = features_of(encoder, other["test_images"]), other["test_labels"].cpu().numpy()
     labels = other["labels"].cpu().numpy()
     for shots in SHOTS:
         scores = []
-        for draw in range(data["draws"]):
+        for draw in range(draws):
             places = draw_shots(labels, shots, draw)
             probe, _ = select_probe(features_of(encoder, other["images"][places]), labels[places], draw)
             scores.append(float(probe.score(queries, answers)))
@@ -224,11 +224,11 @@ def run(job: dict, data: dict) -> dict:
     result, pretrained = {}, None
     if arm in (PIXELS, RANDOM):
         model = SupMAEForPreTraining(config_of(arm, {}, data["num_labels"])).eval()
-        return measure_features(None if arm == PIXELS else model.vit, data)
+        return measure_features(None if arm == PIXELS else model.vit, data, job["draws"])
     if arm != SCRATCH:
         pretrained, result = pretrain_once(job, data)
         if not is_trial:
-            result |= measure_features(pretrained.vit, data)
+            result |= measure_features(pretrained.vit, data, job["draws"])
     torch.manual_seed(job["seed"])
     model = finetune(pretrained, settings, job["finetuning_epochs"], data)
     name = "held_out" if is_trial else "test"
@@ -270,6 +270,7 @@ def choose_settings(runs: Comparison, args) -> dict[str, dict]:
 
 def job_of(args, arm: str, settings: dict, epochs: float, seed: int = 0, is_trial: bool = False) -> dict:
     from_scratch = arm == SCRATCH
+    measured = {} if is_trial else {name: getattr(args, name) for name in ("test_images", "corrupted", "draws")}
     return {
         "arm": arm,
         "epochs": 0 if from_scratch else epochs,
@@ -279,6 +280,7 @@ def job_of(args, arm: str, settings: dict, epochs: float, seed: int = 0, is_tria
         "is_trial": is_trial,
         "images": args.images,
         "held_out": args.held_out,
+        **measured,
     }
 
 
@@ -352,20 +354,21 @@ def epochs_needed(jobs: list[dict], results: list[dict]) -> list[dict]:
 def draw_figure(rows: list[dict], path: Path):
     """Accuracy over epochs of pre-training, a panel for each measure; dashed: raw pixels and the best ViT from scratch."""
     titles = [title for title in MEASURES.values() if any(title in row for row in rows)]
-    columns = min(len(titles), 4)
-    rows_of_panels = math.ceil(len(titles) / columns)
-    figure = Figure(figsize=(3.6 * columns, 3.6 * rows_of_panels), layout="constrained")
-    axes = figure.subplots(rows_of_panels, columns, squeeze=False).flatten()
+    pretrained = [row for row in rows if row["epochs"]]
+    places = sorted({row["epochs"] for row in pretrained})
+    ticks = [f"{place:.2g}" if place < 10 else f"{place:.0f}" for place in places]
+    shape = math.ceil(len(titles) / 4), min(len(titles), 4)
+    figure = Figure(figsize=(3.6 * shape[1], 3.6 * shape[0]), layout="constrained")
+    axes = figure.subplots(*shape, squeeze=False).flatten()
     for axis in axes[len(titles) :]:
         axis.set_axis_off()
     for axis, title in zip(axes, titles):
-        comparison.draw_lines(axis, [row for row in rows if row["epochs"]], list(EPOCHS), "arm", "epochs", title)
+        comparison.draw_lines(axis, pretrained, list(EPOCHS), "arm", "epochs", title)
         for arm, style in ((PIXELS, ":"), (RANDOM, "-."), (SCRATCH, "--")):
             values = [row[title] for row in rows if row["arm"] == arm and title in row]
             if values:
                 axis.axhline(100 * max(values), linestyle=style, color="grey", label=arm)
-        places = sorted({row["epochs"] for row in rows if row["epochs"]})
-        axis.set_xticks(places, [f"{place:.2g}" if place < 10 else f"{place:.0f}" for place in places])
+        axis.set_xticks(places, ticks)
         axis.minorticks_off()
         axis.set_xlabel("epochs of pre-training")
         axis.set_title(title)
@@ -394,8 +397,7 @@ def main():
         images |= {name: images[name][: args.test_images] for name in ("test_images", "test_labels")}
     data |= {
         "transfer": transfer,
-        "draws": args.draws,
-        "corrupted": args.output_dir / "corrupted.npy",
+        "corrupted": args.output_dir / f"corrupted-{args.corrupted}.npy",
         "pretrained": args.output_dir / "_pretrained",
     }
     with Comparison(args, run, MEASURES, dict, data) as runs:

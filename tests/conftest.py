@@ -209,8 +209,8 @@ def load_example(script: str):
     return module
 
 
-# a model for runs of seconds
-TINY = {  # and, unlike the digits' recipe, on RGB images with normalised targets, as most models are
+# a model for runs of seconds; unlike the digits' recipe on RGB images with normalised targets, as most models are
+TINY = {
     "num_channels": 3,
     "norm_pix_loss": True,
     "image_size": 16,
