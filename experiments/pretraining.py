@@ -3,7 +3,7 @@
 """
 Measure what labels are worth in pre-training, over its length: accuracy over epochs.
 
-    python experiments/pretraining.py [--data FOLDER] [--transfer FOLDER] [--quick]
+    python experiments/pretraining.py [--data FOLDER] [--transfer FOLDER] [--labeled NUMBER] [--quick]
 
 Takes Fashion-MNIST and, to transfer to, MNIST: from the Hub, or from folders of IDX files. 12,000 of the training images are
 trained on, 10,000 others decide all settings, and the test images are looked at once. Images of 28x28 pixels are 49 patches of
@@ -13,7 +13,11 @@ trained on, 10,000 others decide all settings, and the test images are looked at
 - supervised only: the same masks and branch, without the reconstruction;
 - MAE;
 - MAE for half of the epochs, then SupMAE;
+- SupMAE, fine-tuned with its reconstruction loss, for fewer epochs of as many operations (SSAT, arXiv 2310.20704);
 - a ViT from scratch, for more epochs than the others are fine-tuned for.
+
+With `--labeled 300` only so many of the images have a label: SupMAE takes all images, half of a batch with labels, or the labelled
+ones alone, and the labelled ones are fine-tuned on. That is compared at one length.
 
 Each is fine-tuned with the same recipe: soft cross entropy, with mixup and cutmix if trials prefer them, label smoothing, random
 erasing and stochastic depth. Raw pixels and a random encoder say what is there without pre-training. Measures a linear probe, nearest
@@ -43,32 +47,42 @@ from torchvision.transforms import v2
 
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.cli import run as run_script
+from supmae_hf.cost import classification_flops, pretraining_flops
 from supmae_hf.evaluation.few_shot import draw_shots
 from supmae_hf.evaluation.probes import select_probe
+from supmae_hf.supervision_supmae import UNLABELED
 from supmae_hf.training.objective import branch_gradient_share
 
 
 MODEL = {**comparison.SMALL_MODEL, "image_size": 28, "patch_size": 4}
 BATCH, WEIGHT_DECAY, LAYER_DECAY = 128, 0.05, 0.75
 SUPMAE, SUPERVISED, MAE, BOTH, SCRATCH = "SupMAE", "supervised only", "MAE", "MAE, then SupMAE", "ViT from scratch"
+LABELED_ONLY, JOINT = "SupMAE, labelled images only", "SupMAE, fine-tuned with reconstruction"
 PIXELS, RANDOM = "raw pixels", "random encoder"
 FIELDS = {  # of the configuration; the branch has a tenth to two thirds of the encoder's gradient, as docs/training.md says
     SUPMAE: {"classification_loss_weight": 0.1},
     SUPERVISED: {"classification_loss_weight": 1.0, "reconstruction_loss_weight": 0.0},
     MAE: {"classification_loss_weight": 0.0},
+    LABELED_ONLY: {"classification_loss_weight": 0.1},
 }
 EPOCHS = {
     SUPMAE: (12, 25, 50, 100),
     SUPERVISED: (12, 25, 50, 100),
     MAE: (12, 25, 50, 100, 200),
     BOTH: (12, 25, 50, 100),
+    JOINT: (25,),
+    SCRATCH: (40, 80, 160),
 }
-SCRATCH_EPOCHS, FINETUNING_EPOCHS, TRIAL_EPOCHS = (40, 80, 160), 20, 25
+FINETUNING_EPOCHS, TRIAL_EPOCHS = 20, 25
+FEW_LABELS_EPOCHS = {**dict.fromkeys((SUPMAE, LABELED_ONLY, MAE, BOTH), (TRIAL_EPOCHS,)), SCRATCH: (10, 20, 40)}
+REFERENCES = {PIXELS: (0,), RANDOM: (0,)}
+PAIRS = [(SUPMAE, MAE), (SUPERVISED, MAE), (BOTH, MAE), (SUPMAE, SUPERVISED), (JOINT, SUPMAE), (SUPMAE, LABELED_ONLY)]
+RECONSTRUCTION_SHARE = 0.9  # of the loss of fine-tuning with reconstruction
 COSTLY = "decoder"  # has to be ahead by more than the standard error of the accuracy on the held-out images
 SETTINGS = {  # that are tried, one after another, each with the best of those before
     "learning_rate": (2e-3, 1e-3, 4e-3, 8e-3),
     "decoder": (1, 4),  # blocks
-    "finetuning_rate": (1e-3, 2e-3, 4e-3),
+    "finetuning_rate": (1e-3, 2e-3, 4e-3, 8e-3),
     "mixing": (False, True),
 }
 WITHOUT_DECODER = {name: values for name, values in SETTINGS.items() if name != "decoder"}
@@ -76,6 +90,7 @@ TRIED = {  # the others are as MODEL says, or have nothing to decide
     SUPMAE: WITHOUT_DECODER,
     SUPERVISED: WITHOUT_DECODER,
     MAE: SETTINGS,
+    LABELED_ONLY: WITHOUT_DECODER,
     SCRATCH: {name: SETTINGS[name] for name in ("finetuning_rate", "mixing")},
 }
 SHOTS = (5, 20, 50)
@@ -89,17 +104,20 @@ MEASURES = {
 }
 
 
-def split(data: dict, seed: int, num_images: int, num_held_out: int) -> dict:
-    """The images of a seed, and those that settings are chosen on, which are the same for all seeds."""
+def split(data: dict, seed: int, num_images: int, num_held_out: int, num_labeled: int | None = None) -> dict:
+    """The images of a seed, those of them that have a label, and those that settings are chosen on, the same for all seeds."""
     num_labels = data["num_labels"]
     places = balanced(data["labels"], (num_images + num_held_out) // num_labels, seed=0)
     held_out = places[:, : num_held_out // num_labels].flatten()
     others = torch.ones(len(data["labels"]), dtype=torch.bool).index_fill(0, held_out, False).nonzero().flatten()
-    chosen = others[balanced(data["labels"][others], num_images // num_labels, seed=seed + 1).flatten()]
+    chosen = others[balanced(data["labels"][others], num_images // num_labels, seed=seed + 1)]
+    is_labeled = torch.zeros(chosen.shape, dtype=torch.bool)
+    is_labeled[:, : None if num_labeled is None else num_labeled // num_labels] = True
     return {
         **data,
-        "images": data["images"][chosen],
-        "labels": data["labels"][chosen],
+        "images": data["images"][chosen.flatten()],
+        "labels": data["labels"][chosen].masked_fill(~is_labeled, UNLABELED).flatten(),
+        "labeled": is_labeled.flatten().nonzero().flatten(),
         "held_out_images": data["images"][held_out],
         "held_out_labels": data["labels"][held_out],
     }
@@ -117,7 +135,9 @@ def steps_of(epochs: float, images: torch.Tensor) -> int:
 def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMAEForPreTraining, dict[str, float]]:
     """The model; how long it took, and the share of the encoder's gradient that its branch had in its 20th step."""
     start = time.perf_counter()
-    images, labels, shares = data["images"], data["labels"], []
+    images, labels, labeled, shares = data["images"], data["labels"], data["labeled"], []
+    pool = labeled if arm == LABELED_ONLY else torch.arange(len(images))
+    num_repeated = BATCH // 2 if arm != MAE and 2 * len(labeled) < len(pool) else 0  # labelled images, in every batch
     model = SupMAEForPreTraining(config_of(SUPMAE if arm == BOTH else arm, settings, data["num_labels"]))
     if arm == BOTH:
         epochs /= 2
@@ -131,7 +151,8 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
         return model(pixel_values, labels=labels).loss
 
     def batches():
-        for ids in endless(torch.arange(len(images)), BATCH):
+        for parts in zip(endless(pool, BATCH - num_repeated), endless(labeled, num_repeated)):
+            ids = torch.cat(parts)
             yield crop_and_flip(images[ids]), None if arm == MAE else labels[ids]
 
     steps = steps_of(epochs, images)
@@ -144,9 +165,10 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
 
 def pretrain_once(job: dict, data: dict) -> tuple[SupMAEForPreTraining, dict[str, float]]:
     """[`pretrain`], or what another job with the same pre-training left."""
-    arm, settings = job["arm"], job["settings"]
+    arm, settings = SUPMAE if job["arm"] == JOINT else job["arm"], job["settings"]
     settings = {name: settings[name] for name in ("learning_rate", "decoder") if name in settings}
     key = [arm, settings, *(job[name] for name in ("epochs", "seed", "images", "held_out"))]
+    key += [job["labeled"]] if "labeled" in job and arm != MAE else []  # which takes none
     path = data["pretrained"] / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.safetensors"
     if path.is_file():
         model = SupMAEForPreTraining(config_of(arm, settings, data["num_labels"]))
@@ -175,9 +197,9 @@ def erase(images: torch.Tensor) -> torch.Tensor:
 
 
 def finetune(
-    pretrained: SupMAEForPreTraining | None, settings: dict, epochs: float, data: dict
+    pretrained: SupMAEForPreTraining | None, settings: dict, epochs: float, data: dict, reconstructs: bool = False
 ) -> SupMAEForImageClassification:
-    """A classifier from a pre-trained model, or from scratch; the loss is soft cross entropy in both cases."""
+    """A classifier from a pre-trained model, or from scratch; the loss is soft cross entropy, and the reconstruction's if asked for."""
     images, labels, num_labels = data["images"], data["labels"], data["num_labels"]
     if pretrained is None:
         config = config_of(SCRATCH, {}, num_labels)
@@ -185,16 +207,27 @@ def finetune(
         model = SupMAEForImageClassification(config)
     else:
         model = comparison.classifier_of(pretrained, drop_path_rate=0.1)
+    if reconstructs:
+        whole, masked = classification_flops(model.config), pretraining_flops(pretrained.config)
+        epochs *= whole / (whole + masked)
+        pretrained.vit.embeddings, pretrained.vit.layers = (
+            model.vit.embeddings,
+            model.vit.layers,
+        )  # one encoder for both
+        model.reconstruction = pretrained
     mix = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=num_labels), v2.CutMix(alpha=1.0, num_classes=num_labels)])
 
     def batches():
-        for ids in endless(torch.arange(len(images)), BATCH):
+        for ids in endless(data["labeled"], BATCH):
             pixel_values, answers = crop_and_flip(images[ids]), labels[ids]
             batch = erase(pixel_values), answers
             yield mix(*batch) if settings["mixing"] else batch
 
     def loss_of(model, pixel_values, answers):
-        return torch.nn.functional.cross_entropy(model(pixel_values).logits, answers, label_smoothing=0.1)
+        loss = torch.nn.functional.cross_entropy(model(pixel_values).logits, answers, label_smoothing=0.1)
+        if not reconstructs:
+            return loss
+        return torch.lerp(loss, model.reconstruction(pixel_values).reconstruction_loss, RECONSTRUCTION_SHARE)
 
     steps, layer_decay = steps_of(epochs, images), None if pretrained is None else LAYER_DECAY
     return comparison.train(model, batches(), steps, settings["finetuning_rate"], WEIGHT_DECAY, layer_decay, loss_of)
@@ -202,7 +235,7 @@ def finetune(
 
 def measure_features(encoder, data: dict, draws: int) -> dict[str, float]:
     """[`comparison.measure_features`], and few-shot transfer by the probe, as the average of so many draws."""
-    result = comparison.measure_features(encoder, data, torch.arange(len(data["images"])))
+    result = comparison.measure_features(encoder, data, data["labeled"])
     other = data["transfer"]
     queries, answers = features_of(encoder, other["test_images"]), other["test_labels"].cpu().numpy()
     labels = other["labels"].cpu().numpy()
@@ -218,7 +251,7 @@ def measure_features(encoder, data: dict, draws: int) -> dict[str, float]:
 
 def run(job: dict, data: dict) -> dict:
     """Train once, and measure: a trial by its fine-tuned accuracy on the images that settings are chosen on."""
-    data = split(data, job["seed"], job["images"], job["held_out"])
+    data = split(data, job["seed"], job["images"], job["held_out"], job.get("labeled"))
     is_trial, arm, settings = job["is_trial"], job["arm"], job["settings"]
     torch.manual_seed(job["seed"])
     result, pretrained = {}, None
@@ -227,10 +260,10 @@ def run(job: dict, data: dict) -> dict:
         return measure_features(None if arm == PIXELS else model.vit, data, job["draws"])
     if arm != SCRATCH:
         pretrained, result = pretrain_once(job, data)
-        if not is_trial:
+        if not is_trial and arm != JOINT:
             result |= measure_features(pretrained.vit, data, job["draws"])
     torch.manual_seed(job["seed"])
-    model = finetune(pretrained, settings, job["finetuning_epochs"], data)
+    model = finetune(pretrained, settings, job["finetuning_epochs"], data, reconstructs=arm == JOINT)
     name = "held_out" if is_trial else "test"
     result["finetuned"] = comparison.accuracy(model, to_inputs(data[f"{name}_images"]), data[f"{name}_labels"])
     if not is_trial:
@@ -245,9 +278,19 @@ def run(job: dict, data: dict) -> dict:
 # --- settings ---
 
 
+def lengths_of(args) -> dict[str, tuple[int, ...]]:
+    """The arms, and their epochs: of training from scratch, or of pre-training."""
+    return {**(EPOCHS if args.labeled == args.images else FEW_LABELS_EPOCHS), **REFERENCES}
+
+
 def choose_settings(runs: Comparison, args) -> dict[str, dict]:
     """The settings of each arm with the best accuracy on the held-out images, at the length where the arms are compared."""
-    values_of = {arm: {name: values[: args.tried] for name, values in tried.items()} for arm, tried in TRIED.items()}
+    lengths = lengths_of(args)
+    values_of = {
+        arm: {name: values[: args.tried] for name, values in tried.items()}
+        for arm, tried in TRIED.items()
+        if arm in lengths
+    }
     chosen = {arm: {name: values[0] for name, values in tried.items()} for arm, tried in values_of.items()}
     for name in SETTINGS:
         jobs = [
@@ -255,7 +298,7 @@ def choose_settings(runs: Comparison, args) -> dict[str, dict]:
                 args,
                 arm,
                 {**chosen[arm], name: value},
-                (SCRATCH_EPOCHS[0] if arm == SCRATCH else TRIAL_EPOCHS) / args.divisor,
+                (lengths[arm][0] if arm == SCRATCH else TRIAL_EPOCHS) / args.divisor,
                 is_trial=True,
             )
             for arm, tried in values_of.items()
@@ -268,7 +311,7 @@ def choose_settings(runs: Comparison, args) -> dict[str, dict]:
                 least += math.sqrt(least * (1 - least) / args.held_out)
             if accuracy > least:
                 best[job["arm"]], chosen[job["arm"]] = accuracy, job["settings"]
-    return {**chosen, BOTH: chosen[SUPMAE], PIXELS: {}, RANDOM: {}}
+    return {**chosen, BOTH: chosen[SUPMAE], JOINT: chosen[SUPMAE], PIXELS: {}, RANDOM: {}}
 
 
 def job_of(args, arm: str, settings: dict, epochs: float, seed: int = 0, is_trial: bool = False) -> dict:
@@ -283,6 +326,7 @@ def job_of(args, arm: str, settings: dict, epochs: float, seed: int = 0, is_tria
         "is_trial": is_trial,
         "images": args.images,
         "held_out": args.held_out,
+        **({} if args.labeled == args.images else {"labeled": args.labeled}),
         **measured,
     }
 
@@ -358,6 +402,9 @@ def draw_figure(rows: list[dict], path: Path):
     """Accuracy over epochs of pre-training, a panel for each measure; dashed: raw pixels and the best ViT from scratch."""
     titles = [title for title in MEASURES.values() if any(title in row for row in rows)]
     pretrained = [row for row in rows if row["epochs"]]
+    arms = [
+        arm for arm in (SUPMAE, LABELED_ONLY, SUPERVISED, MAE, BOTH, JOINT) if any(row["arm"] == arm for row in rows)
+    ]
     places = sorted({row["epochs"] for row in pretrained})
     ticks = [f"{place:.2g}" if place < 10 else f"{place:.0f}" for place in places]
     shape = math.ceil(len(titles) / 4), min(len(titles), 4)
@@ -366,7 +413,7 @@ def draw_figure(rows: list[dict], path: Path):
     for axis in axes[len(titles) :]:
         axis.set_axis_off()
     for axis, title in zip(axes, titles):
-        comparison.draw_lines(axis, pretrained, list(EPOCHS), "arm", "epochs", title)
+        comparison.draw_lines(axis, pretrained, arms, "arm", "epochs", title)
         for arm, style in ((PIXELS, ":"), (RANDOM, "-."), (SCRATCH, "--")):
             values = [row[title] for row in rows if row["arm"] == arm and title in row]
             if values:
@@ -387,6 +434,7 @@ def main():
         "images": (12_000, 2_000, "images that are trained on"),
         "held_out": (10_000, 1_000, "images that settings are chosen on"),
         "finetuning_epochs": (FINETUNING_EPOCHS, 4, "of fine-tuning"),
+        "labeled": (12_000, 2_000, "of the images that are trained on, with a label"),
         "tried": (4, 1, "values of each setting that are tried"),
         "divisor": (1, 12, "by which the epochs of pre-training and from scratch are divided"),
         "test_images": (10_000, 500, "images that are tested on, of each data set"),
@@ -395,6 +443,7 @@ def main():
     }
     sources = {**comparison.SOURCES, "transfer": "ylecun/mnist"}
     args = comparison.read_arguments(__doc__, "pretraining", numbers, sources)
+    args.labeled = min(args.labeled, args.images)
     data, transfer = (load_images(source, MODEL["image_size"]) for source in (args.data, args.transfer))
     for images in (data, transfer):
         images |= {name: images[name][: args.test_images] for name in ("test_images", "test_labels")}
@@ -409,11 +458,10 @@ def main():
         chosen = choose_settings(runs, args)
         for arm, settings in chosen.items():
             print(f"Chosen for {arm}: {settings}", flush=True)
-        lengths = {**EPOCHS, SCRATCH: SCRATCH_EPOCHS, PIXELS: (0,), RANDOM: (0,)}
         jobs = [
             job_of(args, arm, chosen[arm], epochs / args.divisor, seed)
             for seed in range(args.seeds)
-            for arm, epochs_of_arm in lengths.items()
+            for arm, epochs_of_arm in lengths_of(args).items()
             for epochs in epochs_of_arm
         ]
         results = runs.finish(jobs)
@@ -423,10 +471,9 @@ def main():
         ]
         rows = table_of(keys, results, {**MEASURES, "gradient_share": "share of the gradient"})
         runs.write(rows)
-        for arm in (SUPMAE, SUPERVISED, BOTH):
-            runs.write(
-                differences(jobs, results, arm, MAE), f"{arm.lower().replace(', ', '-').replace(' ', '-')}-over-mae"
-            )
+        for arm, other in PAIRS:
+            if rows_of_pair := differences(jobs, results, arm, other):
+                runs.write(rows_of_pair, f"{arm} over {other}".lower().replace(",", "").replace(" ", "-"))
         runs.write(epochs_needed(jobs, results), "epochs-needed")
         draw_figure(rows, args.output_dir / "pretraining.png")
 
