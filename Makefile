@@ -7,7 +7,7 @@ BENCH_PAIR = SupMAE 'ViTMAE + head, 1 block'
 
 ACTIVATE = source $(VENV)/bin/activate
 
-.PHONY: demo reproduce-labels test test-slow test-oldest bench quality style clean
+.PHONY: demo test test-slow test-oldest bench quality style clean
 
 $(VENV)/installed: setup.py pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -35,11 +35,6 @@ demo: $(VENV)/trains
 	@echo "  python examples/run_pretrain.py examples/configs/pretrain_photos_small.yaml --train_dir FOLDER --output_dir pretrained"
 	@echo "  python examples/run_finetune.py examples/configs/finetune_photos_small.yaml --train_dir FOLDER --model_name_or_path pretrained \\"
 	@echo "    --output_dir finetuned"
-
-# what labels are worth in pre-training, on Fashion-MNIST: hours on 2 cores, in parts if need be;
-# `make reproduce-labels ARGS=--quick` takes 5 minutes; ARGS='--data FOLDER' without the internet
-reproduce-labels: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(RUN) experiments/partial_labels.py $(ARGS)
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal -m "not slow and not gpu"

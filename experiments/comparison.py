@@ -225,7 +225,7 @@ SOURCES = {"data": "zalando-datasets/fashion_mnist"}
 
 
 def read_arguments(
-    description: str, name: str, numbers: dict[str, tuple], sources: dict[str, str] = SOURCES, **more: str | list[str]
+    description: str, name: str, numbers: dict[str, tuple], sources: dict[str, str] = SOURCES, **choices: list[str]
 ):
     """
     The command line of a comparison.
@@ -234,13 +234,12 @@ def read_arguments(
         name: Name of the folder below outputs/ for its results.
         numbers: Options with their defaults, the defaults of `--quick`, and what they are.
         sources: Options that name data sets, and their defaults.
-        more: More options: the help of a switch, or the choices of an option with a value.
+        choices: Other options, and the values that they take.
     """
     parser = Parser(description)
     parser.add_argument("--quick", action="store_true", help="little compute: minutes")
-    for option, what in more.items():
-        kind = {"choices": what} if isinstance(what, list) else {"action": "store_true", "help": what}
-        parser.add_argument(f"--{option}", **kind)
+    for option, values in choices.items():
+        parser.add_argument(f"--{option}", choices=values)
     for option, default in sources.items():
         parser.add_argument(
             f"--{option}", default=default, help=f"a data set, or a folder of IDX files (default: {default})"
@@ -256,8 +255,7 @@ def read_arguments(
         setattr(args, number, value if value is not None else quick if args.quick else default)
         if not 0 < getattr(args, number) < np.inf:
             parser.error(f"--{number} must be above 0, got {value}.")
-    endings = [flag for flag in ("quick", *more) if getattr(args, flag) is True]
-    args.output_dir = args.output_dir or Path("outputs", "-".join([name, *endings]))
+    args.output_dir = args.output_dir or Path("outputs", f"{name}-quick" if args.quick else name)
     return args
 
 
@@ -272,11 +270,10 @@ def _prepare(device: str, load: Callable[..., dict], *arguments):
     torch.set_default_device(device)
 
 
-def _work(task: tuple[Callable, dict]) -> tuple[dict, dict | list]:
+def _work(task: tuple[Callable, dict]) -> tuple[dict, dict]:
     run, job = task
     start = time.perf_counter()
-    result = run(job, _data)
-    return job, {**result, "seconds": time.perf_counter() - start} if isinstance(result, dict) else result
+    return job, {**run(job, _data), "seconds": time.perf_counter() - start}
 
 
 class Comparison:
@@ -286,7 +283,7 @@ class Comparison:
 
     Args:
         args: The result of [`read_arguments`].
-        run: Function that measures a job (settings by name) on the data; it returns a dict, or a list of dicts.
+        run: Function that measures a job (settings by name) on the data.
         measures: Names of what is measured, and titles.
         load, arguments: Function, and its arguments, that every process calls to load the data: a dict.
     """
@@ -309,7 +306,7 @@ class Comparison:
         print(f"\n{(time.perf_counter() - self.start) / 60:.1f} minutes with {self.args.processes} processes.")
         say_written(self.args.output_dir, *sorted(path.name for path in self.args.output_dir.glob("[!._]*")))
 
-    def finish(self, jobs: Sequence[dict]) -> list:
+    def finish(self, jobs: Sequence[dict]) -> list[dict]:
         """The results of jobs: those in the journal, and of the others, which are run in the given order and added to it."""
         missing = [job for job in jobs if self.journal.get(job) is None]
         tasks = self.pool.imap_unordered(_work, [(self.run, job) for job in missing])
@@ -318,16 +315,11 @@ class Comparison:
             print(f"{number}/{len(jobs)} {self._line(job, result)}", flush=True)
         return [self.journal.get(job) for job in jobs]
 
-    def _line(self, job: dict, result: dict | list) -> str:
+    def _line(self, job: dict, result: dict) -> str:
         """The numbers and names of a job, and what it measured."""
-        results = result if isinstance(result, list) else [result]
         settings = [f"{name} {value}" for name, value in job.items() if isinstance(value, (str, int, float))]
-        measured = [
-            ", ".join(f"{title} {one[name]:.2%}" for name, title in self.measures.items() if name in one)
-            for one in results
-        ]
-        minutes = sum(one["seconds"] for one in results) / 60
-        return f"{', '.join(settings)}: {'; '.join(measured)} ({minutes:.1f} minutes)"
+        measured = [f"{title} {result[name]:.2%}" for name, title in self.measures.items() if name in result]
+        return f"{', '.join(settings)}: {', '.join(measured)} ({result['seconds'] / 60:.1f} minutes)"
 
     def write(self, rows: list[dict], name: str = "results"):
         """Print a table and write it into the output folder."""
@@ -335,23 +327,20 @@ class Comparison:
         write_table(rows, self.args.output_dir, name)
 
 
-def table_of(
-    keys: Iterable[dict], results: Iterable[dict], measures: dict[str, str], repeats: str = "seeds"
-) -> list[dict]:
+def table_of(keys: Iterable[dict], results: Iterable[dict], measures: dict[str, str]) -> list[dict]:
     """
     A row for each different key: how many results there are, and the means and standard deviations of what was measured.
 
     Args:
         keys: The key of the row that each result belongs to.
         measures: Names of what was measured, and titles.
-        repeats: Title of the column of their number.
     """
     groups = {}
     for key, result in zip(keys, results):
         groups.setdefault(tuple(key.items()), []).append(result)
     rows = []
     for key, runs in groups.items():
-        row = {**dict(key), repeats: len(runs)}
+        row = {**dict(key), "seeds": len(runs)}
         for name, title in measures.items():
             values = [run[name] for run in runs if name in run]
             if values:

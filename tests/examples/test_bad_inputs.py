@@ -183,7 +183,7 @@ OTHERS = [
     ("run_pretrain_no_trainer.py", "--eval_on_start True", "`--eval_on_start` is the Trainer's: use run_pretrain.py"),
     ("run_pretrain_no_trainer.py", "--save_strategy best", "`--save_strategy` best is the Trainer's"),
     ("publish.py", "nowhere organisation/name", "nowhere"),
-    ("experiments/partial_labels.py", "--draws 0", "--draws must be above 0, got 0."),
+    ("experiments/pretraining.py", "--draws 0", "--draws must be above 0, got 0."),
     ("experiments/pretraining.py", "--processes 0", "--processes must be above 0, got 0."),
     ("experiments/supervision.py", "--tflops nan", "--tflops must be above 0, got nan."),
     ("estimate_cost.py", "--recipe nothing.yaml", "No such file or directory: 'nothing.yaml'"),

@@ -30,7 +30,6 @@ SHORTER = {
     "extract_features": "--max_samples 64",
     "pack_images": "--max_samples 64",
     "run_semantic_segmentation": f"{STEPS} --warmup_steps 0 --max_eval_samples 4",
-    "partial_labels": "--data digits --tflops 0.002",
     "supervision": "--data digits --tflops 0.002",
     "pretraining": "--data digits --transfer digits --images 300 --held_out 100 --divisor 50 --finetuning_epochs 1 --test_images 99",
 }
@@ -70,7 +69,7 @@ def test_commands_run_when_cut_short(repository):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["partial_labels", "pretraining", "supervision"])
+@pytest.mark.parametrize("script", ["pretraining", "supervision"])
 def test_comparisons_run_when_cut_short(repository, script):
     make_mnist(repository / "digits", splits=((0, 1000), (1000, 1100)))
     command = next(command for command in COMMANDS if f"experiments/{script}" in command)
@@ -80,7 +79,5 @@ def test_comparisons_run_when_cut_short(repository, script):
 @pytest.mark.slow
 def test_commands_run_as_they_stand(repository):
     for command in COMMANDS:
-        if not re.search(
-            "experiments/(partial|pretraining|supervision)", command
-        ):  # which load their images from the Hub
+        if not re.search("experiments/(pretraining|supervision)", command):  # which load their images from the Hub
             run(command, repository)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+import comparison
 import numpy as np
 import pytest
 import torch
@@ -42,6 +43,28 @@ def test_differences_pair_the_seeds(script):
     assert (row["linear probe"], row["linear probe (95%)"]) == pytest.approx((100 * mean, 100 * half))
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return comparison.load_images(str(make_mnist(tmp_path_factory.mktemp("digits"), splits=((0, 1000), (1000, 1100)))))
+
+
+def test_images_are_padded(digits):
+    assert digits["images"].shape == (1000, 1, 32, 32) and digits["test_images"].shape == (100, 1, 32, 32)
+    assert digits["images"].dtype == torch.uint8 and digits["images"][:, :, 12:20, 12:20].float().std() > 50
+    assert not digits["images"][:, :, :12].any() and not digits["images"][..., 20:].any()
+
+
+def test_crops_are_parts_of_their_images(digits):
+    images = digits["images"][:32].clone()
+    images[:, :, 16:] = 255
+    torch.manual_seed(0)
+    crops = comparison.crop_and_flip(images)
+    assert crops.shape == images.shape and crops.abs().max() < 1.0001
+    bright = (crops > 0.99).float().mean(dim=(1, 2, 3))
+    assert 0.3 < bright.mean() < 0.7 and bright.std() > 0.02
+    assert (crops[:, :, -1] > 0.99).all()  # what is below stays below
+
+
 def test_images_that_settings_are_chosen_on_are_no_others(script):
     data = {"images": torch.arange(600).view(-1, 1, 1, 1), "labels": torch.arange(600) % 10, "num_labels": 10}
     parts = [script.split(data, seed, 200, 100) for seed in (0, 1)]
@@ -49,12 +72,67 @@ def test_images_that_settings_are_chosen_on_are_no_others(script):
         assert len(part["images"]) == 200 and part["labels"].bincount().tolist() == [20] * 10
         assert torch.equal(part["held_out_images"], parts[0]["held_out_images"])
         assert not set(part["images"].flatten().tolist()) & set(part["held_out_images"].flatten().tolist())
+        assert torch.equal(part["labeled"], torch.arange(200)) and (part["labels"] >= 0).all()
     assert not torch.equal(parts[0]["images"], parts[1]["images"])
+
+
+def test_few_labels_are_balanced_and_nested(script):
+    data = {"images": torch.arange(600).view(-1, 1, 1, 1), "labels": torch.arange(600) % 10, "num_labels": 10}
+    few, more = (script.split(data, 0, 200, 100, number) for number in (30, 60))
+    assert torch.equal(few["images"], more["images"]) and set(few["labeled"].tolist()) < set(more["labeled"].tolist())
+    assert few["labels"][few["labeled"]].bincount().tolist() == [3] * 10 and (few["labels"] >= 0).sum() == 30
+
+
+def test_what_few_labels_teach(script, digits, monkeypatch):
+    """Half of a batch has a label; the arm on the labelled images sees no others, and fine-tuning sees only these."""
+    data, seen = script.split({**digits, "images": digits["images"][:, :, 2:30, 2:30]}, 0, 500, 100, 20), []
+    monkeypatch.setattr(
+        comparison, "train", lambda model, batches, *_, **__: seen.append(next(iter(batches))) or model
+    )
+    settings = {"learning_rate": 1e-3, "finetuning_rate": 1e-3, "mixing": False}
+    for arm in (script.SUPMAE, script.LABELED_ONLY, script.MAE):
+        pretrained, _ = script.pretrain(arm, settings, 1, data)
+    script.finetune(pretrained, settings, 1, data)
+    some, labeled, mae, finetuned = [labels for _, labels in seen]
+    assert (some[64:] >= 0).all() and (some[:64] >= 0).sum() < 20 and (labeled >= 0).all() and mae is None
+    assert (finetuned >= 0).all() and len(finetuned) == 128
+
+
+def test_fine_tuning_with_reconstruction_trains_one_encoder_for_as_many_operations(script, digits, monkeypatch):
+    data, steps = script.split({**digits, "images": digits["images"][:, :, 2:30, 2:30]}, 0, 500, 100), []
+    train = comparison.train
+
+    def count(model, batches, num_steps, *arguments):
+        steps.append(num_steps)
+        return train(model, batches, 2, *arguments)
+
+    monkeypatch.setattr(comparison, "train", count)
+    settings = {"finetuning_rate": 1e-3, "mixing": False}
+    for reconstructs in (False, True):
+        pretrained = script.SupMAEForPreTraining(script.config_of(script.SUPMAE, {}, 10))
+        decoder = pretrained.decoder.decoder_pred.weight.clone()
+        model = script.finetune(pretrained, settings, 20, data, reconstructs)
+        assert torch.equal(decoder, pretrained.decoder.decoder_pred.weight) != reconstructs
+    assert model.reconstruction.vit.layers is model.vit.layers
+    whole, masked = script.classification_flops(model.config), script.pretraining_flops(pretrained.config)
+    assert steps[1] * (whole + masked) == pytest.approx(steps[0] * whole, rel=0.02)
+
+
+def test_images_of_trials_are_not_those_of_the_test(script, digits):
+    """Nothing that chooses may see the test images."""
+    blind = {key: value[:, :, 2:30, 2:30] if key == "images" else value for key, value in digits.items()}
+    del blind["test_images"], blind["test_labels"]
+    job = {"arm": script.SCRATCH, "epochs": 0, "finetuning_epochs": 1, "seed": 0, "images": 200, "held_out": 100}
+    job["settings"] = {"finetuning_rate": 1e-3, "mixing": False}
+    assert 0 <= script.run({**job, "is_trial": True}, blind)["finetuned"] <= 1
+    with pytest.raises(KeyError, match="test_images"):
+        script.run({**job, "is_trial": False}, blind)
 
 
 def test_mixed_labels_are_trained_with_soft_cross_entropy(script):
     """Also from a pre-trained model, whose configuration might name another problem."""
     data = {"images": torch.randint(0, 255, (40, 1, 28, 28), dtype=torch.uint8), "labels": torch.arange(40) % 10}
+    data["labeled"] = torch.arange(40)
     seen = []
     original = torch.nn.functional.cross_entropy
 
@@ -119,8 +197,17 @@ def test_a_small_run(tmp_path):
     assert "Chosen for MAE" in printed
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {row["arm"] for row in rows} == {
-        *("SupMAE", "supervised only", "MAE", "MAE, then SupMAE", "ViT from scratch", "raw pixels", "random encoder")
+        *(
+            "SupMAE",
+            "SupMAE, fine-tuned with reconstruction",
+            "supervised only",
+            "MAE",
+            "MAE, then SupMAE",
+            "ViT from scratch",
+            "raw pixels",
+            "random encoder",
+        )
     }
     assert (tmp_path / "out" / "pretraining.png").is_file() and (tmp_path / "out" / "epochs-needed.csv").is_file()
     again = run_command(example_command("experiments/pretraining.py", *flags), tmp_path)  # from the journal
-    assert "/22 " not in again
+    assert "/23 " in printed and "/23 " not in again
