@@ -160,7 +160,7 @@ def test_the_intervals_of_the_document(script):
             for finetuning, result in zip(run["key"]["finetunings"], run["result"]):
                 key = run["key"]["arm"], 10 * finetuning["labels_per_class"], run["key"]["draw"]
                 values[key] = result
-    document = (ROOT / "docs" / "results.md").read_text().split("| SupMAE over MAE |")[1].splitlines()[2:6]
+    document = (ROOT / "docs" / "results.md").read_text().split("| SupMAE over MAE | linear")[1].splitlines()[2:6]
     for line, labels in zip(document, (300, 1200, 6000, 60000)):
         cells = re.findall(r"([+-][\d.]+) ± ([\d.]+)(\*\*)?", line)
         for (mean, half, bold), name in zip(cells, ("probe", "knn", "finetuned", "corrupted"), strict=True):
@@ -170,22 +170,60 @@ def test_the_intervals_of_the_document(script):
             assert bool(bold) == (abs(expected[0]) > expected[1])
 
 
-def test_the_trials_of_the_document():
+@pytest.fixture(scope="module")
+def committed():
+    """The raw results, and the section of the document that tells of them."""
     lines = (ROOT / "docs" / "results" / "pretraining" / "runs.jsonl").read_text().splitlines()
-    runs = [json.loads(line) for line in lines]
     section = (ROOT / "docs" / "results.md").read_text().split("### Over the length of pre-training")[1]
-    for arm in ("SupMAE", "supervised only", "MAE"):
-        cells = re.search(rf"^\| {arm}[:,| ].*?((?:\| [\d.]+ )+)\|$", section, re.M)[1]
-        found = {
-            run["key"]["settings"]["learning_rate"]: 100 * run["result"]["finetuned"]
-            for run in runs
-            if run["key"]["arm"] == arm
-            and run["key"]["is_trial"]
-            and (run["key"]["settings"]["finetuning_rate"], run["key"]["settings"]["mixing"]) == (1e-3, False)
-            and run["key"]["settings"].get("decoder", 1) == 1
-        }
-        expected = [found[rate] for rate in (1e-3, 2e-3, 4e-3, 8e-3)]
-        assert [float(cell) for cell in cells.strip("| ").split(" | ")] == pytest.approx(expected, abs=0.0501)
+    return [json.loads(line) for line in lines], section.split("\n### ")[0]
+
+
+def rows_of(section: str, title: str) -> dict[str, list[str]]:
+    """The cells of the table whose header begins so, by the name of the row."""
+    lines = section.split(f"\n| {title}")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in cells}
+
+
+def test_the_trials_of_the_document(committed):
+    runs, section = committed
+    trials = {
+        (run["key"]["arm"], *(run["key"]["settings"].get(name, 1) for name in names)): 100 * run["result"]["finetuned"]
+        for run in runs
+        for names in [("learning_rate", "decoder", "finetuning_rate", "mixing")]
+        if run["key"]["is_trial"]
+    }
+    rates = (1e-3, 2e-3, 4e-3, 8e-3)
+    for arm, cells in rows_of(section, "learning rate of pre-training").items():
+        expected = [trials[arm, rate, 1, 1e-3, False] for rate in rates]
+        assert list(map(float, cells)) == pytest.approx(expected, abs=0.0501)
+    for arm, cells in rows_of(section, "learning rate of fine-tuning").items():
+        best = max(rates, key=lambda rate: trials[arm, rate, 1, 1e-3, False])
+        expected = [trials[arm, best, 1, rate, False] for rate in rates] + [trials[arm, best, 1, 4e-3, True]]
+        assert list(map(float, cells)) == pytest.approx(expected, abs=0.0501)
+    larger = float(re.search(r"A decoder of 4 blocks .*? gave MAE ([\d.]+)", section, re.DOTALL)[1])
+    assert larger == pytest.approx(trials["MAE", 4e-3, 4, 1e-3, False], abs=0.0501)
+
+
+def test_the_results_of_the_document(script, committed):
+    """Means, deviations, and paired intervals, bold where these exclude 0."""
+    runs, section = committed
+    jobs, results = zip(*((run["key"], run["result"]) for run in runs if not run["key"]["is_trial"]))
+    for arm, cells in rows_of(section, "25 epochs").items():
+        for name, cell in zip(script.MEASURES, cells, strict=True):
+            values = [100 * result[name] for job, result in zip(jobs, results) if job["arm"] == arm and name in result]
+            assert bool(values) == bool(cell) and len(values) in (0, 3)
+            if values:
+                expected = np.mean(values), np.std(values, ddof=1)
+                assert list(map(float, cell.split(" ± "))) == pytest.approx(expected, abs=0.0501)
+    for pair, cells in rows_of(section, "paired").items():
+        (row,) = [row for row in script.differences(jobs, results, *pair.split(" over ")) if row["epochs"] in (0, 25)]
+        for title, cell in zip(script.MEASURES.values(), cells, strict=True):
+            assert (title in row) == bool(cell)
+            if cell:
+                expected = row[title], row[f"{title} (95%)"]
+                assert list(map(float, cell.strip("*").split(" ± "))) == pytest.approx(expected, abs=0.0501)
+                assert cell.startswith("**") == (abs(expected[0]) > expected[1])
 
 
 @pytest.mark.slow
