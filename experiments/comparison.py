@@ -25,8 +25,6 @@ from supmae_hf.data.arguments import EvaluationDataArguments
 from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.data.sources import load_splits
 from supmae_hf.evaluation.corruptions import CORRUPTIONS, corrupt
-from supmae_hf.evaluation.encode import NUM_NEIGHBORS, knn_scores
-from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.evaluation.tables import Journal, say_written, write_table
 from supmae_hf.training.optimization import parameter_groups
 
@@ -176,18 +174,6 @@ def features_of(encoder, images: torch.Tensor, batch_size: int = 500) -> np.ndar
         return inputs.flatten(1).cpu().numpy()
     parts = [encoder(part).last_hidden_state[:, 1:].mean(dim=1) for part in inputs.split(batch_size)]
     return torch.cat(parts).cpu().numpy()
-
-
-def measure_features(encoder, data: dict, places: torch.Tensor) -> dict[str, float]:
-    """A linear probe and nearest neighbours, by [`features_of`], from the training images at `places` on the test images."""
-    bank, queries = (features_of(encoder, images) for images in (data["images"][places], data["test_images"]))
-    labels, answers = (x.cpu().numpy() for x in (data["labels"][places], data["test_labels"]))
-    classifier, _ = select_probe(bank, labels)
-    votes = knn_scores(bank, labels, queries, data["num_labels"], NUM_NEIGHBORS)
-    return {
-        "probe": float(classifier.score(queries, answers)),
-        "knn": float((votes.argmax(axis=1) == answers).mean()),
-    }
 
 
 def corrupted_copies(

@@ -48,6 +48,7 @@ from torchvision.transforms import v2
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.cli import run as run_script
 from supmae_hf.cost import classification_flops, pretraining_flops
+from supmae_hf.evaluation.encode import NUM_NEIGHBORS, knn_scores
 from supmae_hf.evaluation.few_shot import draw_shots
 from supmae_hf.evaluation.probes import select_probe
 from supmae_hf.supervision_supmae import UNLABELED
@@ -59,11 +60,12 @@ BATCH, WEIGHT_DECAY, LAYER_DECAY = 128, 0.05, 0.75
 SUPMAE, SUPERVISED, MAE, BOTH, SCRATCH = "SupMAE", "supervised only", "MAE", "MAE, then SupMAE", "ViT from scratch"
 LABELED_ONLY, JOINT = "SupMAE, labelled images only", "SupMAE, fine-tuned with reconstruction"
 PIXELS, RANDOM = "raw pixels", "random encoder"
-FIELDS = {  # of the configuration; the branch has a tenth to two thirds of the encoder's gradient, as docs/training.md says
+# Of the configuration; an arm that is not named has SupMAE's. The branch has a tenth to two thirds of the encoder's gradient, as
+# docs/training.md says.
+FIELDS = {
     SUPMAE: {"classification_loss_weight": 0.1},
     SUPERVISED: {"classification_loss_weight": 1.0, "reconstruction_loss_weight": 0.0},
     MAE: {"classification_loss_weight": 0.0},
-    LABELED_ONLY: {"classification_loss_weight": 0.1},
 }
 EPOCHS = {
     SUPMAE: (12, 25, 50, 100),
@@ -125,7 +127,7 @@ def split(data: dict, seed: int, num_images: int, num_held_out: int, num_labeled
 
 def config_of(arm: str, settings: dict, num_labels: int) -> SupMAEConfig:
     decoder = {"decoder_num_hidden_layers": settings.get("decoder", 1)}
-    return SupMAEConfig(**{**MODEL, **decoder, **FIELDS.get(arm, {})}, num_labels=num_labels)
+    return SupMAEConfig(**{**MODEL, **decoder, **FIELDS.get(arm, FIELDS[SUPMAE])}, num_labels=num_labels)
 
 
 def steps_of(epochs: float, images: torch.Tensor) -> int:
@@ -138,7 +140,7 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
     images, labels, labeled, shares = data["images"], data["labels"], data["labeled"], []
     pool = labeled if arm == LABELED_ONLY else torch.arange(len(images))
     num_repeated = BATCH // 2 if arm != MAE and 2 * len(labeled) < len(pool) else 0  # labelled images, in every batch
-    model = SupMAEForPreTraining(config_of(SUPMAE if arm == BOTH else arm, settings, data["num_labels"]))
+    model = SupMAEForPreTraining(config_of(arm, settings, data["num_labels"]))
     if arm == BOTH:
         epochs /= 2
         first, _ = pretrain(MAE, {**settings, "decoder": 1}, epochs, data)
@@ -234,8 +236,16 @@ def finetune(
 
 
 def measure_features(encoder, data: dict, draws: int) -> dict[str, float]:
-    """[`comparison.measure_features`], and few-shot transfer by the probe, as the average of so many draws."""
-    result = comparison.measure_features(encoder, data, data["labeled"])
+    """A linear probe and nearest neighbours from the labelled images, and few-shot transfer by the probe, averaged over `draws`."""
+    labeled, num_labels = data["labeled"], data["num_labels"]
+    bank, queries = (features_of(encoder, images) for images in (data["images"][labeled], data["test_images"]))
+    labels, answers = (x.cpu().numpy() for x in (data["labels"][labeled], data["test_labels"]))
+    probe, _ = select_probe(bank, labels)
+    votes = knn_scores(bank, labels, queries, num_labels, NUM_NEIGHBORS)
+    result = {
+        "probe": float(probe.score(queries, answers)),
+        "knn": float((votes.argmax(axis=1) == answers).mean()),
+    }
     other = data["transfer"]
     queries, answers = features_of(encoder, other["test_images"]), other["test_labels"].cpu().numpy()
     labels = other["labels"].cpu().numpy()
@@ -402,9 +412,7 @@ def draw_figure(rows: list[dict], path: Path):
     """Accuracy over epochs of pre-training, a panel for each measure; dashed: raw pixels and the best ViT from scratch."""
     titles = [title for title in MEASURES.values() if any(title in row for row in rows)]
     pretrained = [row for row in rows if row["epochs"]]
-    arms = [
-        arm for arm in (SUPMAE, LABELED_ONLY, SUPERVISED, MAE, BOTH, JOINT) if any(row["arm"] == arm for row in rows)
-    ]
+    arms = list(dict.fromkeys(row["arm"] for row in pretrained))
     places = sorted({row["epochs"] for row in pretrained})
     ticks = [f"{place:.2g}" if place < 10 else f"{place:.0f}" for place in places]
     shape = math.ceil(len(titles) / 4), min(len(titles), 4)
