@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from supmae_hf import SupMAEConfig, SupMAEForPreTraining
-from supmae_hf.data.annotations import DenseLabels, find_objects, with_masks
+from supmae_hf.data.annotations import DenseLabels, find_objects, with_masks, with_objects
 from supmae_hf.data.dataset import ImageDataset, collate
 from supmae_hf.data.labels import Labels
 from supmae_hf.data.sources import load_digits
@@ -144,23 +144,47 @@ def test_boxes_are_drawn_the_smallest_last(table):
     assert torch.equal(again.encode({"objects": listed[0]}, (8, 8), None), torch.tensor([0, 2, 1])[mask])
 
 
-def test_masks_are_found_at_the_place_of_their_images(tmp_path):
-    for place in ("images/a/1.jpg", "images/b/1.jpg", "images/b/2.jpg", "masks/a/1.png", "masks/other/2.png"):
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 8)).save(tmp_path / place)
-    paths = [str(tmp_path / "images" / name) for name in ("a/1.jpg", "b/2.jpg", "b/1.jpg")]
+@pytest.mark.parametrize(
+    ("masks", "found"),
+    [
+        (["a/1.png", "b/1_mask.png", "b/2.png"], ["a/1.png", "b/1_mask.png", "b/2.png"]),
+        (["train/a/1.png", "a/1.png", "other/2.png"], ["train/a/1.png", None, "other/2.png"]),
+        (["a/1.png", "a/1.json", "a/1_mask.png"], ["a/1.png", None, None]),  # not the mask of b's image of that name
+        (["2_seg.png"], [None, None, "2_seg.png"]),
+        (["1.png"], "1.png may be of the image train/a/1.jpg or of train/b/1.jpg: name it with the folder"),
+        (["c/1.png", "d/1.png"], [None, None, None]),
+        (["c/2.png", "d/2.png"], "d/2.png are both named as the image train/b/2.jpg: name it with the folder"),
+        (["2.png", "2.tif"], "2.tif are both named as the image train/b/2.jpg"),
+    ],
+)
+def test_a_mask_is_that_of_one_image(tmp_path, monkeypatch, masks, found):
+    """The same for the objects of COCO's files, whose names may have folders, too."""
+    for place in masks:
+        (tmp_path / "masks" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "masks" / place).touch()
+    monkeypatch.chdir(tmp_path)
+    paths = [f"train/{name}" for name in ("a/1.jpg", "b/1.jpg", "b/2.jpg")]
     data = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image(decode=False))
-    masks = str(tmp_path / "masks")
-    found = with_masks([data], "image", [str(tmp_path / "images")], masks, "mask")[0]["mask"]
-    assert [mask and mask["path"] for mask in found] == [
-        f"{masks}/a/1.png",
-        f"{masks}/other/2.png",
-        f"{masks}/a/1.png",
-    ]
-    (tmp_path / "masks" / "c").mkdir()
-    Image.new("L", (8, 8)).save(tmp_path / "masks" / "c" / "1.png")
-    with pytest.raises(ValueError, match="2 masks named as"):
-        with_masks([data], "image", [str(tmp_path / "images")], masks, "mask")
+    if isinstance(found, list):
+        values = with_masks([data, None], "image", "masks", "mask")[0]["mask"]
+        assert [value and value["path"] for value in values] == [place and f"masks/{place}" for place in found]
+    else:
+        with pytest.raises(ValueError, match=found):
+            with_masks([data, None], "image", "masks", "mask")
+    if all(place.count("_") == 0 for place in masks):
+        names = [place.replace(".png", ".jpg") for place in masks if place.endswith(".png")]
+        content = {"images": [{"id": index, "file_name": name} for index, name in enumerate(names)]}
+        content["categories"] = [{"id": index, "name": name} for index, name in enumerate(names)]
+        content["annotations"] = [
+            {"image_id": index, "bbox": [0, 0, 1, 1], "category_id": index} for index in range(len(names))
+        ]
+        (tmp_path / "coco.json").write_text(json.dumps(content))
+        if isinstance(found, list):
+            values = with_objects([data], "image", ["coco.json"], "objects")[0]["objects"]
+            assert [value and value["category"][0].replace(".jpg", ".png") for value in values] == found
+        elif len(names) == len(masks):
+            with pytest.raises(ValueError, match=found.split(".png")[1]):
+                with_objects([data], "image", ["coco.json"], "objects")
 
 
 @pytest.mark.parametrize("kind", ["captions", "dense", "all"])

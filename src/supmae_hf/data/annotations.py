@@ -4,8 +4,8 @@
 import json
 import os
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -16,6 +16,7 @@ import torch
 from torchvision.ops import box_convert
 
 from ..supervision_supmae import UNLABELED
+from .folders import image_suffixes
 from .image_data import Split
 from .labels import values_of
 
@@ -26,6 +27,8 @@ BACKGROUND = "background"
 IGNORED = 255  # in masks, as segmentation data sets have it
 # Endings that the name of a mask may have behind that of its image.
 _MASK_ENDING = re.compile(r"[-_.](?:masks?|labels?|seg|segmentation|gt)$", re.IGNORECASE)
+# What to do if a name fits two
+_NAMING = "name it with the folder of its image, such as cat/1.png"
 
 
 class AnnotationError(ValueError):
@@ -246,75 +249,131 @@ def objects_of(objects: Mapping | list | None) -> tuple[list[list[float]], list,
     return boxes, categories, [bool(crowd) for crowd in objects.get(CROWD) or [0] * len(boxes)]
 
 
-def _with_column(split: datasets.Dataset | None, image_column: str, find: Callable, column: str, feature, flag: str):
-    """A data set with a column of what `find` gives for the path of each image."""
-    if split is None:
-        return None
-    images = values_of(split, image_column)
-    if not pa.types.is_struct(images.type):
-        raise ValueError(f"`--{flag}` names annotations by the files of the images, but the images are arrays.")
-    found = [find(path) for path in pa.compute.struct_field(images, "path").to_pylist()]
-    return split.add_column(column, found, feature=feature)
+def _endings(name: str) -> Iterator[str]:
+    """A name with all of its folders, with one less, and so on, and alone."""
+    ending = name.replace("\\", "/")
+    while ending:
+        yield ending
+        _, _, ending = ending.partition("/")
+
+
+def find_partners(images: Mapping[str, str], names: Iterable[tuple[str, str, bool]]) -> dict[str, str]:
+    """
+    Find the annotation of each image: the one of the same name, and of the same folders as far as names repeat.
+
+    Args:
+        images: What annotations are called that belong to an image, by its path.
+        names: For each annotation its name, perhaps with folders, an identifier, and whether that is its name, and not a part of it,
+            which counts less.
+
+    Returns:
+        The identifiers by the path of the image.
+
+    Raises:
+        ValueError: if two annotations fit an image, or two images an annotation.
+    """
+    best, image_of = {}, {}  # the annotations that fit an ending best, and how well; images by annotation
+    for name, annotation, is_whole in names:
+        for place, ending in enumerate(_endings(name)):
+            fit = place == 0, is_whole
+            if ending not in best or fit > best[ending][0]:
+                best[ending] = fit, []
+            if fit == best[ending][0]:
+                best[ending][1].append(annotation)
+    num_images = Counter(ending for name in images.values() for ending in _endings(name) if ending in best)
+    for image, name in images.items():
+        ending = next((ending for ending in _endings(name) if ending in best), None)
+        if ending is None:
+            continue
+        (has_all_folders, _), fitting = best[ending]
+        if not has_all_folders and num_images[ending] > 1:
+            continue  # its other folders may be those of another image
+        annotation = fitting[0]
+        if len(fitting) > 1:
+            raise ValueError(f"{annotation} and {fitting[1]} are both named as the image {image}: {_NAMING}.")
+        if annotation in image_of:
+            raise ValueError(f"{annotation} may be of the image {image_of[annotation]} or of {image}: {_NAMING}.")
+        image_of[annotation] = image
+    return {image: annotation for annotation, image in image_of.items()}
+
+
+def _with_column(
+    splits, image_column: str, column: str, feature, annotations: Mapping, names: list, key: Callable = str
+):
+    """
+    Data sets with a column of annotations.
+
+    Args:
+        annotations: The values of the column by identifier.
+        names: See [`find_partners`].
+        key: Function that makes of the path of an image what its annotation is called.
+    """
+    paths = []
+    for split in splits:
+        images = pa.array([], pa.struct({"path": pa.string()})) if split is None else values_of(split, image_column)
+        if not pa.types.is_struct(images.type):
+            raise ValueError("Annotations are found by the files of the images, but the images are arrays.")
+        paths.append(pa.compute.struct_field(images, "path").to_pylist())
+    partners = find_partners({path: key(path) for part in paths for path in part if path is not None}, names)
+    return [
+        split and split.add_column(column, [annotations.get(partners.get(path)) for path in part], feature=feature)
+        for split, part in zip(splits, paths)
+    ]
+
+
+def _without_ending(path: str) -> str:
+    return os.path.splitext(path)[0]
 
 
 def with_masks(
-    splits: Sequence[datasets.Dataset | None], image_column: str, roots: list[str], mask_dir: str, column: str
+    splits: Sequence[datasets.Dataset | None], image_column: str, mask_dir: str, column: str
 ) -> list[datasets.Dataset | None]:
     """
-    Data sets with a column of the masks in a folder: those at the same place as the image below one of the `roots`, or of the same
-    name, whatever their ending; the name of a mask may end in `_mask` or `_label`.
+    Data sets with a column of the masks in a folder, by the names of the images and their folders, whatever their ending; the name of a
+    mask may end in `_mask` or `_label`. Files that are no images are passed over.
 
     Raises:
-        ValueError: if two masks have the name of an image that has none at its place, or the images are no files.
+        ValueError: if a mask may be that of two images, or an image's may be two, or the images are no files.
     """
-    by_place, by_name = {}, defaultdict(list)
+    names, masks, suffixes = [], {}, image_suffixes()
     for folder, _, files in os.walk(mask_dir, followlinks=True):
-        for file in sorted(files):
-            path = Path(folder, file)
-            by_place[str(path.relative_to(mask_dir).with_suffix(""))] = str(path)
-            for stem in {path.stem, _MASK_ENDING.sub("", path.stem)}:
-                by_name[stem].append(str(path))
-
-    def find(image: str | None) -> dict | None:
-        if image is None:
-            return None
-        for root in roots:
-            place = os.path.relpath(os.path.splitext(image)[0], root)
-            if place in by_place:
-                return {"bytes": None, "path": by_place[place]}
-        paths = by_name.get(Path(image).stem, [])
-        if len(paths) > 1:
-            raise ValueError(
-                f"{mask_dir} has {len(paths)} masks named as {image}, such as {paths[:2]}: put them at its place."
-            )
-        return {"bytes": None, "path": paths[0]} if paths else None
-
+        for file in sorted(file for file in files if file.rpartition(".")[2].lower() in suffixes):
+            path = os.path.join(folder, file)
+            masks[path] = {"bytes": None, "path": path}
+            name = _without_ending(os.path.relpath(path, mask_dir))
+            names.append((name, path, True))
+            if (short := _MASK_ENDING.sub("", name)) != name:
+                names.append((short, path, False))
     feature = datasets.Image(decode=False)
-    return [_with_column(split, image_column, find, column, feature, "mask_dir") for split in splits]
+    return _with_column(splits, image_column, column, feature, masks, names, _without_ending)
 
 
 def with_objects(
     splits: Sequence[datasets.Dataset | None], image_column: str, files: list[str], column: str
 ) -> list[datasets.Dataset | None]:
     """
-    Data sets with a column of the objects in files of COCO's format (`instances_train2017.json`), by the names of the images.
+    Data sets with a column of the objects in files of COCO's format (`instances_train2017.json`), by the names of the images and, if
+    the files have them, their folders.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a file is not of COCO's format, or the images are no files.
+        ValueError: if a file is not of COCO's format, if objects may be those of two images, or the images are no files.
     """
-    found = {}
+    names, found = [], {}
     for file in files:
         try:
             content = json.loads(Path(file).read_text())
-            names = {category["id"]: category["name"] for category in content["categories"]}
+            categories = {category["id"]: category["name"] for category in content["categories"]}
             images = {image["id"]: {BOXES: [], CATEGORIES: [], CROWD: []} for image in content["images"]}
             for one in content["annotations"]:
                 objects = images[one["image_id"]]
                 objects[BOXES].append([float(x) for x in one["bbox"]])
-                objects[CATEGORIES].append(names[one["category_id"]])
+                objects[CATEGORIES].append(categories[one["category_id"]])
                 objects[CROWD].append(int(one.get("iscrowd", 0)))
-            found |= {os.path.basename(image["file_name"]): images[image["id"]] for image in content["images"]}
+            for image in content["images"]:
+                key = f"image {image['id']} of {file}, {image['file_name']},"
+                found[key] = images[image["id"]]
+                names.append((image["file_name"], key, True))
         except FileNotFoundError:
             raise FileNotFoundError(f"`--objects_file` {file} does not exist.") from None
         except (KeyError, TypeError, ValueError) as error:
@@ -323,8 +382,4 @@ def with_objects(
             ) from error
     number, text = datasets.List(datasets.Value("float64")), datasets.List(datasets.Value("string"))
     feature = {BOXES: datasets.List(number), CATEGORIES: text, CROWD: datasets.List(datasets.Value("int64"))}
-
-    def find(image: str | None) -> dict | None:
-        return found.get(os.path.basename(image or ""))
-
-    return [_with_column(split, image_column, find, column, feature, "objects_file") for split in splits]
+    return _with_column(splits, image_column, column, feature, found, names)

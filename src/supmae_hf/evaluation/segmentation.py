@@ -144,7 +144,7 @@ def _read_folders(images: str, masks: str) -> datasets.Dataset:
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"'{folder}' is not a folder of images or masks.")
     split = to_dataset(read_folder(images)).select_columns("image")
-    (split,) = with_masks([split], "image", [images], masks, "annotation")
+    (split,) = with_masks([split], "image", masks, "annotation")
     without = [row["image"]["path"] for row in split if row["annotation"] is None]
     number = len(read_folder(masks))
     if without or number > len(split):

@@ -149,8 +149,7 @@ def _add_dense(supervision: Supervision, job):
             f"`--mask_column_name` {column} is a column of text: masks are images, or arrays of two dimensions."
         )
     if args.mask_dir:
-        roots = [folder for folder in (job.data_args.train_dir, job.data_args.validation_dir) if folder]
-        column, more = _MASKS, (data.image_column, roots, args.mask_dir, _MASKS)
+        column, more = _MASKS, (data.image_column, args.mask_dir, _MASKS)
         data.train, data.validation = with_masks([data.train, data.validation], *more)
     if args.objects_file:
         column, more = _OBJECTS, (data.image_column, args.objects_file, _OBJECTS)
