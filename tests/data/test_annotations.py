@@ -233,6 +233,11 @@ def test_a_category_of_held_out_images_alone(tmp_path):
         ),
         ({"objects": {**ONE, "category": ["background"]}}, TABLE, ["22 training images have boxes, of 1 classes"]),
         ({"objects": ONE, "exif": 6}, TABLE, ["images are turned by their EXIF orientation", "of the upright image"]),
+        (
+            {"objects": {**ONE, "bbox": [[50, 8, 14, 16]]}, "exif": 6},
+            [*TABLE, "--annotations_as_stored", "True"],
+            ["are taken to be of the stored pixels", "background 92.7%, shape 7.3%"],
+        ),
     ],
 )
 def test_what_was_found_is_said(tmp_path, written, arguments, lines):
@@ -254,6 +259,11 @@ def test_files_of_coco(tmp_path):
     run = [*RUN, "--train_dir", "images", "--model_config", json.dumps(TINY), "--objects_file", "instances.json"]
     printed = run_example("run_pretrain.py", *run, cwd=tmp_path)
     assert "background" in printed and "shape" in printed and "training images have boxes, of 2 classes" in printed
+    (tmp_path / "instances.json").write_text(
+        json.dumps({**content, "images": [{**x, "height": 96, "width": 128} for x in images]})
+    )
+    error = run_example("run_pretrain.py", *run, cwd=tmp_path, fails=True)
+    assert "its objects are of an image of 96x128 pixels (height x width), but it has 48x64: take the images" in error
     (tmp_path / "instances.json").write_text("[]")
     data = datasets.Dataset.from_dict({"image": ["a.png"]}).cast_column("image", datasets.Image(decode=False))
     with pytest.raises(ValueError, match="is not of COCO's format"):

@@ -23,6 +23,7 @@ from .labels import values_of
 
 # Fields of a column of objects; `bbox` and `category` are those of COCO on the Hub.
 BOXES, CATEGORIES, CROWD = "bbox", "category", "iscrowd"
+SIZE = "size"  # of the image, if it is known: height and width
 BACKGROUND = "background"
 IGNORED = 255  # in masks, as segmentation data sets have it
 # Endings that the name of a mask may have behind that of its image.
@@ -126,10 +127,13 @@ class DenseLabels:
         value = record.get(self.column)
         if value is None:
             return torch.full(size, UNLABELED)
-        orientation = orientation if self.as_stored else 1
-        stored = size[::-1] if orientation >= 5 else size
+        stored = self.annotated_size(size, orientation)
         classes = self._read(value, stored, read) if self.categories is None else self._draw(value, stored)
-        return torch.from_numpy(turn(classes, orientation))
+        return torch.from_numpy(turn(classes, orientation) if self.as_stored else classes)
+
+    def annotated_size(self, size: tuple[int, int], orientation: int) -> tuple[int, int]:
+        """Height and width of the pixels that the annotations of an image are of, from those of the upright image."""
+        return size[::-1] if self.as_stored and orientation >= 5 else size
 
     def _read(self, encoded, size: tuple[int, int], read: Callable) -> np.ndarray:
         where = (encoded.get("path") if isinstance(encoded, dict) else None) or "a mask"
@@ -178,12 +182,19 @@ class DenseLabels:
         Left, top, right and bottom of boxes in pixels, `(num_boxes, 4)`.
 
         Raises:
-            AnnotationError: if there are not as many categories, or a box is none or lies outside the image.
+            AnnotationError: if there are not as many categories, a box is none or lies outside the image, or the objects are of an image
+                of another size.
         """
         boxes, categories, _ = objects_of(objects)
         if len(boxes) != len(categories):
             raise AnnotationError(f"it has {len(boxes)} boxes and {len(categories)} categories")
         height, width = size
+        known = objects.get(SIZE) if isinstance(objects, Mapping) else None
+        if known and sorted(known) != sorted(size):  # some files have height and width exchanged
+            raise AnnotationError(
+                f"its objects are of an image of {known[0]}x{known[1]} pixels (height x width), but it has {height}x{width}: take the images "
+                "that were annotated, or scale the boxes and correct the size in the file"
+            )
         corners = np.zeros((len(boxes), 4))
         for place, box in enumerate(boxes):
             if len(box) != 4 or not np.isfinite(box).all():
@@ -364,16 +375,20 @@ def with_objects(
         try:
             content = json.loads(Path(file).read_text())
             categories = {category["id"]: category["name"] for category in content["categories"]}
-            images = {image["id"]: {BOXES: [], CATEGORIES: [], CROWD: []} for image in content["images"]}
+            images = {}
+            for image in content["images"]:
+                sides, key = (
+                    (image.get("height"), image.get("width")),
+                    f"image {image['id']} of {file}, {image['file_name']},",
+                )
+                size = [int(side) for side in sides] if all(sides) else []
+                images[image["id"]] = found[key] = {BOXES: [], CATEGORIES: [], CROWD: [], SIZE: size}
+                names.append((image["file_name"], key, True))
             for one in content["annotations"]:
                 objects = images[one["image_id"]]
                 objects[BOXES].append([float(x) for x in one["bbox"]])
                 objects[CATEGORIES].append(categories[one["category_id"]])
                 objects[CROWD].append(int(one.get("iscrowd", 0)))
-            for image in content["images"]:
-                key = f"image {image['id']} of {file}, {image['file_name']},"
-                found[key] = images[image["id"]]
-                names.append((image["file_name"], key, True))
         except FileNotFoundError:
             raise FileNotFoundError(f"`--objects_file` {file} does not exist.") from None
         except (KeyError, TypeError, ValueError) as error:
@@ -381,5 +396,6 @@ def with_objects(
                 f"`--objects_file` {file} is not of COCO's format ({type(error).__name__}: {error})."
             ) from error
     number, text = datasets.List(datasets.Value("float64")), datasets.List(datasets.Value("string"))
-    feature = {BOXES: datasets.List(number), CATEGORIES: text, CROWD: datasets.List(datasets.Value("int64"))}
+    integer = datasets.List(datasets.Value("int64"))
+    feature = {BOXES: datasets.List(number), CATEGORIES: text, CROWD: integer, SIZE: integer}
     return _with_column(splits, image_column, column, feature, found, names)

@@ -82,7 +82,8 @@ def look_at_annotations(data: ImageData, dense: DenseLabels, max_images: int = M
                 np.where(classes == UNLABELED, len(dense.names), classes).ravel(), minlength=len(pixels)
             )
             if dense.categories is not None:
-                corners, (height, width) = dense.corners(annotation, classes.shape), classes.shape
+                height, width = dense.annotated_size(classes.shape, images.orientation(encoded))
+                corners = dense.corners(annotation, (height, width))
                 beyond = (corners[:, :2] < -1).any(1) | (corners[:, 2] > width + 1) | (corners[:, 3] > height + 1)
                 num_boxes, num_clipped = num_boxes + len(corners), num_clipped + int(beyond.sum())
                 largest = max(largest, np.abs(objects_of(annotation)[0]).max(initial=0))
