@@ -158,6 +158,15 @@ def test_masks_of_colours_and_lossy_ones():
     for image in (palette, one_bit, deep):
         dense = DenseLabels(["ground", "shape"], "mask")
         assert np.array_equal(dense.encode({"mask": encoded(image)}, (HEIGHT, WIDTH), read), drawn())
+    for image in (drawn() * np.float32(0.7), np.where(drawn(), np.nan, 0).astype(np.float32)):
+        with pytest.raises(ValueError, match=r"holds (0\.7|nan), but classes are whole numbers"):
+            DenseLabels(["ground", "shape"], "mask").encode(
+                {"mask": encoded(Image.fromarray(image), "TIFF")}, (HEIGHT, WIDTH), read
+            )
+    with pytest.raises(ValueError, match="has 2 channels: a mask has one, of classes, or three, of colours"):
+        DenseLabels(["ground", "shape"], "mask").encode(
+            {"mask": encoded(palette.convert("LA"))}, (HEIGHT, WIDTH), read
+        )
     for kind, options in (("JPEG", {}), ("WEBP", {"lossless": False})):
         lossy = {"mask": encoded(Image.fromarray(drawn()), kind, **options)}
         with pytest.raises(ValueError, match="is compressed with losses"):

@@ -108,6 +108,12 @@ def test_whole_numbers_can_be_a_regression():
     assert classes.names == ["20", "31"] and "they are classes" in classes.notes[0]
 
 
+def test_classes_that_may_be_one_are_pointed_out():
+    notes = Labels.of(datasets.Dataset.from_dict({"label": ["cat", " Cat", "dog"]})).notes
+    assert notes == ["the classes ' Cat' and 'cat' differ in case or spaces alone: are they one?"]
+    assert not Labels.of(datasets.Dataset.from_dict({"label": ["cat", "dog"]})).notes
+
+
 def test_classes_of_all_splits_are_joined():
     features = {"name": datasets.Value("string")}
     splits = [make_dataset({"name": names}, features) for names in (["b", "c"], ["a", "c"])]

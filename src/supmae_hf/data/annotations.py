@@ -144,10 +144,18 @@ class DenseLabels:
         if mask.dtype == bool:
             mask = mask.astype(np.uint8)
         if mask.ndim == 3 and mask.shape[:2] == size:
+            if mask.shape[2] not in (3, 4):
+                raise AnnotationError(
+                    f"{where} has {mask.shape[2]} channels: a mask has one, of classes, or three, of colours"
+                )
             mask = self._of_colors(mask, where)
         if mask.shape != size:
             raise AnnotationError(
                 f"{where} has the shape {mask.shape}, but its image is {size[0]}x{size[1]} pixels (height x width)"
+            )
+        if (fractions := mask[mask % 1 != 0]).size:  # also of what is not finite
+            raise AnnotationError(
+                f"{where} holds {fractions[0]:g}, but classes are whole numbers: round it, or choose a threshold"
             )
         mask = mask.astype(np.int64)
         nothing = (mask == IGNORED) | (self.reduce_labels & (mask == 0))

@@ -173,6 +173,11 @@ class Labels:
         values = sorted(found)
         if not values:
             raise ValueError(f"Column '{column}' holds no label: name another one with `--label_column_name`.")
+        seen = {}
+        for value in values if is_text else ():
+            other = seen.setdefault("".join(value.casefold().split()), value)
+            if other != value:
+                notes.append(f"the classes {other!r} and {value!r} differ in case or spaces alone: are they one?")
         return cls(columns, list(map(str, values)), problem, values, notes)
 
     def require_classes(self, job: str, dataset: datasets.Dataset | datasets.IterableDataset):
