@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -163,6 +164,21 @@ def test_some_labels_are_held_out_if_there_are_some(tmp_path):
     data = labeled(20).remove_columns("label").add_column("label", [0, 0, 1, 1] + [None] * 16, feature=CLASSES)
     loaded = load_data(save_splits(tmp_path, train=data))
     assert (loaded.labels.classes(loaded.validation) >= 0).any()
+
+
+def test_an_image_of_several_rows_is_on_one_side(digit_folder):
+    """Such as one row for each of its captions."""
+    files = sorted(map(str, (digit_folder / "train").glob("*/*.png")))
+    (digit_folder / "table").mkdir()
+    pd.DataFrame({"image": files * 3, "label": [Path(file).parent.name for file in files] * 3}).to_csv(
+        digit_folder / "table" / "train.csv"
+    )
+    data = load_data(str(digit_folder / "table"))
+    train, held_out = ({row["path"] for row in split["image"]} for split in (data.train, data.validation))
+    assert (len(train), len(held_out)) == (36, 4) and not train & held_out
+    assert "80 times an image comes again: none is both trained on and held out" in data.table()
+    data = load_data(str(digit_folder / "train"), validation_dir=str(digit_folder / "train"))
+    assert "40 of the held-out images are training images, too" in data.table()
 
 
 def test_nothing_is_held_out_if_asked_for(digit_folder):

@@ -5,6 +5,7 @@ import functools
 import glob
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ from .arguments import DataArguments, EvaluationDataArguments, ImageArguments
 from .folders import HELD_OUT_SPLITS, check_names, find_splits, read_folder, to_dataset
 from .idx import idx_folder, read_idx
 from .image_data import ImageData, Split, paths_of, shortened
-from .labels import Labels
+from .labels import Labels, values_of
 from .tars import find_parts, with_fields
 
 
@@ -397,6 +398,12 @@ def load_training_data(
     name, validation = _choose_held_out(train, held_out, labels, is_given=args.validation_dir is not None)
     if name is not None:
         words = f"from {name}" if args.validation_dir else f"split '{name}'"
+        if not streaming:
+            known = set(_files_of(train, image_column)) - {None}
+            if both := sum(file in known for file in _files_of(validation, image_column)):
+                notes.append(
+                    f"{both} of the held-out images are training images, too, which makes results look better than they are"
+                )
         blank = isinstance(validation, datasets.Dataset) and (labels.classes(validation) == UNLABELED).all()
         if labels.columns and blank:
             notes.append("the held-out images have no labels")
@@ -408,7 +415,10 @@ def load_training_data(
                 f"A stream needs a held-out split, but there is only {sorted(splits)}: name one (`--validation_dir`), or "
                 "leave out `--streaming`."
             )
-        train, validation = _hold_out(train, labels.classes(train), args.train_val_split)
+        files = _files_of(train, image_column)
+        train, validation = _hold_out(train, labels.classes(train), files, args.train_val_split)
+        if again := sum(count - 1 for file, count in Counter(files).items() if file):
+            notes.append(f"{again} times an image comes again: none is both trained on and held out")
         words = f"{args.train_val_split:.0%} of the training images, the same in every run"
     train, more_notes = _add_unlabeled(train, validation, unlabeled, image_column)
     if not streaming:  # a stream draws the images of an epoch itself
@@ -506,17 +516,33 @@ def _choose_held_out(train: Split, held_out: dict[str, Split], labels: Labels, i
     return None, None
 
 
+def _files_of(split: datasets.Dataset, image_column: str) -> list[str | None]:
+    """The file of each image; `None` for those in the data set itself."""
+    values = values_of(split, image_column)
+    if not pa.types.is_struct(values.type):
+        return [None] * len(split)
+    paths, content = (pa.compute.struct_field(values, name) for name in ("path", "bytes"))
+    return pa.compute.if_else(pa.compute.is_null(content), paths, None).to_pylist()
+
+
 def _hold_out(
-    train: datasets.Dataset, classes: np.ndarray, share: float
+    train: datasets.Dataset, classes: np.ndarray, files: list[str | None], share: float
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """Put a share of each class aside, at random, but never the last image of a class, and in all at least one."""
+    """
+    Put a share of each class aside, at random, but never the last image of a class, and in all at least one. Rows of the same file
+    stay together.
+    """
     if share == 0:
         return train, None
+    places = {}
+    images = [places.setdefault(file or row, len(places)) for row, file in enumerate(files)]
+    _, first = np.unique(images, return_index=True)
+    classes = classes[first]
     generator = np.random.default_rng(_SPLIT_SEED)
     groups = [generator.permutation(np.flatnonzero(classes == label)) for label in np.unique(classes)]
     wanted = np.array([share * len(group) for group in groups])
     counts = np.floor(wanted).astype(int)
-    missing = max(round(share * len(train)), 1) - counts.sum()
+    missing = max(round(share * len(classes)), 1) - counts.sum()
     for place in np.argsort(counts - wanted, kind="stable")[: max(missing, 0)]:  # the largest remainders
         counts[place] += 1
     counts = [min(count, len(group) - 1) for count, group in zip(counts, groups)]
@@ -529,9 +555,10 @@ def _hold_out(
             f"{len(train)} training images are too few to hold out some of each class: name held-out images with "
             "`--validation_dir`, or pass `--train_val_split 0`."
         )
-    aside = np.zeros(len(train), dtype=bool)
+    aside = np.zeros(len(classes), dtype=bool)
     for count, group in zip(counts, groups):
         aside[group[:count]] = True
+    aside = aside[images]
     return train.select(np.flatnonzero(~aside)), train.select(np.flatnonzero(aside))
 
 
