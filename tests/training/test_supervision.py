@@ -151,6 +151,7 @@ def test_boxes_are_drawn_the_smallest_last(table):
         (["train/a/1.png", "a/1.png", "other/2.png"], ["train/a/1.png", None, "other/2.png"]),
         (["a/1.png", "a/1.json", "a/1_mask.png"], ["a/1.png", None, None]),  # not the mask of b's image of that name
         (["2_seg.png"], [None, None, "2_seg.png"]),
+        (["e\u0301/3.png"], [None, None, None, "e\u0301/3.png"]),  # an accent of its own
         (["1.png"], "1.png may be of the image train/a/1.jpg or of train/b/1.jpg: name it with the folder"),
         (["c/1.png", "d/1.png"], [None, None, None]),
         (["c/2.png", "d/2.png"], "d/2.png are both named as the image train/b/2.jpg: name it with the folder"),
@@ -163,10 +164,11 @@ def test_a_mask_is_that_of_one_image(tmp_path, monkeypatch, masks, found):
         (tmp_path / "masks" / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "masks" / place).touch()
     monkeypatch.chdir(tmp_path)
-    paths = [f"train/{name}" for name in ("a/1.jpg", "b/1.jpg", "b/2.jpg")]
+    paths = [f"train/{name}" for name in ("a/1.jpg", "b/1.jpg", "b/2.jpg", "\u00e9/3.jpg", "d/3.jpg")]
     data = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image(decode=False))
     if isinstance(found, list):
         values = with_masks([data, None], "image", "masks", "mask")[0]["mask"]
+        found += [None] * (5 - len(found))
         assert [value and value["path"] for value in values] == [place and f"masks/{place}" for place in found]
     else:
         with pytest.raises(ValueError, match=found):

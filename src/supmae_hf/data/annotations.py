@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -270,7 +271,7 @@ def objects_of(objects: Mapping | list | None) -> tuple[list[list[float]], list,
 
 def _endings(name: str) -> Iterator[str]:
     """A name with all of its folders, with one less, and so on, and alone."""
-    ending = name.replace("\\", "/")
+    ending = unicodedata.normalize("NFC", name).replace("\\", "/")  # some systems take accents apart
     while ending:
         yield ending
         _, _, ending = ending.partition("/")
