@@ -135,6 +135,8 @@ def test_arrays_of_other_shapes():
     pixels = np.random.default_rng(0).random((5, 20, 24)).astype(np.float32)
     assert np.array_equal(read_image(encode(pixels, "npy")), np.moveaxis(pixels, 0, -1))
     assert read_image(encode(pixels[0], "npy")).shape == (20, 24, 1)
+    for shape in ((16, 16, 40), (40, 16, 16)):  # more bands than rows
+        assert read_image(encode(np.zeros(shape, np.uint16), "npy")).shape == (16, 16, 40)
     with pytest.raises(ValueError, match="which is no image"):
         read_image(encode(pixels[None], "npy"))
     with pytest.raises(ValueError, match="allow_pickle"):

@@ -148,13 +148,17 @@ def _read_tiff(file: bytes, is_mask: bool) -> Image.Image | np.ndarray:
 
 
 def channels_last(pixels: np.ndarray) -> np.ndarray:
-    """An array `(height, width)`, `(height, width, channels)` or `(channels, height, width)` as the second of these."""
+    """
+    An array `(height, width)`, `(height, width, channels)` or `(channels, height, width)` as the second of these: what is left of a square
+    image counts the channels, or else the smaller one of the first and the last number.
+    """
     if pixels.ndim == 2:
         return pixels[..., None]
     if pixels.ndim != 3:
         raise ValueError(f"it holds an array of the shape {pixels.shape}, which is no image")
-    # the smaller one counts the channels
-    return np.moveaxis(pixels, 0, -1) if pixels.shape[0] < pixels.shape[-1] else pixels
+    first, middle, last = pixels.shape
+    is_first = middle == last if (first == middle) != (middle == last) else first < last
+    return np.moveaxis(pixels, 0, -1) if is_first else pixels
 
 
 def to_pixels(
