@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from matplotlib.axes import Axes
-from PIL import Image
 from threadpoolctl import threadpool_limits
 from torch import multiprocessing
 from torch.nn import functional as F
@@ -24,7 +22,6 @@ from supmae_hf.cli import Parser
 from supmae_hf.data.arguments import EvaluationDataArguments
 from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.data.sources import load_splits
-from supmae_hf.evaluation.corruptions import CORRUPTIONS, corrupt
 from supmae_hf.evaluation.tables import Journal, say_written, write_table
 from supmae_hf.training.optimization import parameter_groups
 
@@ -176,34 +173,6 @@ def features_of(encoder, images: torch.Tensor, batch_size: int = 500) -> np.ndar
     return torch.cat(parts).cpu().numpy()
 
 
-def corrupted_copies(
-    images: np.ndarray, severities: Sequence[int], corruptions: Sequence[str] = CORRUPTIONS
-) -> np.ndarray:
-    """
-    Every corruption of every grey image `(num_images, height, width)` of type uint8: shape
-    `(corruptions * severities, num_images, height, width)`.
-    """
-    sharp = [Image.fromarray(image) for image in images]
-    copies = [
-        np.stack([np.asarray(corrupt(image, name, severity, index)) for index, image in enumerate(sharp)])
-        for name in corruptions
-        for severity in severities
-    ]
-    return np.stack(copies)
-
-
-def corrupt_images(images: torch.Tensor, severities: Sequence[int], pool, path: Path):
-    """Corrupted copies of images, written once: `(corruptions * severities, num_images, height, width)`."""
-    if not path.exists():
-        margin = max(IMAGE_SIZE - images.shape[-1], 0) // 2  # corruptions take images of 32x32 pixels or more
-        parts = [(F.pad(images, [margin] * 4)[:, 0].numpy(), severities, [name]) for name in CORRUPTIONS]
-        copies = np.concatenate(pool.starmap(corrupted_copies, parts, chunksize=1))
-        copies = copies[..., margin : margin + images.shape[-2], margin : margin + images.shape[-1]]
-        with open(path.with_suffix(".new"), "wb") as file:
-            np.save(file, copies)
-        path.with_suffix(".new").rename(path)
-
-
 # --- runs ---
 
 
@@ -334,23 +303,3 @@ def table_of(keys: Iterable[dict], results: Iterable[dict], measures: dict[str, 
                 row[f"{title} (std)"] = statistics.stdev(values) if len(values) > 1 else 0.0
         rows.append(row)
     return rows
-
-
-def draw_lines(axis: Axes, rows: Sequence[dict], groups: Sequence[str], group: str, x: str, y: str):
-    """
-    Lines of percentages over a logarithmic axis, with whiskers.
-
-    Args:
-        rows: A table with shares in the column `y` and their standard deviations in `y (std)`.
-        groups: Values of the column `group`: a line each, in this order of colours.
-    """
-    for index, name in enumerate(groups):
-        points = [row for row in rows if row[group] == name and y in row]
-        if points:
-            places, means = [row[x] for row in points], [100 * row[y] for row in points]
-            deviations = [100 * row[f"{y} (std)"] for row in points]
-            axis.errorbar(places, means, deviations, label=name, color=f"C{index}", marker="o", capsize=3)
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_xlabel(x)
-    axis.grid(alpha=0.3)

@@ -40,6 +40,7 @@ import numpy as np
 import torch
 from comparison import Comparison, balanced, crop_and_flip, endless, features_of, load_images, table_of, to_inputs
 from matplotlib.figure import Figure
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from scipy.stats import t
@@ -48,6 +49,7 @@ from torchvision.transforms import v2
 from supmae_hf import SupMAEConfig, SupMAEForImageClassification, SupMAEForPreTraining
 from supmae_hf.cli import run as run_script
 from supmae_hf.cost import classification_flops, pretraining_flops
+from supmae_hf.evaluation.corruptions import CORRUPTIONS, corrupt
 from supmae_hf.evaluation.encode import NUM_NEIGHBORS, knn_scores
 from supmae_hf.evaluation.few_shot import draw_shots
 from supmae_hf.evaluation.probes import select_probe
@@ -104,6 +106,7 @@ MEASURES = {
     "corrupted": "fine-tuned, on corrupted images",
     **{f"shots_{shots}": f"MNIST, {shots} shots" for shots in SHOTS},
 }
+DRAWN = ("probe", "knn", "finetuned", "shots_20")
 
 
 def split(data: dict, seed: int, num_images: int, num_held_out: int, num_labeled: int | None = None) -> dict:
@@ -233,6 +236,28 @@ def finetune(
 
     steps, layer_decay = steps_of(epochs, images), None if pretrained is None else LAYER_DECAY
     return comparison.train(model, batches(), steps, settings["finetuning_rate"], WEIGHT_DECAY, layer_decay, loss_of)
+
+
+def corrupted_copies(images: np.ndarray, name: str) -> list[np.ndarray]:
+    """A corruption of grey images `(num_images, height, width)` of type uint8, in each of the severities."""
+    sharp = [Image.fromarray(image) for image in images]
+    return [
+        np.stack([np.asarray(corrupt(image, name, severity, index)) for index, image in enumerate(sharp)])
+        for severity in SEVERITIES
+    ]
+
+
+def corrupt_images(images: torch.Tensor, pool, path: Path):
+    """Write corrupted copies of images, once: `(corruptions * severities, num_images, height, width)`."""
+    if not path.exists():
+        margin = max(32 - images.shape[-1], 0) // 2  # corruptions take images of 32x32 pixels or more
+        padded = torch.nn.functional.pad(images, [margin] * 4)[:, 0].numpy()
+        parts = pool.starmap(corrupted_copies, [(padded, name) for name in CORRUPTIONS], chunksize=1)
+        copies = np.concatenate(parts)[..., margin : margin + images.shape[-2], margin : margin + images.shape[-1]]
+        new = path.with_suffix(".new")
+        with open(new, "wb") as file:
+            np.save(file, copies)
+        new.rename(path)
 
 
 def measure_features(encoder, data: dict, draws: int) -> dict[str, float]:
@@ -409,31 +434,38 @@ def epochs_needed(jobs: list[dict], results: list[dict]) -> list[dict]:
 
 
 def draw_figure(rows: list[dict], path: Path):
-    """Accuracy over epochs of pre-training, a panel for each measure; dashed: raw pixels and the best ViT from scratch."""
-    titles = [title for title in MEASURES.values() if any(title in row for row in rows)]
+    """Accuracy over epochs of pre-training, with standard deviations; grey: raw pixels, a random encoder, the best from scratch."""
     pretrained = [row for row in rows if row["epochs"]]
-    arms = list(dict.fromkeys(row["arm"] for row in pretrained))
+    arms = dict.fromkeys(row["arm"] for row in pretrained)
     places = sorted({row["epochs"] for row in pretrained})
-    ticks = [f"{place:.2g}" if place < 10 else f"{place:.0f}" for place in places]
-    shape = math.ceil(len(titles) / 4), min(len(titles), 4)
-    figure = Figure(figsize=(3.6 * shape[1], 3.6 * shape[0]), layout="constrained")
-    axes = figure.subplots(*shape, squeeze=False).flatten()
-    for axis in axes[len(titles) :]:
-        axis.set_axis_off()
-    for axis, title in zip(axes, titles):
-        comparison.draw_lines(axis, pretrained, arms, "arm", "epochs", title)
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    axes = figure.subplots(1, len(DRAWN))
+    for axis, title in zip(axes, (MEASURES[name] for name in DRAWN)):
+        for arm in arms:
+            points = [
+                (row["epochs"], 100 * row[title], 100 * row[f"{title} (std)"])
+                for row in pretrained
+                if row["arm"] == arm and title in row
+            ]
+            if points:
+                x, y, deviations = zip(*points)
+                axis.errorbar(x, y, deviations, label=arm, marker="o", capsize=3)
+            else:
+                axis.plot([], [])  # keeps the colours of the others
         for arm, style in ((PIXELS, ":"), (RANDOM, "-."), (SCRATCH, "--")):
             values = [row[title] for row in rows if row["arm"] == arm and title in row]
             if values:
                 axis.axhline(100 * max(values), linestyle=style, color="grey", label=arm)
-        axis.set_xticks(places, ticks)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(places, [f"{place:.3g}" for place in places])
         axis.minorticks_off()
-        axis.set_xlabel("epochs of pre-training")
+        axis.grid(alpha=0.3)
         axis.set_title(title)
+    figure.supxlabel("epochs of pre-training")
     figure.supylabel("accuracy on test images (%)")
     entries = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=100)
 
 
 def main():
@@ -462,7 +494,7 @@ def main():
     }
     with Comparison(args, run, MEASURES, dict, data) as runs:
         images = data["test_images"][: args.corrupted]
-        comparison.corrupt_images(images, SEVERITIES, runs.pool, data["corrupted"])
+        corrupt_images(images, runs.pool, data["corrupted"])
         chosen = choose_settings(runs, args)
         for arm, settings in chosen.items():
             print(f"Chosen for {arm}: {settings}", flush=True)

@@ -178,11 +178,10 @@ def committed():
     return [json.loads(line) for line in lines], section.split("\n### ")[0]
 
 
-def rows_of(section: str, title: str) -> dict[str, list[str]]:
-    """The cells of the table whose header begins so, by the name of the row."""
+def rows_of(section: str, title: str) -> list[list[str]]:
+    """The cells of the rows of the table whose header begins so."""
     lines = section.split(f"\n| {title}")[1].split("\n\n")[0].splitlines()[2:]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {row[0]: row[1:] for row in cells}
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_the_trials_of_the_document(committed):
@@ -194,10 +193,10 @@ def test_the_trials_of_the_document(committed):
         if run["key"]["is_trial"]
     }
     rates = (1e-3, 2e-3, 4e-3, 8e-3)
-    for arm, cells in rows_of(section, "learning rate of pre-training").items():
+    for arm, *cells in rows_of(section, "learning rate of pre-training"):
         expected = [trials[arm, rate, 1, 1e-3, False] for rate in rates]
         assert list(map(float, cells)) == pytest.approx(expected, abs=0.0501)
-    for arm, cells in rows_of(section, "learning rate of fine-tuning").items():
+    for arm, *cells in rows_of(section, "learning rate of fine-tuning"):
         best = max(rates, key=lambda rate: trials[arm, rate, 1, 1e-3, False])
         expected = [trials[arm, best, 1, rate, False] for rate in rates] + [trials[arm, best, 1, 4e-3, True]]
         assert list(map(float, cells)) == pytest.approx(expected, abs=0.0501)
@@ -206,24 +205,39 @@ def test_the_trials_of_the_document(committed):
 
 
 def test_the_results_of_the_document(script, committed):
-    """Means, deviations, and paired intervals, bold where these exclude 0."""
+    """Means, deviations, paired intervals, bold where these exclude 0, and epochs that are needed; of all that was run."""
     runs, section = committed
     jobs, results = zip(*((run["key"], run["result"]) for run in runs if not run["key"]["is_trial"]))
-    for arm, cells in rows_of(section, "25 epochs").items():
+    rows = rows_of(section, "epochs | arm")
+    assert {(arm, float(epochs or 0)) for epochs, arm, *_ in rows} == {(job["arm"], job["epochs"]) for job in jobs}
+    for epochs, arm, *cells in rows:
+        chosen = [r for job, r in zip(jobs, results) if (job["arm"], job["epochs"]) == (arm, float(epochs or 0))]
         for name, cell in zip(script.MEASURES, cells, strict=True):
-            values = [100 * result[name] for job, result in zip(jobs, results) if job["arm"] == arm and name in result]
+            values = [100 * result[name] for result in chosen if name in result]
             assert bool(values) == bool(cell) and len(values) in (0, 3)
             if values:
                 expected = np.mean(values), np.std(values, ddof=1)
                 assert list(map(float, cell.split(" ± "))) == pytest.approx(expected, abs=0.0501)
-    for pair, cells in rows_of(section, "paired").items():
-        (row,) = [row for row in script.differences(jobs, results, *pair.split(" over ")) if row["epochs"] in (0, 25)]
+    for epochs, pair, *cells in rows_of(section, "epochs | paired"):
+        (row,) = [
+            row for row in script.differences(jobs, results, *pair.split(" over ")) if row["epochs"] == float(epochs)
+        ]
         for title, cell in zip(script.MEASURES.values(), cells, strict=True):
             assert (title in row) == bool(cell)
             if cell:
                 expected = row[title], row[f"{title} (95%)"]
                 assert list(map(float, cell.strip("*").split(" ± "))) == pytest.approx(expected, abs=0.0501)
                 assert cell.startswith("**") == (abs(expected[0]) > expected[1])
+    needed = {(row["measure"], row["epochs of SupMAE"]): row for row in script.epochs_needed(jobs, results)}
+    most = max(job["epochs"] for job in jobs if job["arm"] == script.MAE)
+    for epochs, *cells in rows_of(section, "epochs of SupMAE"):
+        for title, cell in zip(script.MEASURES.values(), cells, strict=True):
+            row = needed[title, float(epochs)]
+            values = [
+                f"{row[name]:.0f}" if row[name] <= most else f"over {most:.0f}"
+                for name in ("of MAE", "fewest", "most")
+            ]
+            assert cell == (values[0] if len(set(values)) == 1 else "{} ({} to {})".format(*values))
 
 
 @pytest.mark.slow
