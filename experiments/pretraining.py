@@ -215,10 +215,9 @@ def finetune(
     if reconstructs:
         whole, masked = classification_flops(model.config), pretraining_flops(pretrained.config)
         epochs *= whole / (whole + masked)
-        pretrained.vit.embeddings, pretrained.vit.layers = (
-            model.vit.embeddings,
-            model.vit.layers,
-        )  # one encoder for both
+        # one encoder for both
+        pretrained.vit.embeddings = model.vit.embeddings
+        pretrained.vit.layers = model.vit.layers
         model.reconstruction = pretrained
     mix = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=num_labels), v2.CutMix(alpha=1.0, num_classes=num_labels)])
 

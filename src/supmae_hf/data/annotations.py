@@ -283,8 +283,8 @@ def find_partners(images: Mapping[str, str], names: Iterable[tuple[str, str, boo
 
     Args:
         images: What annotations are called that belong to an image, by its path.
-        names: For each annotation its name, perhaps with folders, an identifier, and whether that is its name, and not a part of it,
-            which counts less.
+        names: For each annotation its name, perhaps with folders, an identifier, and whether that is the whole name: one without its
+            `_mask` counts less.
 
     Returns:
         The identifiers by the path of the image.
