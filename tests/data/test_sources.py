@@ -178,7 +178,7 @@ def test_an_image_of_several_rows_is_on_one_side(digit_folder):
     assert (len(train), len(held_out)) == (36, 4) and not train & held_out
     assert "80 times an image comes again: none is both trained on and held out" in data.table()
     data = load_data(str(digit_folder / "train"), validation_dir=str(digit_folder / "train"))
-    assert "40 of the held-out images are training images, too" in data.table()
+    assert "40 training images are held out, too" in data.table()
 
 
 def test_nothing_is_held_out_if_asked_for(digit_folder):

@@ -5,7 +5,6 @@ import functools
 import glob
 import os
 import tarfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import datasets
 import fsspec
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
@@ -399,10 +399,10 @@ def load_training_data(
     if name is not None:
         words = f"from {name}" if args.validation_dir else f"split '{name}'"
         if not streaming:
-            known = set(_files_of(train, image_column)) - {None}
-            if both := sum(file in known for file in _files_of(validation, image_column)):
+            files, aside = (_files_of(split, image_column) for split in (train, validation))
+            if both := pa.compute.is_in(files, value_set=aside, skip_nulls=True).true_count:
                 notes.append(
-                    f"{both} of the held-out images are training images, too, which makes results look better than they are"
+                    f"{both} training images are held out, too, which makes results look better than they are"
                 )
         blank = isinstance(validation, datasets.Dataset) and (labels.classes(validation) == UNLABELED).all()
         if labels.columns and blank:
@@ -415,9 +415,10 @@ def load_training_data(
                 f"A stream needs a held-out split, but there is only {sorted(splits)}: name one (`--validation_dir`), or "
                 "leave out `--streaming`."
             )
-        files = _files_of(train, image_column)
+        # a folder has no file twice
+        files = pa.nulls(len(train), pa.string()) if _is_folder(source) else _files_of(train, image_column)
         train, validation = _hold_out(train, labels.classes(train), files, args.train_val_split)
-        if again := sum(count - 1 for file, count in Counter(files).items() if file):
+        if again := len(files) - files.null_count - pa.compute.count_distinct(files, "only_valid").as_py():
             notes.append(f"{again} times an image comes again: none is both trained on and held out")
         words = f"{args.train_val_split:.0%} of the training images, the same in every run"
     train, more_notes = _add_unlabeled(train, validation, unlabeled, image_column)
@@ -478,7 +479,7 @@ def _require_labels(train: Split, labels: Labels, image_column: str, args: DataA
             f"No training image has a label {where}: name a column with `--label_column_name`, or {way_out}"
         )
     source = args.source
-    if source is not None and Path(source).is_dir() and not is_table(source):
+    if _is_folder(source):
         root = find_splits(source).get("train", Path(source))
         below = [path for path in paths_of(train, image_column) if path and Path(path).parent != root]
         if below:
@@ -516,17 +517,22 @@ def _choose_held_out(train: Split, held_out: dict[str, Split], labels: Labels, i
     return None, None
 
 
-def _files_of(split: datasets.Dataset, image_column: str) -> list[str | None]:
-    """The file of each image; `None` for those in the data set itself."""
-    values = values_of(split, image_column)
+def _is_folder(source: str | None) -> bool:
+    """Decide whether a source is a folder of images, or of IDX files."""
+    return source is not None and Path(source).is_dir() and not is_table(source)
+
+
+def _files_of(split: datasets.Dataset, image_column: str) -> pa.Array:
+    """The file of each image; null for those in the data set itself."""
+    values = values_of(split, image_column).combine_chunks()
     if not pa.types.is_struct(values.type):
-        return [None] * len(split)
+        return pa.nulls(len(split), pa.string())
     paths, content = (pa.compute.struct_field(values, name) for name in ("path", "bytes"))
-    return pa.compute.if_else(pa.compute.is_null(content), paths, None).to_pylist()
+    return pa.compute.if_else(pa.compute.is_null(content), paths, None)
 
 
 def _hold_out(
-    train: datasets.Dataset, classes: np.ndarray, files: list[str | None], share: float
+    train: datasets.Dataset, classes: np.ndarray, files: pa.Array, share: float
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
     """
     Put a share of each class aside, at random, but never the last image of a class, and in all at least one. Rows of the same file
@@ -534,8 +540,8 @@ def _hold_out(
     """
     if share == 0:
         return train, None
-    places = {}
-    images = [places.setdefault(file or row, len(places)) for row, file in enumerate(files)]
+    places = files.dictionary_encode().indices.fill_null(-1).to_numpy()
+    images, _ = pd.factorize(np.where(places < 0, len(files) + np.arange(len(files)), places))
     _, first = np.unique(images, return_index=True)
     classes = classes[first]
     generator = np.random.default_rng(_SPLIT_SEED)
