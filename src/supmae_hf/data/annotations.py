@@ -386,10 +386,8 @@ def with_objects(
             categories = {category["id"]: category["name"] for category in content["categories"]}
             images = {}
             for image in content["images"]:
-                sides, key = (
-                    (image.get("height"), image.get("width")),
-                    f"image {image['id']} of {file}, {image['file_name']},",
-                )
+                key = f"image {image['id']} of {file}, {image['file_name']},"
+                sides = image.get("height"), image.get("width")
                 size = [int(side) for side in sides] if all(sides) else []
                 images[image["id"]] = found[key] = {BOXES: [], CATEGORIES: [], CROWD: [], SIZE: size}
                 names.append((image["file_name"], key, True))
