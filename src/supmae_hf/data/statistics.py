@@ -77,12 +77,13 @@ def look_at_annotations(data: ImageData, dense: DenseLabels, max_images: int = M
                 say_unreadable(encoded, f"image {index}", error, data.skip_bad_images)
                 continue
             num_images += 1
-            num_turned += images.orientation(encoded) != 1
+            orientation = images.orientation(encoded)  # which reads the file
+            num_turned += orientation != 1
             pixels += np.bincount(
                 np.where(classes == UNLABELED, len(dense.names), classes).ravel(), minlength=len(pixels)
             )
             if dense.categories is not None:
-                height, width = dense.annotated_size(classes.shape, images.orientation(encoded))
+                height, width = dense.annotated_size(classes.shape, orientation)
                 corners = dense.corners(annotation, (height, width))
                 beyond = (corners[:, :2] < -1).any(1) | (corners[:, 2] > width + 1) | (corners[:, 3] > height + 1)
                 num_boxes, num_clipped = num_boxes + len(corners), num_clipped + int(beyond.sum())
