@@ -16,8 +16,8 @@ trained on, 10,000 others decide all settings, and the test images are looked at
 - SupMAE, fine-tuned with its reconstruction loss, for fewer epochs of as many operations (SSAT, arXiv 2310.20704);
 - a ViT from scratch, for more epochs than the others are fine-tuned for.
 
-With `--labeled 300` only so many of the images have a label: SupMAE takes all images, half of a batch with labels, or the labelled
-ones alone, and the labelled ones are fine-tuned on. That is compared at one length.
+With `--labeled 300` only so many of the images have a label: SupMAE takes all images, half of a batch with labels, and of the others
+pseudo-labels or none, or the labelled ones alone. Those are fine-tuned on. That is compared at one length.
 
 Each is fine-tuned with the same recipe: soft cross entropy, with mixup and cutmix if trials prefer them, label smoothing, random
 erasing and stochastic depth. Raw pixels and a random encoder say what is there without pre-training. Measures a linear probe, nearest
@@ -61,6 +61,7 @@ MODEL = {**comparison.SMALL_MODEL, "image_size": 28, "patch_size": 4}
 BATCH, WEIGHT_DECAY, LAYER_DECAY = 128, 0.05, 0.75
 SUPMAE, SUPERVISED, MAE, BOTH, SCRATCH = "SupMAE", "supervised only", "MAE", "MAE, then SupMAE", "ViT from scratch"
 LABELED_ONLY, JOINT = "SupMAE, labelled images only", "SupMAE, fine-tuned with reconstruction"
+PSEUDO = "SupMAE, pseudo-labels"
 PIXELS, RANDOM = "raw pixels", "random encoder"
 # Of the configuration; an arm that is not named has SupMAE's. The branch has a tenth to two thirds of the encoder's gradient, as
 # docs/training.md says.
@@ -78,9 +79,14 @@ EPOCHS = {
     SCRATCH: (40, 80, 160),
 }
 FINETUNING_EPOCHS, TRIAL_EPOCHS = 20, 25
-FEW_LABELS_EPOCHS = {**dict.fromkeys((SUPMAE, LABELED_ONLY, MAE, BOTH), (TRIAL_EPOCHS,)), SCRATCH: (10, 20, 40)}
+FEW_LABELS_EPOCHS = {
+    **dict.fromkeys((SUPMAE, LABELED_ONLY, MAE, BOTH, PSEUDO), (TRIAL_EPOCHS,)),
+    SCRATCH: (10, 20, 40),
+}
 REFERENCES = {PIXELS: (0,), RANDOM: (0,)}
 PAIRS = [(SUPMAE, MAE), (SUPERVISED, MAE), (BOTH, MAE), (SUPMAE, SUPERVISED), (JOINT, SUPMAE), (SUPMAE, LABELED_ONLY)]
+PAIRS += [(PSEUDO, SUPMAE)]
+CONFIDENCE, PRECISION = 0.95, 0.95  # of a pseudo-label, and of those of the held-out images before there are any
 RECONSTRUCTION_SHARE = 0.9  # of the loss of fine-tuning with reconstruction
 COSTLY = "decoder"  # has to be ahead by more than the standard error of the accuracy on the held-out images
 SETTINGS = {  # that are tried, one after another, each with the best of those before
@@ -137,6 +143,20 @@ def steps_of(epochs: float, images: torch.Tensor) -> int:
     return round(epochs * len(images) / BATCH)
 
 
+@torch.no_grad()
+def pseudo_labels(model: SupMAEForPreTraining, images: torch.Tensor) -> torch.Tensor:
+    """
+    The classes of whole images that the branch is sure of, in a strong view, too, by which SSMAE (arXiv 2601.20072) chooses;
+    of the others there is none.
+    """
+    model.eval()
+    views = to_inputs(images), erase(crop_and_flip(images))
+    weak, strong = (model.classification_head(model.vit(view).pooler_output).softmax(dim=-1) for view in views)
+    model.train()
+    confidence, classes = weak.max(dim=-1)
+    return classes.masked_fill((confidence < CONFIDENCE) | (strong.argmax(dim=-1) != classes), UNLABELED)
+
+
 def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMAEForPreTraining, dict[str, float]]:
     """The model; how long it took, and the share of the encoder's gradient that its branch had in its 20th step."""
     start = time.perf_counter()
@@ -148,7 +168,10 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
         epochs /= 2
         first, _ = pretrain(MAE, {**settings, "decoder": 1}, epochs, data)
         model.load_state_dict(first.state_dict())
-    step = itertools.count(1)
+    step, is_reliable = itertools.count(1), False
+    held_out, answers = (
+        data[f"held_out_{name}"][::10] for name in ("images", "labels")
+    )  # which are in order of classes
 
     def loss_of(model, pixel_values, labels):
         if next(step) == 20 and labels is not None:
@@ -156,9 +179,17 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
         return model(pixel_values, labels=labels).loss
 
     def batches():
-        for parts in zip(endless(pool, BATCH - num_repeated), endless(labeled, num_repeated)):
+        nonlocal is_reliable
+        for number, parts in enumerate(zip(endless(pool, BATCH - num_repeated), endless(labeled, num_repeated)), 1):
             ids = torch.cat(parts)
-            yield crop_and_flip(images[ids]), None if arm == MAE else labels[ids]
+            targets = None if arm == MAE else labels[ids]
+            if arm == PSEUDO and not is_reliable and number % steps_of(1, images) == 0:
+                guessed = pseudo_labels(model, held_out)
+                given = guessed != UNLABELED
+                is_reliable = (guessed == answers)[given].float().mean().item() >= PRECISION
+            if is_reliable:
+                targets = torch.where(targets == UNLABELED, pseudo_labels(model, images[ids]), targets)
+            yield crop_and_flip(images[ids]), targets
 
     steps = steps_of(epochs, images)
     comparison.train(model, batches(), steps, settings["learning_rate"], WEIGHT_DECAY, loss_of=loss_of)
@@ -345,7 +376,7 @@ def choose_settings(runs: Comparison, args) -> dict[str, dict]:
                 least += math.sqrt(least * (1 - least) / args.held_out)
             if accuracy > least:
                 best[job["arm"]], chosen[job["arm"]] = accuracy, job["settings"]
-    return {**chosen, BOTH: chosen[SUPMAE], JOINT: chosen[SUPMAE], PIXELS: {}, RANDOM: {}}
+    return {**chosen, **dict.fromkeys((BOTH, JOINT, PSEUDO), chosen[SUPMAE]), PIXELS: {}, RANDOM: {}}
 
 
 def job_of(args, arm: str, settings: dict, epochs: float, seed: int = 0, is_trial: bool = False) -> dict:

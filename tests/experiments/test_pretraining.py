@@ -1,5 +1,6 @@
 """The comparison over the length of pre-training: its arithmetic, a small run, and the intervals of the committed results."""
 
+import itertools
 import json
 import math
 import re
@@ -96,6 +97,38 @@ def test_what_few_labels_teach(script, digits, monkeypatch):
     some, labeled, mae, finetuned = [labels for _, labels in seen]
     assert (some[64:] >= 0).all() and (some[:64] >= 0).sum() < 20 and (labeled >= 0).all() and mae is None
     assert (finetuned >= 0).all() and len(finetuned) == 128
+
+
+def test_pseudo_labels_begin_once_those_of_held_out_images_are_right(script, digits, monkeypatch):
+    data, seen = script.split({**digits, "images": digits["images"][:, :, 2:30, 2:30]}, 0, 500, 100, 20), []
+    monkeypatch.setattr(
+        comparison, "train", lambda model, batches, *_, **__: seen.append(list(itertools.islice(batches, 8))) or model
+    )
+    right = data["held_out_labels"][::10]
+
+    def guess(answers):
+        return lambda model, images: answers if len(images) == len(answers) else torch.full((len(images),), 7)
+
+    for answers in (right, right.roll(1), torch.full_like(right, script.UNLABELED)):
+        monkeypatch.setattr(script, "pseudo_labels", guess(answers))
+        script.pretrain(script.PSEUDO, {"learning_rate": 1e-3}, 1, data)
+    shares = [[(labels >= 0).float().mean().item() for _, labels in batches] for batches in seen]
+    assert max(shares[0][:3]) < 0.6 and shares[0][3:] == [1.0] * 5  # an epoch is four steps
+    assert max(shares[1] + shares[2]) < 0.6
+
+
+def test_pseudo_labels_are_classes_that_the_model_is_sure_of(script, digits):
+    model, images = (
+        script.SupMAEForPreTraining(script.config_of(script.PSEUDO, {}, 10)),
+        digits["images"][:50, :, 2:30, 2:30],
+    )
+    *_, last = (module for module in model.classification_head.modules() if isinstance(module, torch.nn.Linear))
+    torch.nn.init.zeros_(last.weight)
+    for score, expected in ((9.0, 4), (4.0, script.UNLABELED)):  # a share of 0.999 and of 0.86
+        torch.nn.init.zeros_(last.bias)
+        last.bias.data[4] = score
+        assert script.pseudo_labels(model, images).tolist() == [expected] * 50
+        assert model.training
 
 
 def test_fine_tuning_with_reconstruction_trains_one_encoder_for_as_many_operations(script, digits, monkeypatch):
