@@ -133,12 +133,6 @@ class ImageData:
         return "\n".join(lines)
 
 
-def paths_of(split: datasets.Dataset, image_column: str) -> list[str | None]:
-    """The files of all images of the table that a data set is drawn from; none for arrays."""
-    column = split.data.column(image_column)
-    return pa.compute.struct_field(column, "path").to_pylist() if pa.types.is_struct(column.type) else []
-
-
 def shortened(names: Iterable[str], most: int = 10) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -23,7 +23,7 @@ from ..supervision_supmae import UNLABELED
 from .arguments import DataArguments, EvaluationDataArguments, ImageArguments
 from .folders import HELD_OUT_SPLITS, check_names, find_splits, read_folder, to_dataset
 from .idx import idx_folder, read_idx
-from .image_data import ImageData, Split, paths_of, shortened
+from .image_data import ImageData, Split, shortened
 from .labels import Labels, values_of
 from .tars import find_parts, with_fields
 
@@ -416,7 +416,8 @@ def load_training_data(
                 "leave out `--streaming`."
             )
         # a folder has no file twice
-        files = pa.nulls(len(train), pa.string()) if _is_folder(source) else _files_of(train, image_column)
+        may_repeat = args.train_val_split > 0 and not _is_folder(source)
+        files = _files_of(train, image_column) if may_repeat else pa.nulls(len(train), pa.string())
         train, validation = _hold_out(train, labels.classes(train), files, args.train_val_split)
         if again := len(files) - files.null_count - pa.compute.count_distinct(files, "only_valid").as_py():
             notes.append(f"{again} times an image comes again: none is both trained on and held out")
@@ -481,7 +482,7 @@ def _require_labels(train: Split, labels: Labels, image_column: str, args: DataA
     source = args.source
     if _is_folder(source):
         root = find_splits(source).get("train", Path(source))
-        below = [path for path in paths_of(train, image_column) if path and Path(path).parent != root]
+        below = [path for path in _files_of(train, image_column).to_pylist() if path and Path(path).parent != root]
         if below:
             raise ValueError(
                 f"{root} has sub-folders, such as {Path(below[0]).parent.name}, but its metadata give no image a label: name "
@@ -581,7 +582,7 @@ def _add_unlabeled(train: Split, validation: Split | None, sources: Sequence[str
         raise ValueError("`--unlabeled_dir` adds files, but the training images are arrays.")
     known = set()
     for split in filter(None, (train, validation)):
-        known |= {os.path.realpath(path) for path in paths_of(split, image_column) if path}
+        known |= {os.path.realpath(path) for path in _files_of(split, image_column).to_pylist() if path}
     parts = [train]
     for source in sources:
         if (idx := idx_folder(source)) is not None:
