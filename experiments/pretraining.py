@@ -85,7 +85,7 @@ FEW_LABELS_EPOCHS = {
 }
 REFERENCES = {PIXELS: (0,), RANDOM: (0,)}
 PAIRS = [(SUPMAE, MAE), (SUPERVISED, MAE), (BOTH, MAE), (SUPMAE, SUPERVISED), (JOINT, SUPMAE), (SUPMAE, LABELED_ONLY)]
-PAIRS += [(PSEUDO, SUPMAE)]
+PAIRS += [(PSEUDO, SUPMAE), (SUPMAE, PIXELS), (MAE, PIXELS)]
 CONFIDENCE, PRECISION = 0.95, 0.95  # of a pseudo-label, and of those of the held-out images before there are any
 RECONSTRUCTION_SHARE = 0.9  # of the loss of fine-tuning with reconstruction
 COSTLY = "decoder"  # has to be ahead by more than the standard error of the accuracy on the held-out images
@@ -407,19 +407,24 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return mean, float(t.ppf(0.975, number - 1)) * statistics.stdev(differences) / math.sqrt(number)
 
 
+def name_of(job: dict) -> str:
+    """The arm of a job; of one from scratch with its epochs."""
+    return f"{SCRATCH}, {job['finetuning_epochs']:.3g} epochs" if job["arm"] == SCRATCH else job["arm"]
+
+
 def differences(jobs: list[dict], results: list[dict], arm: str, other: str) -> list[dict]:
-    """A row for each length that both have: by how much `arm` is ahead of `other`, in points, with its interval."""
-    values = {(job["arm"], job["epochs"], job["seed"]): result for job, result in zip(jobs, results)}
-    rows = []
+    """
+    A row for each length of `arm`: by how much it is ahead of `other` after as many epochs, or without pre-training, in points, with its
+    interval.
+    """
+    values = {(name_of(job), job["epochs"], job["seed"]): result for job, result in zip(jobs, results)}
+    rows, is_pretrained = [], all(epochs for name, epochs, _ in values if name == other)
     for epochs in sorted({epochs for name, epochs, _ in values if name == arm}):
-        seeds = [
-            seed
-            for name, length, seed in values
-            if (name, length) == (arm, epochs) and (other, epochs, seed) in values
-        ]
+        length = epochs if is_pretrained else 0
+        seeds = [seed for name, at, seed in values if (name, at) == (arm, epochs) and (other, length, seed) in values]
         row = {"epochs": epochs, "seeds": len(seeds)}
         for name, title in MEASURES.items():
-            pairs = [(values[arm, epochs, seed], values[other, epochs, seed]) for seed in seeds]
+            pairs = [(values[arm, epochs, seed], values[other, length, seed]) for seed in seeds]
             if pairs and all(name in one for pair in pairs for one in pair):
                 row[title], row[f"{title} (95%)"] = (
                     100 * value for value in interval([one[name] - two[name] for one, two in pairs])
@@ -541,7 +546,8 @@ def main():
         ]
         rows = table_of(keys, results, {**MEASURES, "gradient_share": "share of the gradient"})
         runs.write(rows)
-        for arm, other in PAIRS:
+        from_scratch = dict.fromkeys(name_of(job) for job in jobs if job["arm"] == SCRATCH)
+        for arm, other in [*PAIRS, *((SUPMAE, name) for name in from_scratch)]:
             if rows_of_pair := differences(jobs, results, arm, other):
                 runs.write(rows_of_pair, f"{arm} over {other}".lower().replace(",", "").replace(" ", "-"))
         runs.write(epochs_needed(jobs, results), "epochs-needed")

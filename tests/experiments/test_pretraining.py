@@ -44,6 +44,22 @@ def test_differences_pair_the_seeds(script):
     assert (row["linear probe"], row["linear probe (95%)"]) == pytest.approx((100 * mean, 100 * half))
 
 
+def test_differences_from_what_is_not_pretrained(script):
+    jobs, results = [], []
+    for arm, epochs, finetuning_epochs, accuracy in (
+        ("SupMAE", 12, 20, 0.6),
+        ("SupMAE", 25, 20, 0.7),
+        ("ViT from scratch", 0, 40, 0.55),
+        ("ViT from scratch", 0, 80, 0.65),
+    ):
+        for seed in range(3):
+            jobs.append({"arm": arm, "epochs": epochs, "finetuning_epochs": finetuning_epochs, "seed": seed})
+            results.append({"finetuned": accuracy})
+    for length, expected in ((40, {12: 5, 25: 15}), (80, {12: -5, 25: 5})):
+        rows = script.differences(jobs, results, "SupMAE", f"ViT from scratch, {length} epochs")
+        assert {row["epochs"]: row["fine-tuned"] for row in rows} == pytest.approx(expected)
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     return comparison.load_images(str(make_mnist(tmp_path_factory.mktemp("digits"), splits=((0, 1000), (1000, 1100)))))
@@ -242,9 +258,10 @@ def test_the_results_of_the_document(script, committed):
     runs, section = committed
     jobs, results = zip(*((run["key"], run["result"]) for run in runs if not run["key"]["is_trial"]))
     rows = rows_of(section, "epochs | arm")
-    assert {(arm, float(epochs or 0)) for epochs, arm, *_ in rows} == {(job["arm"], job["epochs"]) for job in jobs}
+    keys = [(script.name_of(job), job["epochs"]) for job in jobs]
+    assert {(arm, float(epochs or 0)) for epochs, arm, *_ in rows} == set(keys)
     for epochs, arm, *cells in rows:
-        chosen = [r for job, r in zip(jobs, results) if (job["arm"], job["epochs"]) == (arm, float(epochs or 0))]
+        chosen = [result for key, result in zip(keys, results) if key == (arm, float(epochs or 0))]
         for name, cell in zip(script.MEASURES, cells, strict=True):
             values = [100 * result[name] for result in chosen if name in result]
             assert bool(values) == bool(cell) and len(values) in (0, 3)
