@@ -3,7 +3,7 @@
 """
 Measure what labels are worth in pre-training, over its length: accuracy over epochs.
 
-    python experiments/pretraining.py [--data FOLDER] [--transfer FOLDER] [--labeled NUMBER] [--quick]
+    python experiments/pretraining.py [--data FOLDER] [--transfer FOLDER] [--only all|few] [--quick]
 
 Takes Fashion-MNIST and, to transfer to, MNIST: from the Hub, or from folders of IDX files. 12,000 of the training images are
 trained on, 10,000 others decide all settings, and the test images are looked at once. Images of 28x28 pixels are 49 patches of
@@ -16,8 +16,8 @@ trained on, 10,000 others decide all settings, and the test images are looked at
 - SupMAE, fine-tuned with its reconstruction loss, for fewer epochs of as many operations (SSAT, arXiv 2310.20704);
 - a ViT from scratch, for more epochs than the others are fine-tuned for.
 
-With `--labeled 300` only so many of the images have a label: SupMAE takes all images, half of a batch with labels, and of the others
-pseudo-labels or none, or the labelled ones alone. Those are fine-tuned on. That is compared at one length.
+Then 300 and 1,200 of the images have a label: SupMAE takes all images, half of a batch with labels, and of the others pseudo-labels or
+none, or the labelled ones alone. Those are fine-tuned on. That is compared at one length. `--only` runs all labels, or few.
 
 Each is fine-tuned with the same recipe: soft cross entropy, with mixup and cutmix if trials prefer them, label smoothing, random
 erasing and stochastic depth. Raw pixels and a random encoder say what is there without pre-training. Measures a linear probe, nearest
@@ -25,6 +25,7 @@ neighbours, fine-tuning, the fine-tuned model on corrupted images, and few-shot 
 interruption the same command goes on. Prints tables, and writes them and a figure into --output_dir.
 """
 
+import argparse
 import hashlib
 import itertools
 import json
@@ -79,6 +80,8 @@ EPOCHS = {
     SCRATCH: (40, 80, 160),
 }
 FINETUNING_EPOCHS, TRIAL_EPOCHS = 20, 25
+FEW_LABELS = (300, 1200)  # of 12,000 images
+FEW_LABELS_SHARE = 0.3  # of the epochs of fine-tuning, which are as many steps as those of all images
 FEW_LABELS_EPOCHS = {
     **dict.fromkeys((SUPMAE, LABELED_ONLY, MAE, BOTH, PSEUDO), (TRIAL_EPOCHS,)),
     SCRATCH: (10, 20, 40),
@@ -456,11 +459,11 @@ def epochs_needed(jobs: list[dict], results: list[dict]) -> list[dict]:
         for job, result in zip(jobs, results):
             if name in result:
                 curves.setdefault((job["arm"], job["seed"]), {})[job["epochs"]] = result[name]
-        for epochs in EPOCHS[SUPMAE]:
+        for epochs in sorted({job["epochs"] for job in jobs if job["arm"] == SUPMAE}):
             needed = [
                 epochs_for(curves[MAE, seed], curve[epochs])
                 for (arm, seed), curve in curves.items()
-                if arm == SUPMAE and epochs in curve and (MAE, seed) in curves
+                if arm == SUPMAE and epochs in curve and len(curves.get((MAE, seed), ())) > 1
             ]
             if needed:
                 row = {"measure": title, "epochs of SupMAE": epochs, "of MAE": statistics.median(needed)}
@@ -469,38 +472,80 @@ def epochs_needed(jobs: list[dict], results: list[dict]) -> list[dict]:
 
 
 def draw_figure(rows: list[dict], path: Path):
-    """Accuracy over epochs of pre-training, with standard deviations; grey: raw pixels, a random encoder, the best from scratch."""
-    pretrained = [row for row in rows if row["epochs"]]
-    arms = dict.fromkeys(row["arm"] for row in pretrained)
-    places = sorted({row["epochs"] for row in pretrained})
-    figure = Figure(figsize=(14, 4), layout="constrained")
-    axes = figure.subplots(1, len(DRAWN))
-    for axis, title in zip(axes, (MEASURES[name] for name in DRAWN)):
-        for arm in arms:
-            points = [
-                (row["epochs"], 100 * row[title], 100 * row[f"{title} (std)"])
-                for row in pretrained
-                if row["arm"] == arm and title in row
-            ]
+    """
+    Accuracy, with standard deviations, over epochs of pre-training and, at the length that few labels are compared at, over the number of
+    labels; grey: raw pixels, a random encoder, the best from scratch.
+    """
+    arms = dict.fromkeys(row["arm"] for row in rows if row["epochs"])
+    most = max(row["labels"] for row in rows)
+    panels = [("epochs", MEASURES[name], [row for row in rows if row["labels"] == most]) for name in DRAWN]
+    if lengths := {row["epochs"] for row in rows if row["labels"] < most}:
+        panels.append(("labels", MEASURES["finetuned"], [row for row in rows if row["epochs"] in lengths]))
+    figure = Figure(figsize=(3.5 * len(panels), 4), layout="constrained")
+    for axis, (over, title, drawn) in zip(figure.subplots(1, len(panels)), panels):
+        measured = [row for row in drawn if title in row]
+        for place, arm in enumerate(arms):
+            points = sorted(
+                (row[over], 100 * row[title], 100 * row[f"{title} (std)"]) for row in measured if row["arm"] == arm
+            )
             if points:
                 x, y, deviations = zip(*points)
-                axis.errorbar(x, y, deviations, label=arm, marker="o", capsize=3)
-            else:
-                axis.plot([], [])  # keeps the colours of the others
+                axis.errorbar(x, y, deviations, label=arm, marker="o", capsize=3, color=f"C{place}")
         for arm, style in ((PIXELS, ":"), (RANDOM, "-."), (SCRATCH, "--")):
-            values = [row[title] for row in rows if row["arm"] == arm and title in row]
-            if values:
-                axis.axhline(100 * max(values), linestyle=style, color="grey", label=arm)
+            best = {}
+            for row in [row for row in measured if row["arm"] == arm]:
+                best[row["labels"]] = max(best.get(row["labels"], 0), 100 * row[title])
+            if best and over == "epochs":
+                axis.axhline(best[most], linestyle=style, color="grey", label=arm)
+            elif best:
+                axis.plot(*zip(*sorted(best.items())), linestyle=style, color="grey", label=arm)
+        places = sorted({row[over] for row in drawn if row["epochs"]})
         axis.set_xscale("log", base=2)
-        axis.set_xticks(places, [f"{place:.3g}" for place in places])
+        axis.set_xticks(places, [f"{place:.5g}" for place in places])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.set_title(title)
-    figure.supxlabel("epochs of pre-training")
+        at = " and ".join(f"{length:.3g}" for length in sorted(lengths) if length)
+        axis.set_xlabel("epochs of pre-training" if over == "epochs" else f"labels, after {at} epochs")
     figure.supylabel("accuracy on test images (%)")
-    entries = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels())}
-    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4, frameon=False)
+    entries = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=5, frameon=False)
     figure.savefig(path, dpi=100)
+
+
+def rows_of(jobs: list[dict], results: list[dict], labeled: int) -> tuple[list[dict], list[dict], list[dict]]:
+    """Rows of the tables of results, of differences and of the epochs of MAE that are needed."""
+    keys = [
+        {
+            "labels": labeled,
+            "arm": job["arm"],
+            "epochs": job["epochs"],
+            "epochs of fine-tuning": job["finetuning_epochs"],
+        }
+        for job in jobs
+    ]
+    rows = table_of(keys, results, {**MEASURES, "gradient_share": "share of the gradient"})
+    from_scratch = dict.fromkeys(name_of(job) for job in jobs if job["arm"] == SCRATCH)
+    paired = [
+        {"labels": labeled, "paired": f"{arm} over {other}", **row}
+        for arm, other in [*PAIRS, *((SUPMAE, name) for name in from_scratch)]
+        for row in differences(jobs, results, arm, other)
+    ]
+    return rows, paired, epochs_needed(jobs, results)
+
+
+def compare(runs: Comparison, args) -> tuple[list[dict], list[dict], list[dict]]:
+    """Choose the settings with `args.labeled` labels, and run all arms; see [`rows_of`]."""
+    chosen = choose_settings(runs, args)
+    for arm, settings in chosen.items():
+        print(f"Chosen for {arm} with {args.labeled} labels: {settings}", flush=True)
+    jobs = [
+        job_of(args, arm, chosen[arm], epochs / args.divisor, seed)
+        for seed in range(args.seeds)
+        for arm, epochs_of_arm in lengths_of(args).items()
+        for epochs in epochs_of_arm
+    ]
+    return rows_of(jobs, runs.finish(jobs), args.labeled)
 
 
 def main():
@@ -509,7 +554,6 @@ def main():
         "images": (12_000, 2_000, "images that are trained on"),
         "held_out": (10_000, 1_000, "images that settings are chosen on"),
         "finetuning_epochs": (FINETUNING_EPOCHS, 4, "of fine-tuning"),
-        "labeled": (12_000, 2_000, "of the images that are trained on, with a label"),
         "tried": (4, 1, "values of each setting that are tried"),
         "divisor": (1, 12, "by which the epochs of pre-training and from scratch are divided"),
         "test_images": (10_000, 500, "images that are tested on, of each data set"),
@@ -517,9 +561,10 @@ def main():
         "draws": (5, 1, "draws of few-shot images"),
     }
     sources = {**comparison.SOURCES, "transfer": "ylecun/mnist"}
-    args = comparison.read_arguments(__doc__, "pretraining", numbers, sources)
-    args.labeled = min(args.labeled, args.images)
+    args = comparison.read_arguments(__doc__, "pretraining", numbers, sources, only=["all", "few"])
     data, transfer = (load_images(source, MODEL["image_size"]) for source in (args.data, args.transfer))
+    few = [max(number * args.images // 12_000, 2 * data["num_labels"]) for number in FEW_LABELS]
+    labels = {"all": [args.images], "few": few}.get(args.only, [args.images, *few])
     for images in (data, transfer):
         images |= {name: images[name][: args.test_images] for name in ("test_images", "test_labels")}
     data |= {
@@ -530,28 +575,16 @@ def main():
     with Comparison(args, run, MEASURES, dict, data) as runs:
         images = data["test_images"][: args.corrupted]
         corrupt_images(images, runs.pool, data["corrupted"])
-        chosen = choose_settings(runs, args)
-        for arm, settings in chosen.items():
-            print(f"Chosen for {arm}: {settings}", flush=True)
-        jobs = [
-            job_of(args, arm, chosen[arm], epochs / args.divisor, seed)
-            for seed in range(args.seeds)
-            for arm, epochs_of_arm in lengths_of(args).items()
-            for epochs in epochs_of_arm
-        ]
-        results = runs.finish(jobs)
-        keys = [
-            {"arm": job["arm"], "epochs": job["epochs"], "epochs of fine-tuning": job["finetuning_epochs"]}
-            for job in jobs
-        ]
-        rows = table_of(keys, results, {**MEASURES, "gradient_share": "share of the gradient"})
-        runs.write(rows)
-        from_scratch = dict.fromkeys(name_of(job) for job in jobs if job["arm"] == SCRATCH)
-        for arm, other in [*PAIRS, *((SUPMAE, name) for name in from_scratch)]:
-            if rows_of_pair := differences(jobs, results, arm, other):
-                runs.write(rows_of_pair, f"{arm} over {other}".lower().replace(",", "").replace(" ", "-"))
-        runs.write(epochs_needed(jobs, results), "epochs-needed")
-        draw_figure(rows, args.output_dir / "pretraining.png")
+        tables = {"results": [], "differences": [], "epochs-needed": []}
+        for labeled in labels:
+            chosen = {"labeled": labeled}
+            if labeled < args.images:
+                chosen["finetuning_epochs"] = max(round(FEW_LABELS_SHARE * args.finetuning_epochs), 1)
+            for rows, more in zip(tables.values(), compare(runs, argparse.Namespace(**{**vars(args), **chosen}))):
+                rows += more
+        for name, rows in tables.items():
+            runs.write(rows, name)
+        draw_figure(tables["results"], args.output_dir / "pretraining.png")
 
 
 if __name__ == "__main__":

@@ -298,18 +298,13 @@ def test_a_small_run(tmp_path):
     printed = run_command(example_command("experiments/pretraining.py", *flags), tmp_path)
     assert "Chosen for MAE" in printed
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert {row["arm"] for row in rows} == {
-        *(
-            "SupMAE",
-            "SupMAE, fine-tuned with reconstruction",
-            "supervised only",
-            "MAE",
-            "MAE, then SupMAE",
-            "ViT from scratch",
-            "raw pixels",
-            "random encoder",
-        )
+    always = {"SupMAE", "MAE", "MAE, then SupMAE", "ViT from scratch", "raw pixels", "random encoder"}
+    few = always | {"SupMAE, labelled images only", "SupMAE, pseudo-labels"}
+    assert {labels: {row["arm"] for row in rows if row["labels"] == labels} for labels in (300, 30, 20)} == {
+        300: always | {"SupMAE, fine-tuned with reconstruction", "supervised only"},
+        30: few,
+        20: few,
     }
     assert (tmp_path / "out" / "pretraining.png").is_file() and (tmp_path / "out" / "epochs-needed.csv").is_file()
     again = run_command(example_command("experiments/pretraining.py", *flags), tmp_path)  # from the journal
-    assert "/23 " in printed and "/23 " not in again
+    assert "23/23 " in printed and "10/10 " in printed and not re.search(r"\d/\d", again)
