@@ -12,7 +12,7 @@ from conftest import TINY, run_example
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from supmae_hf.data.annotations import DenseLabels, with_objects
+from supmae_hf.data.annotations import DenseLabels, find_objects, with_objects
 from supmae_hf.data.dataset import ImageDataset
 from supmae_hf.data.labels import Labels
 from supmae_hf.data.transforms import TrainTransform
@@ -58,6 +58,14 @@ def classes(objects, box_format="xywh", categories=("shape",)) -> np.ndarray:
 )
 def test_boxes_of_every_format(box_format, box):
     assert np.array_equal(classes({"bbox": [box], "category": ["shape"]}, box_format), drawn())
+
+
+@pytest.mark.parametrize("name", ["categories", "category_id", "label", "labels"])
+def test_categories_have_the_names_that_they_have_on_the_hub(name):
+    assert np.array_equal(classes({"bbox": [BOX], name: ["shape"]}), drawn())
+    assert np.array_equal(classes([{"bbox": BOX, name: "shape"}]), drawn())
+    table = datasets.Dataset.from_dict({"objects": [{"bbox": [BOX], name: ["shape"]}, {"bbox": [], name: []}]})
+    assert find_objects(table, "objects") == {"shape": "shape"}
 
 
 def test_crowds_have_no_class():

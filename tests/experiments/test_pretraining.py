@@ -219,12 +219,13 @@ def test_the_intervals_of_the_document(script):
             assert bool(bold) == (abs(expected[0]) > expected[1])
 
 
-@pytest.fixture(scope="module")
-def committed():
-    """The raw results, and the section of the document that tells of them."""
+@pytest.fixture(scope="module", params=["Over the length of pre-training", "Few labels"])
+def committed(request):
+    """Raw results, and the section of the document that tells of them."""
     lines = (ROOT / "docs" / "results" / "pretraining" / "runs.jsonl").read_text().splitlines()
-    section = (ROOT / "docs" / "results.md").read_text().split("### Over the length of pre-training")[1]
-    return [json.loads(line) for line in lines], section.split("\n### ")[0]
+    runs = [json.loads(line) for line in lines]
+    section = (ROOT / "docs" / "results.md").read_text().split(f"### {request.param}\n")[1].split("\n### ")[0]
+    return [run for run in runs if ("labeled" in run["key"]) == (request.param == "Few labels")], section
 
 
 def rows_of(section: str, title: str) -> list[list[str]]:

@@ -22,8 +22,9 @@ from .image_data import Split
 from .labels import values_of
 
 
-# Fields of a column of objects; `bbox` and `category` are those of COCO on the Hub.
+# Fields of a column of objects; `bbox` and `category` are those of COCO on the Hub, the others are met there, too.
 BOXES, CATEGORIES, CROWD = "bbox", "category", "iscrowd"
+_CATEGORY_NAMES = (CATEGORIES, "categories", "category_id", "label", "labels")
 SIZE = "size"  # of the image, if it is known: height and width
 BACKGROUND = "background"
 IGNORED = 255  # in masks, as segmentation data sets have it
@@ -75,7 +76,7 @@ class DenseLabels:
     Args:
         names: Names of the classes.
         column: Column of masks, which are images of class indices (255 is no class), or of objects in the format of COCO on
-            the Hub: `bbox`, `category`, and perhaps `iscrowd`.
+            the Hub: `bbox`, `category` (or `categories`, `category_id`, `label`, `labels`), and perhaps `iscrowd`.
         categories: Class of each category of objects; `None` for masks.
         reduce_labels: Whether mask value 0 is no class and class 0 is stored as 1, as in ADE20K.
         flag: The setting that names the classes, for errors.
@@ -241,6 +242,11 @@ def object_fields(feature) -> dict:
     return feature if isinstance(feature, dict) and BOXES in feature else {}
 
 
+def _category_name(fields: Iterable[str]) -> str | None:
+    """The name of the field of the categories."""
+    return next((name for name in _CATEGORY_NAMES if name in fields), None)
+
+
 def find_objects(split: Split, column: str) -> dict[object, str]:
     """
     The categories in a column of objects, and their names.
@@ -249,12 +255,13 @@ def find_objects(split: Split, column: str) -> dict[object, str]:
         ValueError: if the column is none of objects.
     """
     fields = object_fields(split.features[column])
-    if CATEGORIES not in fields:
+    category = fields.get(_category_name(fields))
+    if category is None:
         raise ValueError(
             f"Column '{column}' of the type {split.features[column]} has not the fields '{BOXES}' and '{CATEGORIES}' of objects: see "
             "`--objects_column_name`."
         )
-    category = getattr(fields[CATEGORIES], "feature", fields[CATEGORIES])
+    category = getattr(category, "feature", category)
     if isinstance(category, datasets.ClassLabel):
         return dict(enumerate(category.names))
     rows = (row[column] for row in split.select_columns(column))
@@ -264,8 +271,9 @@ def find_objects(split: Split, column: str) -> dict[object, str]:
 def objects_of(objects: Mapping | list | None) -> tuple[list[list[float]], list, list[bool]]:
     """Boxes and categories of a record's objects, and whether they are crowds: lists in one object, or a list of objects."""
     if not isinstance(objects, Mapping):
-        objects = {name: [one.get(name) for one in objects or []] for name in (BOXES, CATEGORIES, CROWD)}
-    boxes, categories = objects[BOXES] or [], objects[CATEGORIES] or []
+        names = {name for one in objects or [] for name in one}
+        objects = {name: [one.get(name) for one in objects] for name in names}
+    boxes, categories = objects.get(BOXES) or [], objects.get(_category_name(objects)) or []
     return boxes, categories, [bool(crowd) for crowd in objects.get(CROWD) or [0] * len(boxes)]
 
 
