@@ -4,6 +4,7 @@
 import copy
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -217,8 +218,19 @@ def read_arguments(
 _data = {}  # of a worker
 
 
+def _end_with_parent():
+    """End a worker when the process that started it is gone, and not after its run, whose result nobody would take."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _prepare(device: str, load: Callable[..., dict], *arguments):
     """Load the data of a worker's runs, and keep data, models and random numbers on the device. A worker has one thread."""
+    _end_with_parent()
     torch.set_num_threads(1)
     threadpool_limits(1)  # of scikit-learn's
     _data.update(send_to_device(load(*arguments), device))

@@ -3,10 +3,16 @@
 import itertools
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+import textwrap
+import time
 
 import comparison
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import ROOT, example_command, load_example, make_mnist, run_command
@@ -313,3 +319,37 @@ def test_a_small_run(tmp_path):
     assert (tmp_path / "out" / "pretraining.png").is_file() and (tmp_path / "out" / "epochs-needed.csv").is_file()
     again = run_command(example_command("experiments/pretraining.py", *flags), tmp_path)  # from the journal
     assert "23/23 " in printed and "10/10 " in printed and not re.search(r"\d/\d", again)
+
+
+def test_the_processes_of_a_comparison_end_with_it(tmp_path):
+    (tmp_path / "script.py").write_text(
+        textwrap.dedent(
+            """
+            import argparse, os, time
+            from pathlib import Path
+
+            from comparison import Comparison
+
+
+            def run(job, data):
+                Path(str(os.getpid())).touch()
+                while True:
+                    time.sleep(1)
+
+
+            if __name__ == "__main__":
+                args = argparse.Namespace(output_dir=Path("out"), processes=2, device="cpu")
+                with Comparison(args, run, {}, dict) as runs:
+                    runs.finish([{"job": 1}, {"job": 2}])
+            """
+        )
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "experiments")}
+    process = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env=environment)
+    while len(started := [path.name for path in tmp_path.iterdir() if path.name.isdigit()]) < 2:
+        assert process.poll() is None
+        time.sleep(0.2)
+    workers = [psutil.Process(int(name)) for name in started]
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(workers, 30)[1]
