@@ -528,7 +528,7 @@ def rows_of(jobs: list[dict], results: list[dict], labeled: int) -> tuple[list[d
     from_scratch = dict.fromkeys(name_of(job) for job in jobs if job["arm"] == SCRATCH)
     paired = [
         {"labels": labeled, "paired": f"{arm} over {other}", **row}
-        for arm, other in [*PAIRS, *((SUPMAE, name) for name in from_scratch)]
+        for arm, other in [*PAIRS, *itertools.product((SUPMAE, SUPERVISED, MAE), from_scratch)]
         for row in differences(jobs, results, arm, other)
     ]
     return rows, paired, epochs_needed(jobs, results)
