@@ -404,7 +404,8 @@ class ImageStream(_Images, torch.utils.data.IterableDataset):
     def _range(self, file: int, low: float, high: float, size: float, are_rows: bool) -> Iterator[dict]:
         """The rows of a file from `low` to `high` or, if nobody knows how many it has, as large a share of them."""
         rows = self.dataset.shard(num_shards=self.dataset.num_shards, index=file)
-        batches = rows.iter(batch_size=_ROWS_AT_A_TIME)  # which, unlike `iter(rows)`, is the same in every worker
+        # `iter(rows)` would not be the same in every worker, and datasets 4 puts no rows of a tar together
+        batches = rows.iter(batch_size=_ROWS_AT_A_TIME if are_rows else 1)
         records = (dict(zip(batch, values)) for batch in batches for values in zip(*batch.values()))
         if are_rows:
             yield from itertools.islice(records, int(low), int(high))
