@@ -89,7 +89,8 @@ FEW_LABELS_EPOCHS = {
 REFERENCES = {PIXELS: (0,), RANDOM: (0,)}
 PAIRS = [(SUPMAE, MAE), (SUPERVISED, MAE), (BOTH, MAE), (SUPMAE, SUPERVISED), (JOINT, SUPMAE), (SUPMAE, LABELED_ONLY)]
 PAIRS += [(PSEUDO, SUPMAE), (SUPMAE, PIXELS), (MAE, PIXELS)]
-CONFIDENCE, PRECISION = 0.95, 0.95  # of a pseudo-label, and of those of the held-out images before there are any
+# A pseudo-label needs this probability. None is used before those of the held-out images are right as often as this.
+CONFIDENCE, PRECISION = 0.95, 0.95
 RECONSTRUCTION_SHARE = 0.9  # of the loss of fine-tuning with reconstruction
 COSTLY = "decoder"  # has to be ahead by more than the standard error of the accuracy on the held-out images
 SETTINGS = {  # that are tried, one after another, each with the best of those before
@@ -149,8 +150,8 @@ def steps_of(epochs: float, images: torch.Tensor) -> int:
 @torch.no_grad()
 def pseudo_labels(model: SupMAEForPreTraining, images: torch.Tensor) -> torch.Tensor:
     """
-    The classes of whole images that the branch is sure of, in a strong view, too, by which SSMAE (arXiv 2601.20072) chooses;
-    of the others there is none.
+    Guess the classes of whole images. As in SSMAE (arXiv 2601.20072) an image has a guess only if the branch is sure of it and a
+    strongly augmented view gives the same class.
     """
     model.eval()
     views = to_inputs(images), erase(crop_and_flip(images))
@@ -172,9 +173,7 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
         first, _ = pretrain(MAE, {**settings, "decoder": 1}, epochs, data)
         model.load_state_dict(first.state_dict())
     step, is_reliable = itertools.count(1), False
-    held_out, answers = (
-        data[f"held_out_{name}"][::10] for name in ("images", "labels")
-    )  # which are in order of classes
+    held_out, answers = data["held_out_images"][::10], data["held_out_labels"][::10]  # of all classes: they are sorted
 
     def loss_of(model, pixel_values, labels):
         if next(step) == 20 and labels is not None:
