@@ -57,7 +57,7 @@ def assert_same(one, other, tolerance: float):
         slack = 1e-3 if name.endswith("k_proj.bias") and tolerance else tolerance
         torch.testing.assert_close(other_weights[name], weight, atol=slack, rtol=slack, msg=name)
     steps, other_steps = ([entry for entry in entries if "loss" in entry] for entries in (log, other_log))
-    assert len(steps) == len(other_steps) == 20
+    assert len(steps) == len(other_steps) >= 20
     for entry, other_entry in zip(steps, other_steps):
         for name in ("loss", "reconstruction_loss", "classification_loss", "accuracy", "learning_rate"):
             if name == "loss" and not tolerance:  # added up in another order
@@ -102,6 +102,7 @@ def test_two_processes_evaluate_what_they_save(tmp_path, script):
     said = [entry for entry in log if "eval_accuracy" in entry][-1]
     classes = (ModelArguments, DataArguments, PreTrainingArguments)
     argv = ["--model_name_or_path", str(tmp_path / "out"), "--output_dir", str(tmp_path / "again"), "--use_cpu"]
+    argv += ["--max_eval_samples", "90"]  # as above
     parsed = parse_arguments(classes, "pretrain", DIGITS, argv=[*argv, "--report_to", "none"])
     parsed[0].model_config = {}
     measured = PreTrainer(**prepare_pretraining(parsed).for_trainer()).evaluate()
