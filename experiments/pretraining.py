@@ -172,7 +172,7 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
         epochs /= 2
         first, _ = pretrain(MAE, {**settings, "decoder": 1}, epochs, data)
         model.load_state_dict(first.state_dict())
-    step, is_reliable = itertools.count(1), False
+    step = itertools.count(1)
     held_out, answers = data["held_out_images"][::10], data["held_out_labels"][::10]  # of all classes: they are sorted
 
     def loss_of(model, pixel_values, labels):
@@ -181,7 +181,7 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
         return model(pixel_values, labels=labels).loss
 
     def batches():
-        nonlocal is_reliable
+        is_reliable = False
         for number, parts in enumerate(zip(endless(pool, BATCH - num_repeated), endless(labeled, num_repeated)), 1):
             ids = torch.cat(parts)
             targets = None if arm == MAE else labels[ids]
@@ -452,13 +452,13 @@ def epochs_for(curve: dict[float, float], accuracy: float) -> float:
 
 def epochs_needed(jobs: list[dict], results: list[dict]) -> list[dict]:
     """For each length of SupMAE the epochs of MAE that are as accurate: the median over seeds, the fewest and the most."""
-    rows = []
+    rows, lengths = [], sorted({job["epochs"] for job in jobs if job["arm"] == SUPMAE})
     for name, title in MEASURES.items():
         curves = {}
         for job, result in zip(jobs, results):
             if name in result:
                 curves.setdefault((job["arm"], job["seed"]), {})[job["epochs"]] = result[name]
-        for epochs in sorted({job["epochs"] for job in jobs if job["arm"] == SUPMAE}):
+        for epochs in lengths:
             needed = [
                 epochs_for(curves[MAE, seed], curve[epochs])
                 for (arm, seed), curve in curves.items()
@@ -477,11 +477,13 @@ def draw_figure(rows: list[dict], path: Path):
     """
     arms = dict.fromkeys(row["arm"] for row in rows if row["epochs"])
     most = max(row["labels"] for row in rows)
-    panels = [("epochs", MEASURES[name], [row for row in rows if row["labels"] == most]) for name in DRAWN]
+    drawn = [row for row in rows if row["labels"] == most]
+    panels = [("epochs", "epochs of pre-training", MEASURES[name], drawn) for name in DRAWN]
     if lengths := {row["epochs"] for row in rows if row["labels"] < most}:
-        panels.append(("labels", MEASURES["finetuned"], [row for row in rows if row["epochs"] in lengths]))
+        drawn = [row for row in rows if row["epochs"] in lengths]
+        panels.append(("labels", f"labels, after {max(lengths):.3g} epochs", MEASURES["finetuned"], drawn))
     figure = Figure(figsize=(3.5 * len(panels), 4), layout="constrained")
-    for axis, (over, title, drawn) in zip(figure.subplots(1, len(panels)), panels):
+    for axis, (over, xlabel, title, drawn) in zip(figure.subplots(1, len(panels)), panels):
         measured = [row for row in drawn if title in row]
         for place, arm in enumerate(arms):
             points = sorted(
@@ -492,8 +494,9 @@ def draw_figure(rows: list[dict], path: Path):
                 axis.errorbar(x, y, deviations, label=arm, marker="o", capsize=3, color=f"C{place}")
         for arm, style in ((PIXELS, ":"), (RANDOM, "-."), (SCRATCH, "--")):
             best = {}
-            for row in [row for row in measured if row["arm"] == arm]:
-                best[row["labels"]] = max(best.get(row["labels"], 0), 100 * row[title])
+            for row in measured:
+                if row["arm"] == arm:
+                    best[row["labels"]] = max(best.get(row["labels"], 0), 100 * row[title])
             if best and over == "epochs":
                 axis.axhline(best[most], linestyle=style, color="grey", label=arm)
             elif best:
@@ -504,8 +507,7 @@ def draw_figure(rows: list[dict], path: Path):
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.set_title(title)
-        at = " and ".join(f"{length:.3g}" for length in sorted(lengths) if length)
-        axis.set_xlabel("epochs of pre-training" if over == "epochs" else f"labels, after {at} epochs")
+        axis.set_xlabel(xlabel)
     figure.supylabel("accuracy on test images (%)")
     entries = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels())}
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=5, frameon=False)

@@ -6,7 +6,9 @@ import numpy as np
 import pandas
 import pytest
 import torch
+import transformers
 from conftest import TINY, digit_images, run_example
+from packaging.version import Version
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score, f1_score, mean_absolute_error, r2_score, roc_auc_score
@@ -91,7 +93,8 @@ def test_from_the_folder_to_the_export(folder, kind):
         assert classes["average_precision"].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
 
     run_example("export_stock.py", "fine", "stock", cwd=folder)
-    options = {} if kind == "multi" else {"function_to_apply": "none"}  # which older pipelines have to be told
+    is_told = kind == "numbers" and Version(transformers.__version__) < Version("5.23")  # or else it takes the sigmoid
+    options = {"function_to_apply": "none"} if is_told else {}
     for name in ("fine", "stock"):
         classify = pipeline("image-classification", model=str(folder / name), device="cpu")
         for picture, expected_scores in zip(pictures[:3], scores):
