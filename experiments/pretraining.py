@@ -3,7 +3,7 @@
 """
 Measure what labels are worth in pre-training, over its length: accuracy over epochs.
 
-    python experiments/pretraining.py [--data FOLDER] [--transfer FOLDER] [--only all|few] [--quick]
+    python experiments/pretraining.py [--data FOLDER] [--transfer FOLDER] [--only all|few|large] [--quick]
 
 Takes Fashion-MNIST and, to transfer to, MNIST: from the Hub, or from folders of IDX files. 12,000 of the training images are
 trained on, 10,000 others decide all settings, and the test images are looked at once. Images of 28x28 pixels are 49 patches of
@@ -18,6 +18,9 @@ trained on, 10,000 others decide all settings, and the test images are looked at
 
 Then 300 and 1,200 of the images have a label: SupMAE takes all images, half of a batch with labels, and of the others pseudo-labels or
 none, or the labelled ones alone. Those are fine-tuned on. That is compared at one length. `--only` runs all labels, or few.
+
+`--only large` is for an accelerator (`--device cuda`): all images, twice the width, the settings that were chosen for 12,000 images, and
+all epochs divided so that training takes `--minutes`, by the rate of its first half minute.
 
 Each is fine-tuned with the same recipe: soft cross entropy, with mixup and cutmix if trials prefer them, label smoothing, random
 erasing and stochastic depth. Raw pixels and a random encoder say what is there without pre-training. Measures a linear probe, nearest
@@ -86,6 +89,7 @@ FEW_LABELS_EPOCHS = {
     **dict.fromkeys((SUPMAE, LABELED_ONLY, MAE, BOTH, PSEUDO), (TRIAL_EPOCHS,)),
     SCRATCH: (10, 20, 40),
 }
+LARGE_EPOCHS = {SUPMAE: (25, 50, 100), SUPERVISED: (25, 50, 100), MAE: (50, 100, 200)}
 REFERENCES = {PIXELS: (0,), RANDOM: (0,)}
 PAIRS = [(SUPMAE, MAE), (SUPERVISED, MAE), (BOTH, MAE), (SUPMAE, SUPERVISED), (JOINT, SUPMAE), (SUPMAE, LABELED_ONLY)]
 PAIRS += [(PSEUDO, SUPMAE), (SUPMAE, PIXELS), (MAE, PIXELS)]
@@ -106,6 +110,10 @@ TRIED = {  # the others are as MODEL says, or have nothing to decide
     MAE: SETTINGS,
     LABELED_ONLY: WITHOUT_DECODER,
     SCRATCH: {name: SETTINGS[name] for name in ("finetuning_rate", "mixing")},
+}
+LARGE = {  # the settings of all images
+    arm: {"width": 128, "learning_rate": rate, "finetuning_rate": 4e-3, "mixing": False}
+    for arm, rate in ((SUPMAE, 4e-3), (SUPERVISED, 2e-3), (MAE, 4e-3))
 }
 SHOTS = (5, 20, 50)
 SEVERITIES = (1, 3, 5)
@@ -139,8 +147,10 @@ def split(data: dict, seed: int, num_images: int, num_held_out: int, num_labeled
 
 
 def config_of(arm: str, settings: dict, num_labels: int) -> SupMAEConfig:
-    decoder = {"decoder_num_hidden_layers": settings.get("decoder", 1)}
-    return SupMAEConfig(**{**MODEL, **decoder, **FIELDS.get(arm, FIELDS[SUPMAE])}, num_labels=num_labels)
+    fields = {**MODEL, "decoder_num_hidden_layers": settings.get("decoder", 1), **FIELDS.get(arm, FIELDS[SUPMAE])}
+    for part in ("", "decoder_") if "width" in settings else ():
+        fields |= {f"{part}hidden_size": settings["width"], f"{part}intermediate_size": 4 * settings["width"]}
+    return SupMAEConfig(**fields, num_labels=num_labels)
 
 
 def steps_of(epochs: float, images: torch.Tensor) -> int:
@@ -201,10 +211,27 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
     }
 
 
+def rate(data: dict, seconds: float) -> float:
+    """Images a second of SupMAE's pre-training on all images, beside the other processes."""
+    model = SupMAEForPreTraining(config_of(SUPMAE, LARGE[SUPMAE], data["num_labels"]))
+    images, labels, start, number = data["images"], data["labels"], time.perf_counter(), 0
+
+    def batches():
+        nonlocal number
+        for ids in endless(torch.arange(len(images)), BATCH):
+            if time.perf_counter() - start > seconds:
+                return
+            yield crop_and_flip(images[ids]), labels[ids]
+            number += BATCH
+
+    comparison.train(model, batches(), 1_000_000, 1e-4)
+    return number / (time.perf_counter() - start)
+
+
 def pretrain_once(job: dict, data: dict) -> tuple[SupMAEForPreTraining, dict[str, float]]:
     """[`pretrain`], or what another job with the same pre-training left."""
     arm, settings = SUPMAE if job["arm"] == JOINT else job["arm"], job["settings"]
-    settings = {name: settings[name] for name in ("learning_rate", "decoder") if name in settings}
+    settings = {name: settings[name] for name in ("learning_rate", "decoder", "width") if name in settings}
     key = [arm, settings, *(job[name] for name in ("epochs", "seed", "images", "held_out"))]
     key += [job["labeled"]] if "labeled" in job and arm != MAE else []  # which takes none
     path = data["pretrained"] / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.safetensors"
@@ -318,12 +345,14 @@ def measure_features(encoder, data: dict, draws: int) -> dict[str, float]:
 
 def run(job: dict, data: dict) -> dict:
     """Train once, and measure: a trial by its fine-tuned accuracy on the images that settings are chosen on."""
+    if "rate of" in job:
+        return {"images_per_second": rate(data, job["for"])}
     data = split(data, job["seed"], job["images"], job["held_out"], job.get("labeled"))
     is_trial, arm, settings = job["is_trial"], job["arm"], job["settings"]
     torch.manual_seed(job["seed"])
     result, pretrained = {}, None
     if arm in (PIXELS, RANDOM):
-        model = SupMAEForPreTraining(config_of(arm, {}, data["num_labels"])).eval()
+        model = SupMAEForPreTraining(config_of(arm, settings, data["num_labels"])).eval()
         return measure_features(None if arm == PIXELS else model.vit, data, job["draws"])
     if arm != SCRATCH:
         pretrained, result = pretrain_once(job, data)
@@ -347,7 +376,13 @@ def run(job: dict, data: dict) -> dict:
 
 def lengths_of(args) -> dict[str, tuple[int, ...]]:
     """The arms, and their epochs: of training from scratch, or of pre-training."""
+    if args.only == "large":
+        return {**LARGE_EPOCHS, **REFERENCES}
     return {**(EPOCHS if args.labeled == args.images else FEW_LABELS_EPOCHS), **REFERENCES}
+
+
+def shortened(epochs: float, args) -> float:
+    return float(f"{epochs / args.divisor:.3g}")
 
 
 def choose_settings(runs: Comparison, args) -> dict[str, dict]:
@@ -365,7 +400,7 @@ def choose_settings(runs: Comparison, args) -> dict[str, dict]:
                 args,
                 arm,
                 {**chosen[arm], name: value},
-                (lengths[arm][0] if arm == SCRATCH else TRIAL_EPOCHS) / args.divisor,
+                shortened(lengths[arm][0] if arm == SCRATCH else TRIAL_EPOCHS, args),
                 is_trial=True,
             )
             for arm, tried in values_of.items()
@@ -379,6 +414,21 @@ def choose_settings(runs: Comparison, args) -> dict[str, dict]:
             if accuracy > least:
                 best[job["arm"]], chosen[job["arm"]] = accuracy, job["settings"]
     return {**chosen, **dict.fromkeys((BOTH, JOINT, PSEUDO), chosen[SUPMAE]), PIXELS: {}, RANDOM: {}}
+
+
+def divisor_of(runs: Comparison, args) -> float:
+    """What to divide all epochs of [`LARGE_EPOCHS`] and of their fine-tuning by, for as many minutes of training as asked for."""
+    jobs = [
+        {"rate of": args.device, "processes": args.processes, "process": number, "for": min(30, 6 * args.minutes)}
+        for number in range(args.processes)
+    ]
+    rates = [result["images_per_second"] for result in runs.finish(jobs)]
+    config = config_of(SUPMAE, LARGE[SUPMAE], 10)
+    finetuning = args.finetuning_epochs * classification_flops(config) / pretraining_flops(config)
+    # as many images of pre-training as a run takes the time of
+    images = [(epochs + finetuning) * args.images for lengths in LARGE_EPOCHS.values() for epochs in lengths]
+    seconds = 60 * args.minutes
+    return max(1.0, args.seeds * sum(images) / sum(rates) / seconds, max(images) / min(rates) / seconds)
 
 
 def job_of(args, arm: str, settings: dict, epochs: float, seed: int = 0, is_trial: bool = False) -> dict:
@@ -537,15 +587,23 @@ def rows_of(jobs: list[dict], results: list[dict], labeled: int) -> tuple[list[d
 
 def compare(runs: Comparison, args) -> tuple[list[dict], list[dict], list[dict]]:
     """Choose the settings with `args.labeled` labels, and run all arms; see [`rows_of`]."""
-    chosen = choose_settings(runs, args)
+    if args.only == "large":
+        args.divisor = divisor_of(runs, args)
+        args.finetuning_epochs = shortened(args.finetuning_epochs, args)
+        print(f"All epochs are divided by {args.divisor:.2f}.", flush=True)
+        chosen = {**LARGE, PIXELS: {}, RANDOM: {"width": LARGE[SUPMAE]["width"]}}
+    else:
+        chosen = choose_settings(runs, args)
     for arm, settings in chosen.items():
         print(f"Chosen for {arm} with {args.labeled} labels: {settings}", flush=True)
     jobs = [
-        job_of(args, arm, chosen[arm], epochs / args.divisor, seed)
+        job_of(args, arm, chosen[arm], shortened(epochs, args), seed)
         for seed in range(args.seeds)
         for arm, epochs_of_arm in lengths_of(args).items()
         for epochs in epochs_of_arm
     ]
+    # the longest first, so that the processes end together
+    runs.finish(sorted(jobs, key=lambda job: -job["epochs"] - job["finetuning_epochs"]))
     return rows_of(jobs, runs.finish(jobs), args.labeled)
 
 
@@ -560,12 +618,15 @@ def main():
         "test_images": (10_000, 500, "images that are tested on, of each data set"),
         "corrupted": (2_000, 100, "of them, corrupted"),
         "draws": (5, 1, "draws of few-shot images"),
+        "minutes": (5.0, 1.0, "of training, for `--only large`"),
     }
     sources = {**comparison.SOURCES, "transfer": "ylecun/mnist"}
-    args = comparison.read_arguments(__doc__, "pretraining", numbers, sources, only=["all", "few"])
+    args = comparison.read_arguments(__doc__, "pretraining", numbers, sources, only=["all", "few", "large"])
     data, transfer = (load_images(source, MODEL["image_size"]) for source in (args.data, args.transfer))
+    if args.only == "large":
+        args.images, args.held_out = len(data["labels"].unique()) * int(data["labels"].bincount().min()), 0
     few = [max(number * args.images // 12_000, 2 * data["num_labels"]) for number in FEW_LABELS]
-    labels = {"all": [args.images], "few": few}.get(args.only, [args.images, *few])
+    labels = {None: [args.images, *few], "few": few}.get(args.only, [args.images])
     for images in (data, transfer):
         images |= {name: images[name][: args.test_images] for name in ("test_images", "test_labels")}
     data |= {

@@ -1,5 +1,6 @@
 """The comparison over the length of pre-training: its arithmetic, a small run, and the intervals of the committed results."""
 
+import argparse
 import itertools
 import json
 import math
@@ -171,6 +172,21 @@ def test_fine_tuning_with_reconstruction_trains_one_encoder_for_as_many_operatio
     assert steps[1] * (whole + masked) == pytest.approx(steps[0] * whole, rel=0.02)
 
 
+@pytest.mark.parametrize("processes", [1, 100])
+def test_epochs_of_an_accelerator_fit_its_minutes(script, processes):
+    """42 million images of pre-training; and the longest run, 12 million, takes no longer where many run at a time."""
+    args = argparse.Namespace(device="cuda", processes=processes, seeds=1, images=60_000, finetuning_epochs=20)
+
+    def divisor(rate, minutes):
+        args.minutes = minutes
+        runs = argparse.Namespace(finish=lambda jobs: [{"images_per_second": rate}] * len(jobs))
+        return script.divisor_of(runs, args)
+
+    longest = 42e6 if processes == 1 else 12e6
+    assert longest < 10_000 * 60 * 5 * divisor(10_000, 5) < 2 * longest  # with fine-tuning
+    assert divisor(10_000, 10) == pytest.approx(divisor(10_000, 5) / 2) and divisor(1e6, 60) == 1
+
+
 def test_images_of_trials_are_not_those_of_the_test(script, digits):
     """Nothing that chooses may see the test images."""
     blind = {key: value[:, :, 2:30, 2:30] if key == "images" else value for key, value in digits.items()}
@@ -314,6 +330,18 @@ def test_a_small_run(tmp_path):
     assert (tmp_path / "out" / "pretraining.png").is_file() and (tmp_path / "out" / "epochs-needed.csv").is_file()
     again = run_command(example_command("experiments/pretraining.py", *flags), tmp_path)  # from the journal
     assert "23/23 " in printed and "10/10 " in printed and not re.search(r"\d/\d", again)
+
+
+@pytest.mark.slow
+def test_a_small_run_of_all_images(tmp_path):
+    data = make_mnist(tmp_path / "digits", splits=((0, 1400), (1400, 1500)))
+    flags = ["--data", data, "--transfer", data, "--quick", "--only", "large", "--minutes", 0.2, "--test_images", 100]
+    printed = run_command(example_command("experiments/pretraining.py", *flags, "--output_dir", "out"), tmp_path)
+    divisor = float(re.search(r"divided by (\d+\.\d+)", printed)[1])
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    lengths = [row["epochs"] for row in rows if row["arm"] == "SupMAE"]
+    assert divisor > 1 and lengths == pytest.approx([epochs / divisor for epochs in (25, 50, 100)], rel=0.01)
+    assert {row["arm"] for row in rows} == {"SupMAE", "supervised only", "MAE", "raw pixels", "random encoder"}
 
 
 def test_the_processes_of_a_comparison_end_with_it(tmp_path):
