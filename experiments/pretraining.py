@@ -523,7 +523,7 @@ def epochs_needed(jobs: list[dict], results: list[dict]) -> list[dict]:
 def draw_figure(rows: list[dict], path: Path):
     """
     Accuracy, with standard deviations, over epochs of pre-training and, at the length that few labels are compared at, over the number of
-    labels; grey: raw pixels, a random encoder, the best from scratch.
+    labels; grey: raw pixels (by a linear probe where others are fine-tuned), a random encoder, the best from scratch.
     """
     arms = dict.fromkeys(row["arm"] for row in rows if row["epochs"])
     most = max(row["labels"] for row in rows)
@@ -544,9 +544,11 @@ def draw_figure(rows: list[dict], path: Path):
                 axis.errorbar(x, y, deviations, label=arm, marker="o", capsize=3, color=f"C{place}")
         for arm, style in ((PIXELS, ":"), (RANDOM, "-."), (SCRATCH, "--")):
             best = {}
-            for row in measured:
-                if row["arm"] == arm:
-                    best[row["labels"]] = max(best.get(row["labels"], 0), 100 * row[title])
+            for row in drawn:
+                # raw pixels are not fine-tuned: their linear probe in the place of it
+                value = row.get(title, row.get(MEASURES["probe"], 0) if arm == PIXELS else 0)
+                if row["arm"] == arm and value:
+                    best[row["labels"]] = max(best.get(row["labels"], 0), 100 * value)
             if best and over == "epochs":
                 axis.axhline(best[most], linestyle=style, color="grey", label=arm)
             elif best:

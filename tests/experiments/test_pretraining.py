@@ -239,13 +239,18 @@ def test_the_intervals_of_the_document(script):
             assert bool(bold) == (abs(expected[0]) > expected[1])
 
 
-@pytest.fixture(scope="module")
-def committed():
-    """The raw results with all labels, and the section of the document that tells of them."""
+@pytest.fixture(scope="module", params=["epochs", "labels"])
+def committed(request):
+    """The first column of the tables of a section, its raw results, and the section."""
+    titles = {"epochs": "### Over the length of pre-training\n", "labels": "### Few labels\n"}
     lines = (ROOT / "docs" / "results" / "pretraining" / "runs.jsonl").read_text().splitlines()
     runs = [json.loads(line) for line in lines]
-    section = (ROOT / "docs" / "results.md").read_text().split("### Over the length of pre-training")[1]
-    return [run for run in runs if "labeled" not in run["key"]], section.split("\n### ")[0]
+    section = (ROOT / "docs" / "results.md").read_text().split(titles[request.param])[1]
+    return (
+        request.param,
+        [run for run in runs if ("labeled" in run["key"]) == (request.param == "labels")],
+        section.split("\n### ")[0],
+    )
 
 
 def rows_of(section: str, title: str) -> list[list[str]]:
@@ -255,44 +260,57 @@ def rows_of(section: str, title: str) -> list[list[str]]:
 
 
 def test_the_trials_of_the_document(committed):
-    runs, section = committed
-    trials = {
-        (run["key"]["arm"], *(run["key"]["settings"].get(name, 1) for name in names)): 100 * run["result"]["finetuned"]
-        for run in runs
-        for names in [("learning_rate", "decoder", "finetuning_rate", "mixing")]
-        if run["key"]["is_trial"]
-    }
-    rates, best_of = (1e-3, 2e-3, 4e-3, 8e-3), {"ViT from scratch": 1}
-    for arm, *cells in rows_of(section, "learning rate of pre-training"):
-        expected = [trials[arm, rate, 1, 1e-3, False] for rate in rates]
-        assert list(map(float, cells)) == pytest.approx(expected, abs=0.0501)
-        best_of[arm] = rates[np.argmax(expected)]
-    for arm, *cells in rows_of(section, "learning rate of fine-tuning"):
-        expected = [trials[arm, best_of[arm], 1, rate, False] for rate in rates]
-        expected.append(trials[arm, best_of[arm], 1, rates[np.argmax(expected)], True])
-        assert list(map(float, cells)) == pytest.approx(expected, abs=0.0501)
-    larger = float(re.search(r"A decoder of 4 blocks .*? gave MAE ([\d.]+)", section, re.DOTALL)[1])
-    assert larger == pytest.approx(trials["MAE", best_of["MAE"], 4, 1e-3, False], abs=0.0501)
+    first, runs, section = committed
+    prefix = "labels | " if first == "labels" else ""
+    trials = {}
+    for run in runs:
+        if run["key"]["is_trial"]:
+            names = ("learning_rate", "decoder", "finetuning_rate", "mixing")
+            settings = (run["key"]["settings"].get(name, 1) for name in names)
+            row = (str(run["key"]["labeled"]), run["key"]["arm"]) if prefix else (run["key"]["arm"],)
+            trials[(row, *settings)] = 100 * run["result"]["finetuned"]
+    rates, best_of, shown = (1e-3, 2e-3, 4e-3, 8e-3), {}, set()
+    for *row, one, two, three, four in rows_of(section, f"{prefix}learning rate of pre-training"):
+        expected = [trials[tuple(row), rate, 1, 1e-3, False] for rate in rates]
+        assert list(map(float, (one, two, three, four))) == pytest.approx(expected, abs=0.0501)
+        best_of[tuple(row)] = rates[np.argmax(expected)]
+    for *row, one, two, three, four, mixed in rows_of(section, f"{prefix}learning rate of fine-tuning"):
+        before = tuple(row), best_of.get(tuple(row), 1)
+        one_block, four_blocks = (trials.get((*before, decoder, 1e-3, False), 0) for decoder in (1, 4))
+        # the standard error on 10,000 images
+        decoder = 4 if four_blocks > one_block + math.sqrt(one_block * (100 - one_block) / 10_000) else 1
+        expected = [trials[(*before, decoder, rate, False)] for rate in rates]
+        expected.append(trials[(*before, decoder, rates[np.argmax(expected)], True)])
+        assert list(map(float, (one, two, three, four, mixed))) == pytest.approx(expected, abs=0.0501)
+        shown.add(tuple(row))
+    assert shown == {row for row, *_ in trials} and len(best_of) < len(shown)
+    larger = re.search(r"A decoder of 4 blocks\b.*? gave MAE ([\d.]+)(?: and ([\d.]+))?", section, re.DOTALL)
+    maes = [row for row in best_of if row[-1] == "MAE"]
+    expected = [trials[tuple(row), best_of[row], 4, 1e-3, False] for row in maes]
+    assert [float(value) for value in larger.groups() if value] == pytest.approx(expected, abs=0.0501)
 
 
 def test_the_results_of_the_document(script, committed):
     """Means, deviations, paired intervals, bold where these exclude 0, and epochs that are needed; of all that was run."""
-    runs, section = committed
+    first, runs, section = committed
     jobs, results = zip(*((run["key"], run["result"]) for run in runs if not run["key"]["is_trial"]))
-    rows = rows_of(section, "epochs | arm")
-    keys = [(script.name_of(job), job["epochs"]) for job in jobs]
-    assert {(arm, float(epochs or 0)) for epochs, arm, *_ in rows} == set(keys)
-    for epochs, arm, *cells in rows:
-        chosen = [result for key, result in zip(keys, results) if key == (arm, float(epochs or 0))]
+    rows = rows_of(section, f"{first} | arm")
+    keys = [(script.name_of(job), job.get("labeled", job["epochs"])) for job in jobs]
+    assert {(arm, float(place or 0)) for place, arm, *_ in rows} == set(keys)
+    for place, arm, *cells in rows:
+        chosen = [result for key, result in zip(keys, results) if key == (arm, float(place or 0))]
         for name, cell in zip(script.MEASURES, cells, strict=True):
             values = [100 * result[name] for result in chosen if name in result]
             assert bool(values) == bool(cell) and len(values) in (0, 3)
             if values:
                 expected = np.mean(values), np.std(values, ddof=1)
                 assert list(map(float, cell.split(" ± "))) == pytest.approx(expected, abs=0.0501)
-    for epochs, pair, *cells in rows_of(section, "epochs | paired"):
+    for place, pair, *cells in rows_of(section, f"{first} | paired"):
+        chosen = [run for run in zip(jobs, results) if run[0].get("labeled") in (None, float(place or 0))]
         (row,) = [
-            row for row in script.differences(jobs, results, *pair.split(" over ")) if row["epochs"] == float(epochs)
+            row
+            for row in script.differences(*zip(*chosen), *pair.split(" over "))
+            if first == "labels" or row["epochs"] == float(place or 0)
         ]
         for title, cell in zip(script.MEASURES.values(), cells, strict=True):
             assert (title in row) == bool(cell)
@@ -300,6 +318,12 @@ def test_the_results_of_the_document(script, committed):
                 expected = row[title], row[f"{title} (95%)"]
                 assert list(map(float, cell.strip("*").split(" ± "))) == pytest.approx(expected, abs=0.0501)
                 assert cell.startswith("**") == (abs(expected[0]) > expected[1])
+
+
+@pytest.mark.parametrize("committed", ["epochs"], indirect=True)
+def test_the_epochs_that_are_needed_of_the_document(script, committed):
+    _, runs, section = committed
+    jobs, results = zip(*((run["key"], run["result"]) for run in runs if not run["key"]["is_trial"]))
     needed = {(row["measure"], row["epochs of SupMAE"]): row for row in script.epochs_needed(jobs, results)}
     most = max(job["epochs"] for job in jobs if job["arm"] == script.MAE)
     for epochs, *cells in rows_of(section, "epochs of SupMAE"):
