@@ -149,8 +149,9 @@ def split(data: dict, seed: int, num_images: int, num_held_out: int, num_labeled
 
 def config_of(arm: str, settings: dict, num_labels: int) -> SupMAEConfig:
     fields = {**MODEL, "decoder_num_hidden_layers": settings.get("decoder", 1), **FIELDS.get(arm, FIELDS[SUPMAE])}
-    for part in ("", "decoder_") if "width" in settings else ():
-        fields |= {f"{part}hidden_size": settings["width"], f"{part}intermediate_size": 4 * settings["width"]}
+    width = settings.get("width", MODEL["hidden_size"])
+    for part in ("", "decoder_"):
+        fields |= {f"{part}hidden_size": width, f"{part}intermediate_size": 4 * width}
     return SupMAEConfig(**fields, num_labels=num_labels)
 
 
