@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
-MINUTES=${MINUTES:-3}  # of each of the two, without what they measure then
+MINUTES=${MINUTES:-2}  # of each of the two, without what they measure then
 
 case "${1:-}" in
 pack)

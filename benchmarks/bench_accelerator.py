@@ -109,6 +109,7 @@ def check_resume() -> dict:
         command = [sys.executable, ROOT / "examples" / "run_pretrain.py", "--output_dir", folder, "--max_steps", 6]
         command += ["--save_strategy", "steps", "--save_steps", 3, "--warmup_epochs", 0, "--report_to", "none"]
         command += ["--disable_tqdm", "True", "--eval_strategy", "no"]
+        command += ["--full_determinism", "True"]  # without it weights differed on an H200
         weights = []
         for _ in range(2):
             result = subprocess.run(list(map(str, command)), capture_output=True, text=True)

@@ -111,11 +111,13 @@ TRIED = {  # the others are as MODEL says, or have nothing to decide
     LABELED_ONLY: WITHOUT_DECODER,
     SCRATCH: {name: SETTINGS[name] for name in ("finetuning_rate", "mixing")},
 }
-LARGE = {  # the settings of all images
-    arm: {"width": 128, "learning_rate": rate, "finetuning_rate": 4e-3, "mixing": False}
-    for arm, rate in ((SUPMAE, 4e-3), (SUPERVISED, 2e-3), (MAE, 4e-3))
+# Those chosen for 12,000 images, in larger batches that keep an accelerator busy: Adam's rates follow the square root of the batch
+# (arXiv 2205.10287).
+LARGE = {
+    arm: {"width": 128, "batch": 4 * BATCH, "learning_rate": rate, "finetuning_rate": 8e-3, "mixing": False}
+    for arm, rate in ((SUPMAE, 8e-3), (SUPERVISED, 4e-3), (MAE, 8e-3))
 }
-PROBED = 12_000  # images at most: a probe of pixels takes minutes
+PROBED = 6_000  # of more than 12,000 images: a probe of all pixels would take minutes
 SHOTS = (5, 20, 50)
 SEVERITIES = (1, 3, 5)
 MEASURES = {
@@ -155,8 +157,8 @@ def config_of(arm: str, settings: dict, num_labels: int) -> SupMAEConfig:
     return SupMAEConfig(**fields, num_labels=num_labels)
 
 
-def steps_of(epochs: float, images: torch.Tensor) -> int:
-    return round(epochs * len(images) / BATCH)
+def steps_of(epochs: float, images: torch.Tensor, batch_size: int) -> int:
+    return round(epochs * len(images) / batch_size)
 
 
 @torch.no_grad()
@@ -178,7 +180,9 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
     start = time.perf_counter()
     images, labels, labeled, shares = data["images"], data["labels"], data["labeled"], []
     pool = labeled if arm == LABELED_ONLY else torch.arange(len(images))
-    num_repeated = BATCH // 2 if arm != MAE and 2 * len(labeled) < len(pool) else 0  # labelled images, in every batch
+    batch_size = settings.get("batch", BATCH)
+    # labelled images, in every batch
+    num_repeated = batch_size // 2 if arm != MAE and 2 * len(labeled) < len(pool) else 0
     model = SupMAEForPreTraining(config_of(arm, settings, data["num_labels"]))
     if arm == BOTH:
         epochs /= 2
@@ -194,10 +198,11 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
 
     def batches():
         is_reliable = False
-        for number, parts in enumerate(zip(endless(pool, BATCH - num_repeated), endless(labeled, num_repeated)), 1):
+        drawn = zip(endless(pool, batch_size - num_repeated), endless(labeled, num_repeated))
+        for number, parts in enumerate(drawn, 1):
             ids = torch.cat(parts)
             targets = None if arm == MAE else labels[ids]
-            if arm == PSEUDO and not is_reliable and number % steps_of(1, images) == 0:
+            if arm == PSEUDO and not is_reliable and number % steps_of(1, images, batch_size) == 0:
                 guessed = pseudo_labels(model, held_out)
                 given = guessed != UNLABELED
                 is_reliable = (guessed == answers)[given].float().mean().item() >= PRECISION
@@ -205,7 +210,7 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
                 targets = torch.where(targets == UNLABELED, pseudo_labels(model, images[ids]), targets)
             yield crop_and_flip(images[ids]), targets
 
-    steps = steps_of(epochs, images)
+    steps = steps_of(epochs, images, batch_size)
     comparison.train(model, batches(), steps, settings["learning_rate"], WEIGHT_DECAY, loss_of=loss_of)
     return model, {
         "gradient_share": shares[0] if shares else 0.0,
@@ -214,26 +219,25 @@ def pretrain(arm: str, settings: dict, epochs: float, data: dict) -> tuple[SupMA
 
 
 def rate(data: dict, seconds: float) -> float:
-    """Images a second of SupMAE's pre-training on all images, beside the other processes."""
+    """Images a second of SupMAE's pre-training on all images, after the first two steps, beside the other processes."""
     model = SupMAEForPreTraining(config_of(SUPMAE, LARGE[SUPMAE], data["num_labels"]))
-    images, labels, start, number = data["images"], data["labels"], time.perf_counter(), 0
+    images, labels, batch_size, times = data["images"], data["labels"], LARGE[SUPMAE]["batch"], []
 
     def batches():
-        nonlocal number
-        for ids in endless(torch.arange(len(images)), BATCH):
-            if time.perf_counter() - start > seconds:
+        for ids in endless(torch.arange(len(images)), batch_size):
+            times.append(time.perf_counter())
+            if len(times) > 3 and times[-1] - times[2] > seconds:
                 return
             yield crop_and_flip(images[ids]), labels[ids]
-            number += BATCH
 
     comparison.train(model, batches(), 1_000_000, 1e-4)
-    return number / (time.perf_counter() - start)
+    return (len(times) - 3) * batch_size / (times[-1] - times[2])
 
 
 def pretrain_once(job: dict, data: dict) -> tuple[SupMAEForPreTraining, dict[str, float]]:
     """[`pretrain`], or what another job with the same pre-training left."""
     arm, settings = SUPMAE if job["arm"] == JOINT else job["arm"], job["settings"]
-    settings = {name: settings[name] for name in ("learning_rate", "decoder", "width") if name in settings}
+    settings = {name: settings[name] for name in ("learning_rate", "decoder", "width", "batch") if name in settings}
     key = [arm, settings, *(job[name] for name in ("epochs", "seed", "images", "held_out"))]
     key += [job["labeled"]] if "labeled" in job and arm != MAE else []  # which takes none
     path = data["pretrained"] / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.safetensors"
@@ -268,6 +272,7 @@ def finetune(
 ) -> SupMAEForImageClassification:
     """A classifier from a pre-trained model, or from scratch; the loss is soft cross entropy, and the reconstruction's if asked for."""
     images, labels, num_labels = data["images"], data["labels"], data["num_labels"]
+    batch_size = settings.get("batch", BATCH)
     if pretrained is None:
         config = config_of(SCRATCH, {}, num_labels)
         config.drop_path_rate = 0.1
@@ -284,7 +289,7 @@ def finetune(
     mix = v2.RandomChoice([v2.MixUp(alpha=0.8, num_classes=num_labels), v2.CutMix(alpha=1.0, num_classes=num_labels)])
 
     def batches():
-        for ids in endless(data["labeled"], BATCH):
+        for ids in endless(data["labeled"], batch_size):
             pixel_values, answers = crop_and_flip(images[ids]), labels[ids]
             batch = erase(pixel_values), answers
             yield mix(*batch) if settings["mixing"] else batch
@@ -295,7 +300,7 @@ def finetune(
             return loss
         return torch.lerp(loss, model.reconstruction(pixel_values).reconstruction_loss, RECONSTRUCTION_SHARE)
 
-    steps, layer_decay = steps_of(epochs, images), None if pretrained is None else LAYER_DECAY
+    steps, layer_decay = steps_of(epochs, images, batch_size), None if pretrained is None else LAYER_DECAY
     return comparison.train(model, batches(), steps, settings["finetuning_rate"], WEIGHT_DECAY, layer_decay, loss_of)
 
 
@@ -323,11 +328,12 @@ def corrupt_images(images: torch.Tensor, pool, path: Path):
 
 def measure_features(encoder, data: dict, draws: int) -> dict[str, float]:
     """
-    A linear probe and nearest neighbours from the labelled images, or 12,000 of them, and few-shot transfer by the probe, averaged over
-    `draws`.
+    A linear probe and nearest neighbours from the labelled images, or 6,000 of more than 12,000, and few-shot transfer by the probe,
+    averaged over `draws`.
     """
     labeled, num_labels = data["labeled"], data["num_labels"]
-    labeled = labeled[:: max(len(labeled) // PROBED, 1)]  # of all classes: they are sorted
+    if len(labeled) > 12_000:
+        labeled = labeled[:: len(labeled) // PROBED]  # of all classes: they are sorted
     bank, queries = (features_of(encoder, images) for images in (data["images"][labeled], data["test_images"]))
     labels, answers = (x.cpu().numpy() for x in (data["labels"][labeled], data["test_labels"]))
     probe, _ = select_probe(bank, labels)
@@ -424,17 +430,20 @@ def choose_settings(runs: Comparison, args) -> dict[str, dict]:
 
 def divisor_of(runs: Comparison, args) -> float:
     """What to divide all epochs of [`LARGE_EPOCHS`] and of their fine-tuning by, for as many minutes of training as asked for."""
-    jobs = [
-        {"rate of": args.device, "processes": args.processes, "process": number, "for": min(30, 6 * args.minutes)}
-        for number in range(args.processes)
-    ]
-    rates = [result["images_per_second"] for result in runs.finish(jobs)]
+
+    def images_per_second(processes: int) -> float:
+        job = {"rate of": args.device, "processes": processes, "for": min(15, 3 * args.minutes)}
+        results = runs.finish([{**job, "process": number} for number in range(processes)])
+        return sum(result["images_per_second"] for result in results)
+
+    alone, together = images_per_second(1), images_per_second(args.processes)
     config = config_of(SUPMAE, LARGE[SUPMAE], 10)
     finetuning = args.finetuning_epochs * classification_flops(config) / pretraining_flops(config)
     # as many images of pre-training as a run takes the time of
     images = [(epochs + finetuning) * args.images for lengths in LARGE_EPOCHS.values() for epochs in lengths]
     seconds = 60 * args.minutes
-    return max(1.0, args.seeds * sum(images) / sum(rates) / seconds, max(images) / min(rates) / seconds)
+    # the longest run is not alone until the others have ended
+    return max(1.0, args.seeds * sum(images) / together / seconds, max(images) / alone / seconds)
 
 
 def job_of(args, arm: str, settings: dict, epochs: float, seed: int = 0, is_trial: bool = False) -> dict:
@@ -635,6 +644,8 @@ def main():
     data, transfer = (load_images(source, MODEL["image_size"]) for source in (args.data, args.transfer))
     if args.only == "large":
         args.images, args.held_out = len(data["labels"].unique()) * int(data["labels"].bincount().min()), 0
+        # more would only slow an accelerator down
+        args.processes = min(args.processes, args.seeds * sum(map(len, lengths_of(args).values())))
     few = [max(number * args.images // 12_000, 2 * data["num_labels"]) for number in FEW_LABELS]
     labels = {None: [args.images, *few], "few": few}.get(args.only, [args.images])
     for images in (data, transfer):
