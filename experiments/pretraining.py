@@ -92,7 +92,7 @@ FEW_LABELS_EPOCHS = {
 LARGE_EPOCHS = {SUPMAE: (25, 50, 100), SUPERVISED: (25, 50, 100), MAE: (50, 100, 200)}
 REFERENCES = {PIXELS: (0,), RANDOM: (0,)}
 PAIRS = [(SUPMAE, MAE), (SUPERVISED, MAE), (BOTH, MAE), (SUPMAE, SUPERVISED), (JOINT, SUPMAE), (SUPMAE, LABELED_ONLY)]
-PAIRS += [(PSEUDO, SUPMAE), (SUPMAE, PIXELS), (MAE, PIXELS)]
+PAIRS += [(LABELED_ONLY, MAE), (PSEUDO, SUPMAE), (SUPMAE, PIXELS), (MAE, PIXELS)]
 # A pseudo-label needs this probability. None is used before those of the held-out images are right as often as this.
 CONFIDENCE, PRECISION = 0.95, 0.95
 RECONSTRUCTION_SHARE = 0.9  # of the loss of fine-tuning with reconstruction
@@ -596,7 +596,7 @@ def rows_of(jobs: list[dict], results: list[dict], labeled: int) -> tuple[list[d
     from_scratch = dict.fromkeys(name_of(job) for job in jobs if job["arm"] == SCRATCH)
     paired = [
         {"labels": labeled, "paired": f"{arm} over {other}", **row}
-        for arm, other in [*PAIRS, *itertools.product((SUPMAE, SUPERVISED, MAE), from_scratch)]
+        for arm, other in [*PAIRS, *itertools.product((SUPMAE, LABELED_ONLY, SUPERVISED, MAE), from_scratch)]
         for row in differences(jobs, results, arm, other)
     ]
     return rows, paired, epochs_needed(jobs, results)
