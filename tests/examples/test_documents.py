@@ -107,10 +107,10 @@ def test_steps_on_an_accelerator_are_the_raw_results():
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if re.match(r"\| [\d,]+ \|", line)]
     raw = json.loads((ROOT / "docs/results/accelerator/accelerator_nvidia-h200.json").read_text())["rows"]
     measured = {(row["batch"], row["mode"], row["model"]): row for row in raw}
-    faster_than = "SupMAE's best is faster by"
+    column = "SupMAE's best is faster by"
     assert len(rows) == len(measured)
     for batch, mode, model, rate, faster, memory, *share in rows:
         row = measured[int(batch.replace(",", "")), mode, model]
-        assert [rate, faster] == [f"{row['images/s']:,.0f}", f"{row[faster_than]:.2f}"]
+        assert [rate, faster] == [f"{row['images/s']:,.0f}", f"{row[column]:.2f}"]
         assert memory == f"{row['peak GiB']:.1f}"
         assert share == ([f"{row['share of matmul rate']:.2f}"] if model == "SupMAE" else [])

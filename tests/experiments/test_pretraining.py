@@ -174,7 +174,7 @@ def test_fine_tuning_with_reconstruction_trains_one_encoder_for_as_many_operatio
 
 @pytest.mark.parametrize("processes", [1, 100])
 def test_epochs_of_an_accelerator_fit_its_minutes(script, processes):
-    """42 million images of pre-training; the longest run, 12 million, is as fast as one alone where many run at a time."""
+    """42 million images of pre-training; where many run at a time, the longest run, 12 million, is alone in the end."""
     args = argparse.Namespace(device="cuda", processes=processes, seeds=1, images=60_000, finetuning_epochs=20)
 
     def divisor(rate, minutes):
