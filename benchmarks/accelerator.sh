@@ -28,15 +28,15 @@ run)
   "$PYTHON" -m pip install --quiet --no-index --no-deps --target .accelerator/site --upgrade .accelerator/wheels/*.whl
   export PYTHONPATH=$PWD/.accelerator/site:$PWD/src
   device=$("$PYTHON" -c 'import torch; print("cuda" if torch.cuda.is_available() else "cpu")')
+  status=0
   if ! compgen -G "$2/accelerator_data_*" >/dev/null; then
-    status=0
     "$PYTHON" benchmarks/bench_accelerator.py --minutes "$MINUTES" || status=$?
     mkdir -p "$2"
     cp benchmarks/results/accelerator_* "$2"
   fi
   "$PYTHON" experiments/pretraining.py --only large --device "$device" --seeds 1 --corrupted 500 --minutes "$MINUTES" \
     --data .accelerator/data --transfer .accelerator/transfer --output_dir "$2/pretraining"
-  exit "${status:-0}"
+  exit "$status"
   ;;
 *)
   echo "bash benchmarks/accelerator.sh pack FASHION MNIST, or bash benchmarks/accelerator.sh run OUTPUT" >&2

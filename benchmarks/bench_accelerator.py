@@ -190,6 +190,7 @@ def main():
     checks = [*check_model(not args.no_compile), check_resume()]
     name = machine()["device"].split(",")[0].replace(" ", "-").lower()
     report(f"accelerator_checks_{name}", checks)
+
     # compiling ViT-B for a CPU takes minutes
     rows = measure(args, ["eager"] if args.no_compile or IS_CPU else ["eager", "compiled"], end)
     report(f"accelerator_{name}", rows)
