@@ -102,7 +102,7 @@ def test_commands_and_code_run(workspace, monkeypatch):
                 run_command(command, workspace)
 
 
-def test_steps_on_an_accelerator_are_the_raw_results():
+def test_figures_of_an_accelerator_are_the_raw_results():
     section = (ROOT / "docs/performance.md").read_text().split("## On an accelerator")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if re.match(r"\| [\d,]+ \|", line)]
     raw = json.loads((ROOT / "docs/results/accelerator/accelerator_nvidia-h200.json").read_text())["rows"]
@@ -114,3 +114,10 @@ def test_steps_on_an_accelerator_are_the_raw_results():
         assert [rate, faster] == [f"{row['images/s']:,.0f}", f"{row[column]:.2f}"]
         assert memory == f"{row['peak GiB']:.1f}"
         assert share == ([f"{row['share of matmul rate']:.2f}"] if model == "SupMAE" else [])
+    raw = json.loads((ROOT / "docs/results/accelerator/accelerator_checks_nvidia-h200.json").read_text())["rows"]
+    checks = re.findall(r"\| ([^|]+) \| (\d\.\de-\d) \| (\de-\d) \|", section)
+    assert [(name, float(found), float(most)) for name, found, most in checks] == [
+        (row["check"].replace(",", ""), float(row["gradient differs by"]), float(row["at most"]))
+        for row in raw
+        if "gradient differs by" in row
+    ]
