@@ -64,6 +64,7 @@ class Transform:
     """From an image as [`read_image`] gives it, and its file if it is one of a file, to `pixel_values`."""
 
     num_views = 1  # of an image, each with other random numbers
+    draws_from_torch = False  # whether these are PyTorch's, of the CPU, alone
 
     def open(self, image: Image.Image | np.ndarray, file: bytes | None):
         """Prepare an image and its file for all of its views."""

@@ -1,4 +1,5 @@
 import io
+import random
 
 import datasets
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 from conftest import make_dataset, reference_config
 from PIL import Image
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from supmae_hf.data.dataset import ImageDataset, collate
@@ -19,8 +21,8 @@ def test_train_transform(photographs):
     image = Image.fromarray(photographs[0])
     whole = TrainTransform(build_image_processor(config), crop_scale=[1.0, 1.0], horizontal_flip=False)
     assert whole(image).shape == (3, 64, 64) and whole(image).dtype == torch.float32
-    random = TrainTransform(build_image_processor(config))
-    assert not torch.equal(random(image), random(image))
+    cropping = TrainTransform(build_image_processor(config))
+    assert not torch.equal(cropping(image), cropping(image))
     flipping = TrainTransform(build_image_processor(config), crop_scale=[1.0, 1.0])
     flipped = [flipping(image.resize((64, 64))) for _ in range(20)]
     unflipped = whole(image.resize((64, 64)))
@@ -94,23 +96,48 @@ def test_jpeg_files_with_bytes_behind_their_end(photographs):
         assert transform(Image.open(io.BytesIO(file)), file).shape == (3, 224, 224)
 
 
-def test_seeded_draws_follow_from_the_key_and_disturb_nothing():
+def test_seeded_draws_follow_from_the_seed_and_disturb_nothing():
     def draws():
-        return torch.rand(3).tolist(), np.random.rand(3).tolist(), __import__("random").random()
+        return torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.random()
 
-    with seeded(1, 2, 3):
+    with seeded(123):
         first = draws()
     torch.manual_seed(0)
     np.random.seed(0)
-    before = torch.rand(1), np.random.rand(1)
-    with seeded(1, 2, 3):
-        assert draws() == first
-    after = torch.rand(1), np.random.rand(1)
-    torch.manual_seed(0)
-    np.random.seed(0)
-    assert (torch.rand(1), np.random.rand(1)) == before and (torch.rand(1), np.random.rand(1)) == after
-    with seeded(1, 2, 4):
+    random.seed(0)
+    expected = [draws(), draws()]
+    for torch_alone in (False, True):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        found = [draws()]
+        with seeded(123, torch_alone=torch_alone):
+            assert torch_alone or draws() == first
+            assert not torch_alone or torch.rand(3).tolist() == first[0]
+        assert [*found, draws()] == expected
+    with seeded(124):
         assert draws() != first
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(()).item(), np.random.random, random.random])
+def test_items_follow_from_the_seed_whatever_generator_a_transform_draws_from(photographs, draw):
+    dataset = make_dataset({"image": [Image.fromarray(photographs[0])] * 3}, {"image": datasets.Image()})
+    functions = {
+        "a function": lambda image: torch.full((3, 8, 8), draw()),
+        "of pre-training": TrainTransform(
+            build_image_processor(reference_config(image_size=32)), augment=lambda image: image * draw()
+        ),
+    }
+    for name, function in functions.items():
+        images = ImageDataset(dataset, Labels(), function, seed=5)
+        alone = [images[position]["pixel_values"] for position in (7, 1, 2)]
+        for seed in range(2):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            batch = next(iter(DataLoader(images, 3, sampler=[7, 1, 2], collate_fn=collate)))
+            assert torch.equal(batch["pixel_values"], torch.stack(alone)), name
+        assert not torch.equal(alone[0], alone[1])
 
 
 def test_image_processor_resizes_then_crops(photographs):

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
-from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from transformers import BaseImageProcessor
@@ -22,9 +21,6 @@ from ..preparation import ExactMask, Preparation, Transform, to_pil
 
 logger = logging.get_logger(__name__)
 
-# generators of NumPy's that are put in the place of its own: to copy the state of that one takes longer than to open a JPEG file
-_SPARE: list[np.random.MT19937] = []
-
 
 def seed_of(*key: int) -> int:
     """One seed from several numbers, such that keys that differ a little give seeds that have nothing in common."""
@@ -32,24 +28,24 @@ def seed_of(*key: int) -> int:
 
 
 @contextlib.contextmanager
-def seeded(*key: int):
+def seeded(seed: int, torch_alone: bool = False):
     """
-    Inside, every random draw of Python, NumPy and PyTorch (on the CPU) follows from `key` alone; outside, the generators
-    go on as if nothing had been drawn (NumPy's legacy generator draws the second normal number of a pair anew).
+    Inside, every random draw of Python, NumPy and PyTorch (on the CPU) follows from `seed` alone; outside, the generators
+    go on as if nothing had been drawn. With `torch_alone` that is said of PyTorch only, and takes a tenth of the time.
     """
-    states, seed = (random.getstate(), torch.default_generator.get_state()), seed_of(*key)
-    outer, inner = np.random.get_bit_generator(), _SPARE.pop() if _SPARE else np.random.MT19937()
-    np.random.set_bit_generator(inner)
-    random.seed(seed)
-    np.random.seed(seed)
+    state = torch.default_generator.get_state()
+    others = None if torch_alone else (random.getstate(), np.random.get_state())
     torch.default_generator.manual_seed(seed)
+    if others is not None:
+        random.seed(seed)
+        np.random.seed(seed)
     try:
         yield
     finally:
-        random.setstate(states[0])
-        torch.default_generator.set_state(states[1])
-        np.random.set_bit_generator(outer)
-        _SPARE.append(inner)
+        torch.default_generator.set_state(state)
+        if others is not None:
+            random.setstate(others[0])
+            np.random.set_state(others[1])
 
 
 class PILTransform(Transform):
@@ -112,10 +108,13 @@ class TrainTransform(Transform):
         self.size, self.options = preparation.size, preparation.options
         self.is_plain_rgb = self.options == {"num_channels": 3}
         self.crop = v2.RandomResizedCrop(self.size, scale=tuple(crop_scale))
-        self.flip = v2.RandomHorizontalFlip(0.5 if horizontal_flip else 0.0)
+        self.flip_probability = 0.5 if horizontal_flip else 0.0
         self.augment, self.erase, self.num_views = augment, erase, num_views
-        normalize = v2.Normalize(list(preparation.mean or [0]), list(preparation.std or [1]))
-        self.normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), normalize])
+        self.draws_from_torch = augment is None and erase is None
+        self.mean, self.std = (
+            torch.tensor(x, dtype=torch.float32).view(-1, 1, 1)
+            for x in (preparation.mean or [0], preparation.std or [1])
+        )
 
     def __call__(self, image: Image.Image | np.ndarray | torch.Tensor, file: bytes | None = None) -> torch.Tensor:
         return self.with_mask(image, file, None)[0]
@@ -135,15 +134,14 @@ class TrainTransform(Transform):
             pixels = v2.functional.resize(pixels, self.size, v2.InterpolationMode.BICUBIC, antialias=True)
             if pixels.is_floating_point():
                 pixels = pixels.clamp(0, 1)  # which bicubic interpolation overshoots
-        if mask is None:
-            pixels = self.flip(pixels)
-        else:
-            mask = v2.functional.resized_crop(ExactMask(mask), **crop, size=list(self.size))
-            pixels, mask = self.flip(tv_tensors.Image(pixels), mask)
-            pixels, mask = pixels.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)
+        if mask is not None:
+            mask = v2.functional.resized_crop(ExactMask(mask), **crop, size=list(self.size)).as_subclass(torch.Tensor)
+        if torch.rand(1) < self.flip_probability:
+            pixels, mask = pixels.flip(-1), None if mask is None else mask.flip(-1)
         if self.augment is not None:
             pixels = self.augment(pixels)
-        pixels = self.normalize(pixels)
+        # v2.Normalize looks at its statistics in each call: half of the time
+        pixels = v2.functional.to_dtype(pixels, torch.float32, scale=True).sub(self.mean).div_(self.std)
         return (pixels if self.erase is None else self.erase(pixels)), mask
 
     def open(self, image: Image.Image | np.ndarray, file: bytes | None):

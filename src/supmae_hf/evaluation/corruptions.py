@@ -68,9 +68,10 @@ def corrupt(image: Image.Image, name: str, severity: int, *key: int) -> Image.Im
             f"system library: pip install --force-reinstall --no-deps opencv-python-headless. ({error})"
         ) from error
     key = (*key, (CORRUPTIONS + EXTRA_CORRUPTIONS).index(name), severity)
+    seed = seed_of(*key)
     # these two do not draw from NumPy's global generator
-    options = {"seed": seed_of(*key)} if name in ("impulse_noise", "glass_blur") else {}
-    with seeded(*key):
+    options = {"seed": seed} if name in ("impulse_noise", "glass_blur") else {}
+    with seeded(seed):
         pixels = imagecorruptions.corrupt(np.array(image.convert("RGB")), severity, name, **options)
     return Image.fromarray(pixels).convert(image.mode)
 
