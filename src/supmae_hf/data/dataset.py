@@ -1,6 +1,7 @@
 # Copyright 2026 The supmae-hf authors. Licensed under the Apache License, Version 2.0.
 """Records as model inputs, the order of an epoch, batches."""
 
+import functools
 import io
 import itertools
 import math
@@ -34,7 +35,8 @@ logger = logging.get_logger(__name__)
 # Augmentation is seeded by (seed, epoch, index). If an image comes again in an epoch, this is added to the epoch.
 _AGAIN = 10**6
 
-_ROWS_AT_A_TIME = 32
+_ROWS_AT_A_TIME = 32  # of a stream
+_BYTES_AT_A_TIME = 2**26  # of a batch's records
 _LOOKED_AT_ONCE = 256  # images
 _GOLDEN = (5**0.5 - 1) / 2  # whose multiples are spread evenly over every interval
 
@@ -215,14 +217,20 @@ class ImageDataset(_Images, torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @functools.cached_property
+    def num_together(self) -> int:
+        """Number of records that are read together: of arrays, which come as lists of Python's numbers, one."""
+        table, is_file = self.dataset.data, isinstance(self.dataset.features[self.image_column], datasets.Image)
+        return 1 + is_file * _BYTES_AT_A_TIME * table.num_rows // (1 + table.nbytes)
+
     def __getitem__(self, position: int) -> dict:
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict]:
         """The items of a batch. Reading records and making seeds takes a third of the time if it is done for many at once."""
         items = []
-        for start in range(0, len(positions), _ROWS_AT_A_TIME):
-            some = positions[start : start + _ROWS_AT_A_TIME]
+        for start in range(0, len(positions), self.num_together):
+            some = positions[start : start + self.num_together]
             records = self.dataset.__getitems__([position % len(self) for position in some])
             seeds = [self._seed(position) for position in some]
             items += map(self._get, some, records, seeds)
