@@ -224,7 +224,7 @@ class ImageDataset(_Images, torch.utils.data.Dataset):
         return 1 + is_file * _BYTES_AT_A_TIME * table.num_rows // (1 + table.nbytes)
 
     def __getitem__(self, position: int) -> dict:
-        return self.__getitems__([position])[0]
+        return self._get(position, self.dataset[position % len(self)], self._seed(position))
 
     def __getitems__(self, positions: Sequence[int]) -> list[dict]:
         """The items of a batch. Reading records and making seeds takes a third of the time if it is done for many at once."""
