@@ -535,40 +535,52 @@ def epochs_needed(jobs: list[dict], results: list[dict]) -> list[dict]:
     return rows
 
 
+def equal_pretraining(row: dict, rows: list[dict]) -> float:
+    """Epochs of SupMAE's pre-training that, with fine-tuning, are as many operations as those of a row from scratch."""
+    config = config_of(SUPMAE, {}, 10)
+    finetuning = max(one["epochs of fine-tuning"] for one in rows if one["epochs"] and one["labels"] == row["labels"])
+    return (row["epochs of fine-tuning"] - finetuning) * classification_flops(config) / pretraining_flops(config)
+
+
 def draw_figure(rows: list[dict], path: Path):
     """
     Accuracy, with standard deviations, over epochs of pre-training and, at the length that few labels are compared at, over the number of
-    labels; grey: raw pixels (by a linear probe where others are fine-tuned), a random encoder, the best from scratch.
+    labels. Grey: raw pixels (by a linear probe where others are fine-tuned), a random encoder, and a ViT from scratch, at the epochs of
+    [`equal_pretraining`]; over labels the shortest that takes as many operations or more.
     """
     arms = dict.fromkeys(row["arm"] for row in rows if row["epochs"])
     most = max(row["labels"] for row in rows)
+    rows = [{**row, "epochs": equal_pretraining(row, rows)} if row["arm"] == SCRATCH else row for row in rows]
     drawn = [row for row in rows if row["labels"] == most]
     panels = [("epochs", "epochs of pre-training", MEASURES[name], drawn) for name in DRAWN]
-    if lengths := {row["epochs"] for row in rows if row["labels"] < most}:
-        drawn = [row for row in rows if row["epochs"] in lengths]
+    if lengths := {row["epochs"] for row in rows if row["labels"] < most and row["arm"] in arms}:
+        drawn = [row for row in rows if row["epochs"] in {0, *lengths}]
+        longer = [row for row in rows if row["arm"] == SCRATCH and row["epochs"] >= max(lengths)]
+        drawn += {row["labels"]: row for row in sorted(longer, key=lambda row: -row["epochs"])}.values()
         panels.append(("labels", f"labels, after {max(lengths):.3g} epochs", MEASURES["finetuned"], drawn))
+    styles = {arm: {"label": arm, "color": f"C{place}"} for place, arm in enumerate(arms)}
+    styles[SCRATCH] = {"label": f"{SCRATCH}, as many operations", "color": "grey", "linestyle": "--"}
     figure = Figure(figsize=(3.5 * len(panels), 4), layout="constrained")
     for axis, (over, xlabel, title, drawn) in zip(figure.subplots(1, len(panels)), panels):
         measured = [row for row in drawn if title in row]
-        for place, arm in enumerate(arms):
+        for arm, style in styles.items():
             points = sorted(
-                (row[over], 100 * row[title], 100 * row[f"{title} (std)"]) for row in measured if row["arm"] == arm
+                (row[over], 100 * row[title], 100 * row[f"{title} (std)"])
+                for row in measured
+                if row["arm"] == arm and row["epochs"] > 0
             )
             if points:
                 x, y, deviations = zip(*points)
-                axis.errorbar(x, y, deviations, label=arm, marker="o", capsize=3, color=f"C{place}")
-        for arm, style in ((PIXELS, ":"), (RANDOM, "-."), (SCRATCH, "--")):
-            best = {}
-            for row in drawn:
-                # raw pixels are not fine-tuned: their linear probe in the place of it
-                value = row.get(title, row.get(MEASURES["probe"], 0) if arm == PIXELS else 0)
-                if row["arm"] == arm and value:
-                    best[row["labels"]] = max(best.get(row["labels"], 0), 100 * value)
-            if best and over == "epochs":
-                axis.axhline(best[most], linestyle=style, color="grey", label=arm)
-            elif best:
-                axis.plot(*zip(*sorted(best.items())), linestyle=style, color="grey", label=arm)
-        places = sorted({row[over] for row in drawn if row["epochs"]})
+                axis.errorbar(x, y, deviations, marker="o", capsize=3, **style)
+        for arm, style in ((PIXELS, ":"), (RANDOM, "-.")):
+            # raw pixels are not fine-tuned: their linear probe in the place of it
+            name = MEASURES["probe"] if arm == PIXELS and title == MEASURES["finetuned"] else title
+            points = sorted((row["labels"], 100 * row[name]) for row in drawn if row["arm"] == arm and name in row)
+            if points and over == "epochs":
+                axis.axhline(points[0][1], linestyle=style, color="grey", label=arm)
+            elif points:
+                axis.plot(*zip(*points), linestyle=style, color="grey", label=arm)
+        places = sorted({row[over] for row in drawn if row["arm"] in arms})
         axis.set_xscale("log", base=2)
         axis.set_xticks(places, [f"{place:.5g}" for place in places])
         axis.minorticks_off()

@@ -67,6 +67,23 @@ def test_differences_from_what_is_not_pretrained(script):
         assert {row["epochs"]: row["fine-tuned"] for row in rows} == pytest.approx(expected)
 
 
+def test_training_from_scratch_is_drawn_where_pretraining_takes_as_many_operations(script):
+    """By hand: matrix products of a forward pass, a multiplication and an addition each."""
+
+    def blocks(tokens, width, number):
+        return number * 2 * (12 * tokens * width**2 + 2 * tokens**2 * width)
+
+    model, patch = script.MODEL, 4 * 4
+    width, depth, decoder = model["hidden_size"], model["num_hidden_layers"], model["decoder_hidden_size"]
+    classifier = blocks(50, width, depth) + 2 * 49 * patch * width
+    masked = blocks(13, width, depth) + 2 * 49 * patch * width + 2 * 13 * width * decoder
+    masked += blocks(50, decoder, 1) + 2 * 49 * decoder * patch
+    rows = [{"labels": 500, "epochs": 25, "epochs of fine-tuning": 20}]
+    rows.append({"labels": 500, "epochs": 0, "epochs of fine-tuning": 80})
+    expected = 60 * classifier / masked
+    assert script.equal_pretraining(rows[1], rows) == pytest.approx(expected, rel=0.02)
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     return comparison.load_images(str(make_mnist(tmp_path_factory.mktemp("digits"), splits=((0, 1000), (1000, 1100)))))
