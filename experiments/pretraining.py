@@ -567,7 +567,8 @@ def draw_figure(rows: list[dict], path: Path):
             points = sorted(
                 (row[over], 100 * row[title], 100 * row[f"{title} (std)"])
                 for row in measured
-                if row["arm"] == arm and row["epochs"] > 0
+                if row["arm"] == arm
+                and row["epochs"] > 0  # from scratch for less than fine-tuning takes is on no such axis
             )
             if points:
                 x, y, deviations = zip(*points)
