@@ -428,6 +428,12 @@ def choose_settings(runs: Comparison, args) -> dict[str, dict]:
     return {**chosen, **dict.fromkeys((BOTH, JOINT, PSEUDO), chosen[SUPMAE]), PIXELS: {}, RANDOM: {}}
 
 
+def classifier_epoch(settings: dict) -> float:
+    """Epochs of SupMAE's pre-training that are as many operations as an epoch of a classifier."""
+    config = config_of(SUPMAE, settings, 10)
+    return classification_flops(config) / pretraining_flops(config)
+
+
 def divisor_of(runs: Comparison, args) -> float:
     """What to divide all epochs of [`LARGE_EPOCHS`] and of their fine-tuning by, for as many minutes of training as asked for."""
 
@@ -437,8 +443,7 @@ def divisor_of(runs: Comparison, args) -> float:
         return sum(result["images_per_second"] for result in results)
 
     alone, together = images_per_second(1), images_per_second(args.processes)
-    config = config_of(SUPMAE, LARGE[SUPMAE], 10)
-    finetuning = args.finetuning_epochs * classification_flops(config) / pretraining_flops(config)
+    finetuning = args.finetuning_epochs * classifier_epoch(LARGE[SUPMAE])
     # as many images of pre-training as a run takes the time of
     images = [(epochs + finetuning) * args.images for lengths in LARGE_EPOCHS.values() for epochs in lengths]
     seconds = 60 * args.minutes
@@ -535,22 +540,26 @@ def epochs_needed(jobs: list[dict], results: list[dict]) -> list[dict]:
     return rows
 
 
-def equal_pretraining(row: dict, rows: list[dict]) -> float:
-    """Epochs of SupMAE's pre-training that, with fine-tuning, are as many operations as those of a row from scratch."""
-    config = config_of(SUPMAE, {}, 10)
-    finetuning = max(one["epochs of fine-tuning"] for one in rows if one["epochs"] and one["labels"] == row["labels"])
-    return (row["epochs of fine-tuning"] - finetuning) * classification_flops(config) / pretraining_flops(config)
+def at_equal_operations(rows: list[dict]) -> list[dict]:
+    """The rows of results, those from scratch with the epochs of SupMAE's pre-training that, with fine-tuning, are as many operations."""
+    finetuning = {row["labels"]: row["epochs of fine-tuning"] for row in rows if row["epochs"]}
+    epoch, placed = classifier_epoch({}), []
+    for row in rows:
+        if row["arm"] == SCRATCH:
+            row = {**row, "epochs": (row["epochs of fine-tuning"] - finetuning[row["labels"]]) * epoch}
+        placed.append(row)
+    return placed
 
 
 def draw_figure(rows: list[dict], path: Path):
     """
     Accuracy, with standard deviations, over epochs of pre-training and, at the length that few labels are compared at, over the number of
     labels. Grey: raw pixels (by a linear probe where others are fine-tuned), a random encoder, and a ViT from scratch, at the epochs of
-    [`equal_pretraining`]; over labels the shortest that takes as many operations or more.
+    [`at_equal_operations`]; over labels the shortest that takes as many operations or more.
     """
     arms = dict.fromkeys(row["arm"] for row in rows if row["epochs"])
     most = max(row["labels"] for row in rows)
-    rows = [{**row, "epochs": equal_pretraining(row, rows)} if row["arm"] == SCRATCH else row for row in rows]
+    rows = at_equal_operations(rows)
     drawn = [row for row in rows if row["labels"] == most]
     panels = [("epochs", "epochs of pre-training", MEASURES[name], drawn) for name in DRAWN]
     if lengths := {row["epochs"] for row in rows if row["labels"] < most and row["arm"] in arms}:
@@ -564,12 +573,9 @@ def draw_figure(rows: list[dict], path: Path):
     for axis, (over, xlabel, title, drawn) in zip(figure.subplots(1, len(panels)), panels):
         measured = [row for row in drawn if title in row]
         for arm, style in styles.items():
-            points = sorted(
-                (row[over], 100 * row[title], 100 * row[f"{title} (std)"])
-                for row in measured
-                if row["arm"] == arm
-                and row["epochs"] > 0  # from scratch for less than fine-tuning takes is on no such axis
-            )
+            # fewer epochs from scratch than fine-tuning has are on no such axis
+            chosen = [row for row in measured if row["arm"] == arm and row["epochs"] > 0]
+            points = sorted((row[over], 100 * row[title], 100 * row[f"{title} (std)"]) for row in chosen)
             if points:
                 x, y, deviations = zip(*points)
                 axis.errorbar(x, y, deviations, marker="o", capsize=3, **style)
