@@ -7,6 +7,7 @@ The checkpoint, a folder or a repository of the Hub, is in the environment varia
 """
 
 import os
+import uuid
 from pathlib import Path
 
 import gradio as gr
@@ -34,7 +35,10 @@ def to_picture(pixel_values: torch.Tensor) -> Image.Image:
     )
     pixels = (pixel_values * std + mean).clamp(0, 1).mul(255).round().byte().numpy()
     picture = Image.fromarray(pixels[0] if channels < 3 else np.moveaxis(pixels[:3], 0, 2))
-    return picture.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    picture = picture.resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    # Gradio names a picture's file by its bytes and writes an equal one again while another visitor may be reading it
+    picture.info["request"] = uuid.uuid4().hex
+    return picture
 
 
 def seen(outputs) -> dict[str, float]:
