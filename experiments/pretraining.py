@@ -75,7 +75,7 @@ FIELDS = {
     MAE: {"classification_loss_weight": 0.0},
 }
 EPOCHS = {
-    SUPMAE: (12, 25, 50, 100),
+    SUPMAE: (12, 25, 50, 100, 200),
     SUPERVISED: (12, 25, 50, 100),
     MAE: (12, 25, 50, 100, 200),
     BOTH: (12, 25, 50, 100),
